@@ -1,0 +1,98 @@
+# make help lists the commands. Each makes .venv on its first call and re-uses it until pyproject.toml or
+# constraints.txt change. Works on a host without GPU, and then installs no CUDA package.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Said by a person to force another build: make demo TORCH='torch==2.13.0'
+TORCH ?=
+# Arguments for the command behind the target: make demo ARGS='--seed 1'; make test ARGS='-k verify'
+ARGS ?=
+
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+# The environment is a function of these two files: a changed one gives another stamp, which installs anew.
+HASH := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+RUN_STAMP := $(VENV)/.installed-run-$(HASH)
+TEST_STAMP := $(VENV)/.installed-test-$(HASH)
+
+# Two OpenMP threads that share a core with another process run ten times slower than one alone: one process may
+# use every core, and tests that start two processes divide by two themselves.
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+export OMP_NUM_THREADS ?= $(CORES)
+export TOKENIZERS_PARALLELISM ?= false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP := $(BIN)/python -m pip --quiet
+
+.PHONY: help demo test test-fast lint types format install install-test clean-env clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: $(RUN_STAMP) ## teach the tiny model Countdown on this machine; ends with a report
+	@$(BIN)/tinyzero demo $(ARGS)
+
+test: $(TEST_STAMP) lint ## lint and every test a CPU can run, real processes included
+	@$(BIN)/python -m pytest --durations=10 $(ARGS)
+
+test-fast: $(TEST_STAMP) ## the quick tests
+	@$(BIN)/python -m pytest -m 'not slow' --durations=10 $(ARGS)
+
+lint: $(TEST_STAMP) ## formatting and lint, changes nothing
+	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --diff --quiet .; exit 1; }
+	@$(BIN)/ruff check --quiet .
+
+format: $(TEST_STAMP) ## formats the code
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+types: $(TEST_STAMP) ## mypy --strict over src
+	@$(PIP) install -c constraints.txt mypy && $(BIN)/mypy
+
+install: $(RUN_STAMP) ## only the environment of `make demo`
+install-test: $(TEST_STAMP) ## only the environment of `make test`
+
+clean-env: ## removes the environment
+	rm -rf $(VENV)
+
+clean: ## removes caches and builds; runs in outputs/ stay
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist src/*.egg-info
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A Python of 3.11 or newer that can make environments (Debian splits that off as python3-venv).
+$(BIN)/python:
+	@for p in "$${PYTHON:-}" python3 python3.11 python3.12 python3.13 python3.14; do \
+	    [ -n "$$p" ] || continue; \
+	    "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    echo "Making $(VENV) with $$("$$p" --version)"; exec "$$p" -m venv $(VENV); \
+	done; \
+	echo "TinyZero-TRL needs Python 3.11 or newer with the venv module; found $$(python3 --version 2>&1 || true)." \
+	     "On Debian or Ubuntu: apt-get install python3 python3-venv. Or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+# On Linux without an NVIDIA GPU PyPI's torch would bring gigabytes of CUDA, so the +cpu build is installed first:
+# from what pip is configured for (a mirror, --find-links), else from PyTorch's own index. Elsewhere PyPI's is right.
+$(RUN_STAMP): | $(BIN)/python
+	@started=$$SECONDS; \
+	if [ -n "$(TORCH)" ]; then \
+	    $(PIP) install '$(TORCH)'; \
+	elif [ "$$(uname -s)" = Linux ] && [ -z "$(HAS_GPU)" ]; then \
+	    echo "No GPU here: installing torch $(TORCH_VERSION) for CPU"; \
+	    $(PIP) install -c constraints.txt 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
+	    || $(PIP) install -c constraints.txt --extra-index-url $(CPU_INDEX) 'torch==$(TORCH_VERSION)+cpu' \
+	    || { echo "Could not get torch $(TORCH_VERSION)+cpu from pip's own sources or $(CPU_INDEX)." \
+	              "To take PyPI's build with its CUDA packages: make $(MAKECMDGOALS) TORCH='torch==$(TORCH_VERSION)'" >&2; exit 1; }; \
+	fi; \
+	echo "Installing TinyZero-TRL, versions as in constraints.txt"; \
+	$(PIP) install -c constraints.txt -e .; \
+	rm -f $(VENV)/.installed-*; touch $@; \
+	echo "Environment ready: $$((SECONDS - started)) s, $$(du -sh $(VENV) | cut -f1)"
+
+$(TEST_STAMP): $(RUN_STAMP)
+	@started=$$SECONDS; echo "Installing what the tests need"; \
+	DS_BUILD_OPS=0 $(PIP) install -c constraints.txt -e '.[test]'; touch $@; \
+	echo "Environment ready: $$((SECONDS - started)) s, $$(du -sh $(VENV) | cut -f1)"

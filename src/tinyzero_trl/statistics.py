@@ -1,0 +1,166 @@
+"""Verdicts -> figures with a 95 % interval. The problem is the unit of chance: k samples of one problem are not k facts."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+"""Coverage every interval of this module aims at."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % interval."""
+
+    value: float
+    """What was measured."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
+    n: int
+    """Problems it rests on (samples of one problem count once)."""
+
+    def as_dict(self) -> dict[str, float | int]:
+        """The record that summary.json holds."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations of the same problems."""
+
+    gain: Estimate
+    """Mean over problems of (trained - base), between -1 and 1."""
+    p: float
+    """McNemar's exact two-sided p; with several samples a problem, the sign test over problems whose rates differ."""
+    num_better: int
+    """Problems on which the second evaluation is better."""
+    num_worse: int
+    """Problems on which it is worse."""
+
+
+def wilson(num_successes: float, num_trials: float) -> Estimate:
+    """Wilson's score interval of a share: inside [0, 1] and never of zero width, also at 0 and at 1.
+
+    num_trials may be an effective number, then not whole.
+    Source: Wilson (1927), Probable inference, JASA 22; without continuity correction, as scipy's `proportion_ci`.
+    """
+    if num_trials <= 0 or not 0 <= num_successes <= num_trials:
+        raise ValueError(f"a share needs 0 <= successes <= trials and trials > 0, got {num_successes} of {num_trials}")
+    return _score_interval(num_successes / num_trials, num_trials, float(stats.norm.ppf(0.5 + CONFIDENCE / 2)))
+
+
+def share(values: Sequence[float]) -> Estimate:
+    """Mean of one number in [0, 1] per problem, with Wilson's interval at the effective number of problems.
+
+    Zeros and ones (one sample a problem) give exactly Wilson's interval. Means of k samples vary less than a coin does,
+    which is worth p(1-p)/variance coins a problem; the variance being estimated, Student's t replaces the normal quantile.
+    Source: the idea of Korn & Graubard (1998), Survey Methodology 24, with Wilson's interval in place of Clopper-Pearson's.
+    """
+    values_N = np.asarray(values, dtype=float)
+    n = len(values_N)
+    if n == 0:
+        raise ValueError("a share over no problems is not a number")
+    if values_N.min() < 0 or values_N.max() > 1:
+        raise ValueError(f"a share needs numbers in [0, 1], got {values_N.min()} to {values_N.max()}")
+    mean = min(1.0, max(0.0, float(values_N.mean())))
+    if np.isin(values_N, (0.0, 1.0)).all():
+        estimate = wilson(float(values_N.sum()), n)
+    else:
+        variance = float(values_N.var(ddof=1)) if n > 1 else 0.0
+        num_effective = mean * (1 - mean) * n / variance if variance > 0 else float(n)
+        # Few problems with nearly equal means would otherwise claim any precision.
+        num_effective = min(num_effective, 100.0 * n)
+        quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(n - 1, 1)))
+        estimate = _score_interval(mean, num_effective, quantile)
+    return Estimate(mean, estimate.low, estimate.high, n)
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Mean of one number of any size per problem, with Student's t interval (of zero width for a single problem)."""
+    values_N = np.asarray(values, dtype=float)
+    n = len(values_N)
+    if n == 0:
+        raise ValueError("a mean over no problems is not a number")
+    centre = float(values_N.mean())
+    if n == 1:
+        return Estimate(centre, centre, centre, 1)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * float(values_N.std(ddof=1)) / math.sqrt(n)
+    return Estimate(centre, centre - half, centre + half, n)
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Chance that k of the samples, drawn without replacement, hold a correct one: unbiased for pass@k.
+
+    Raises: ValueError when there are fewer samples than k: the estimator does not exist there.
+    Source: Chen et al. (arXiv 2107.03374), eq. 1.
+    """
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"pass@{k} needs at least {max(k, 1)} samples a problem and k >= 1, got {num_samples} samples")
+    if not 0 <= num_correct <= num_samples:
+        raise ValueError(f"{num_correct} of {num_samples} samples can't be correct")
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def majority(answers: Sequence[str | None], is_correct: Sequence[bool]) -> float:
+    """Chance that the most frequent answer is correct, ties drawn at random.
+
+    A sample without an answer (None) casts no vote; without any vote the problem is not solved.
+    >>> majority(["7", "7", None, "9"], [True, True, False, False]), majority(["7", "9"], [True, False])
+    (1.0, 0.5)
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    winners = {answer for answer, count in votes.items() if count == most}
+    correct = {answer for answer, right in zip(answers, is_correct, strict=True) if right}
+    return len(winners & correct) / len(winners)
+
+
+def compare(base: Sequence[float], trained: Sequence[float]) -> Comparison:
+    """Paired comparison: one number in [0, 1] per problem from each side, in the same order of problems.
+
+    The interval is Agresti and Min's: half an observation in each cell of the 2x2 table, so that it keeps its coverage
+    where few problems differ and has a width where none does. The value is the plain mean difference.
+    Source: Agresti & Min (2005), Statistics in Medicine 24, 729; McNemar (1947), exact form.
+    """
+    if len(base) != len(trained) or len(base) == 0:
+        raise ValueError(f"a paired test needs the same problems on both sides, got {len(base)} and {len(trained)}")
+    differences_N = np.asarray(trained, dtype=float) - np.asarray(base, dtype=float)
+    n = len(differences_N)
+    centre = float(differences_N.sum()) / (n + 2)
+    variance = (float((differences_N**2).sum()) + 1) / (n + 2) - centre**2
+    half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * math.sqrt(variance / (n + 2))
+    gain = float(differences_N.mean())
+    num_better, num_worse = int((differences_N > 1e-12).sum()), int((differences_N < -1e-12).sum())
+    return Comparison(
+        gain=Estimate(gain, max(-1.0, min(gain, centre - half)), min(1.0, max(gain, centre + half)), n),
+        p=mcnemar(num_better, num_worse),
+        num_better=num_better,
+        num_worse=num_worse,
+    )
+
+
+def mcnemar(num_better: int, num_worse: int) -> float:
+    """Exact two-sided p of McNemar's test: the chance of a split at least as uneven if both sides were equally good."""
+    if num_better + num_worse == 0:
+        return 1.0
+    return float(stats.binomtest(num_better, num_better + num_worse, 0.5).pvalue)
+
+
+def _score_interval(centre: float, num_trials: float, quantile: float) -> Estimate:
+    middle = (centre + quantile**2 / (2 * num_trials)) / (1 + quantile**2 / num_trials)
+    half = (quantile / (1 + quantile**2 / num_trials)) * math.sqrt(
+        centre * (1 - centre) / num_trials + quantile**2 / (4 * num_trials**2)
+    )
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    # Rounding must not put the value outside its own interval.
+    return Estimate(centre, min(low, centre), max(high, centre), round(num_trials))

@@ -27,9 +27,10 @@ CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-PIP := $(BIN)/python -m pip --quiet
+# Twice quiet: errors only, not a warning for each mirror that lacks a package.
+PIP := $(BIN)/python -m pip --quiet --quiet
 
-.PHONY: help demo test test-fast lint types format install install-test clean-env clean
+.PHONY: help demo test test-fast lint types format install install-test constraints clean-env clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -55,6 +56,10 @@ types: $(TEST_STAMP) ## mypy --strict over src
 
 install: $(RUN_STAMP) ## only the environment of `make demo`
 install-test: $(TEST_STAMP) ## only the environment of `make test`
+
+constraints: types ## writes constraints.txt from this environment; run after clean-env and an edit of pyproject.toml
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/^\(torch==[^+]*\)+cpu$$/\1/'; } > constraints.new
+	@mv constraints.new constraints.txt && git --no-pager diff --stat -- constraints.txt
 
 clean-env: ## removes the environment
 	rm -rf $(VENV)

@@ -1,4 +1,4 @@
-"""Verdicts -> figures with a 95 % interval. The problem is the unit of chance: k samples of one problem are not k facts."""
+"""Verdicts -> figures with a 95 % interval. The problem is the unit: k samples of one problem are not k facts."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def wilson(num_successes: float, num_trials: float) -> Estimate:
 def share(values: Sequence[float]) -> Estimate:
     """Mean of one number in [0, 1] per problem, with Wilson's interval at the effective number of problems.
 
-    Zeros and ones (one sample a problem) give exactly Wilson's interval. Means of k samples vary less than a coin does,
-    which is worth p(1-p)/variance coins a problem; the variance being estimated, Student's t replaces the normal quantile.
-    Source: the idea of Korn & Graubard (1998), Survey Methodology 24, with Wilson's interval in place of Clopper-Pearson's.
+    Zeros and ones (one sample a problem) give exactly Wilson's interval. Means of k samples vary less than a coin does:
+    each is worth p(1-p)/variance coins. That variance is estimated, so Student's t replaces the normal quantile.
+    Source: Korn & Graubard (1998), Survey Methodology 24, with Wilson's interval in place of Clopper-Pearson's.
     """
     values_N = np.asarray(values, dtype=float)
     n = len(values_N)

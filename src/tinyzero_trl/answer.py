@@ -1,0 +1,106 @@
+"""Text -> its parts. One answer rule for training and evaluation; pure, linear time, total on any text.
+
+The rule, for a response (= prefill + completion):
+
+1. `</think>` stands exactly once; `<think>` at most once, and before it.
+2. After that `</think>`, exactly one `<answer>` and one `</answer>` stand, in this order. What is between them is the
+   answer; it may span lines, and blanks around it do not count.
+3. What stands inside the thought is never looked at: an answer there is no answer, and it does not make the one
+   after `</think>` a second one.
+4. Blanks and end-of-text tokens after the block do not count. Other text before `<think>`, between the two blocks
+   or after the answer does not touch the answer, but the response is then not exact. Nor is it when the thought or
+   the answer is blank.
+
+Tags are these very characters: no attributes, no blanks inside, no other case. Blank means ASCII blank.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+BLANKS = " \t\r\n"
+"""What may stand around tags and answers without meaning anything."""
+
+END_OF_TEXT = (
+    "<|endoftext|>",
+    "<|im_end|>",
+    "</s>",
+    "<eos>",
+    "<pad>",
+    "[PAD]",
+    "<|eot_id|>",
+    "<|end_of_text|>",
+    "<|finetune_right_pad_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<｜end▁of▁sentence｜>",
+    "<｜▁pad▁｜>",
+)
+"""How tokenizers spell the end of a text and its padding, where a decoder did not drop them."""
+
+MAX_ENDING = 65_536
+"""Characters read after `</answer>`; a longer ending counts as other text, so that it costs no time."""
+
+_ENDING = re.compile("(?:[ \t\r\n]++|" + "|".join(map(re.escape, END_OF_TEXT)) + ")*+")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a response is made of."""
+
+    think: str | None
+    """The text between the one `<think>` and the one `</think>`; None where either is missing or repeated."""
+    answer: str | None
+    """The inside of the one complete `<answer>` block after the one `</think>`, blanks cut off; else None."""
+    is_exact: bool
+    """Nothing but `<think>`, a thought, `</think>`, `<answer>`, an answer, `</answer>`, and blanks between them."""
+    has_answer_tag: bool
+    """`<answer>` or `</answer>` stands somewhere in the response, rightly or not."""
+
+
+def split_response(response: str) -> Parts:
+    """The parts of `response` by the rule above; never raises, whatever the text.
+
+    >>> split_response("<think>1 + 2 = 3, yes</think> <answer> 1 + 2 </answer></s>")
+    Parts(think='1 + 2 = 3, yes', answer='1 + 2', is_exact=True, has_answer_tag=True)
+    """
+    closing = response.find("</think>")
+    opening = response.find("<think>")
+    after = closing + len("</think>")
+    is_thought = (
+        closing >= 0
+        and opening < closing
+        and response.find("</think>", after) < 0
+        and response.find("<think>", opening + 1) < 0
+    )
+    if not is_thought:
+        return Parts(None, None, is_exact=False, has_answer_tag=_has_answer_tag(response))
+    think = response[opening + len("<think>") : closing] if opening >= 0 else None
+
+    start = response.find("<answer>", after)
+    end = response.find("</answer>", after)
+    inside = start + len("<answer>")
+    is_one_block = (
+        0 <= start < end and response.find("<answer>", inside) < 0 and response.find("</answer>", end + 1) < 0
+    )
+    if not is_one_block:
+        has_answer_tag = start >= 0 or end >= 0 or _has_answer_tag(response)
+        return Parts(think, None, is_exact=False, has_answer_tag=has_answer_tag)
+    answer = response[inside:end].strip(BLANKS)
+
+    past_block = end + len("</answer>")
+    is_exact = (
+        think is not None
+        and answer != ""
+        and think.strip(BLANKS) != ""
+        and response[:opening].strip(BLANKS) == ""
+        and response[after:start].strip(BLANKS) == ""
+        and len(response) - past_block <= MAX_ENDING
+        and _ENDING.fullmatch(response, past_block) is not None
+    )
+    return Parts(think, answer, is_exact=is_exact, has_answer_tag=True)
+
+
+def _has_answer_tag(response: str) -> bool:
+    return "<answer>" in response or "</answer>" in response

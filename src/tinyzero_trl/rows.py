@@ -1,0 +1,249 @@
+"""Raw rows of a task: read from the hub, a file or a prepared folder, or generated; checked, split, duplicates removed.
+
+A split is a rule on the problem itself, so that two rows that are the same problem (numbers in another order) always fall on
+the same side, whatever file they come from: see `split_of_key`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyzero_trl.task import Row
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLITS = ("train", "validation", "test")
+CARD = "card.json"
+"""In a prepared folder, beside `<split>.parquet`: what the rows are and where they come from."""
+
+TINYZERO_TRAIN = 327_680
+TINYZERO_TEST = 1_024
+"""Rows of TinyZero's split, in the order of the file. Source: Jiayi-Pan/TinyZero, examples/data_preprocess/countdown.py."""
+
+MAX_MISSES = 200_000
+"""Candidates in a row that bring no new problem, after which a generator is taken to be exhausted."""
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What `load_rows` must know about a task's rows."""
+
+    columns: tuple[str, ...]
+    fault: Callable[[Row], str | None]
+    """What is wrong with a row, or None."""
+    key: Callable[[Row], str]
+    """The same for two rows exactly when they are the same problem."""
+
+
+def split_of_key(key: str) -> str:
+    """The split of a problem: of every 100, two are test, one is validation, 97 are train, by a hash of its key."""
+    bucket = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % 100
+    return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
+
+
+def load_rows(
+    problems: Problems,
+    *,
+    split: str,
+    source: str,
+    split_rule: str,
+    num_rows: int | None,
+    seed: int,
+    candidates: Callable[[random.Random], Iterator[Row]],
+) -> Dataset:
+    """The rows of `split`: all of them in their order, or a sample of `num_rows` drawn with `seed`.
+
+    source: "generated", a .parquet, .json or .jsonl file, a folder made by a prepare script, or a dataset of the hub.
+    split_rule: "problem" (see `split_of_key`; duplicates removed) or "tinyzero" (by position in the file; warns: it leaks).
+    candidates: problems without end, which may repeat; for "generated".
+
+    Raises: ValueError or FileNotFoundError with one line that names the file, the row and what is wrong with it.
+    """
+    from datasets import Dataset
+
+    if split not in SPLITS:
+        raise ValueError(f"there is no split {split!r}; there is {', '.join(SPLITS)}")
+    if split_rule not in ("problem", "tinyzero"):
+        raise ValueError(f"there is no split rule {split_rule!r}; there is problem, tinyzero")
+    if num_rows is not None and num_rows < 1:
+        raise ValueError(f"num_rows must be at least 1, got {num_rows}")
+    if source == "generated":
+        if num_rows is None or split_rule != "problem":
+            raise ValueError("source 'generated' needs num_rows, and split rule 'problem'")
+        # The seed of a str does not depend on PYTHONHASHSEED. Splits draw from one stream and differ by the rule alone.
+        rows = _distinct(candidates(random.Random(f"tinyzero {seed}")), problems, split=split, num_rows=num_rows)
+    elif Path(source).is_dir():
+        rows = _sample(_read_prepared(Path(source), problems, split, split_rule), num_rows, seed, source, split)
+    else:
+        rows = read_rows(source, problems)
+        rows = (
+            _tinyzero(rows, split, source)[:num_rows]
+            if split_rule == "tinyzero"
+            else _sample(_distinct(rows, problems, split=split, num_rows=None), num_rows, seed, source, split)
+        )
+    return Dataset.from_list([{column: row[column] for column in problems.columns} for row in rows])
+
+
+def read_rows(source: str, problems: Problems) -> list[Row]:
+    """Every row of a file or hub dataset, checked; raises ValueError naming the first row that is not a problem."""
+    path = Path(source)
+    is_file_name = path.suffix in (".parquet", ".json", ".jsonl")
+    if is_file_name or path.is_file() or source.startswith((".", "/", "~")):
+        rows = _read_file(path.expanduser(), problems.columns)
+    else:
+        rows = _read_hub(source, problems.columns)
+    if not rows:
+        raise ValueError(f"{source} has no rows")
+    for index, row in enumerate(rows):
+        if fault := _fault(row, problems):
+            raise ValueError(f"{source}, row {index} (from 0): {fault}; the row is {_shown(row)}")
+    return rows
+
+
+def _fault(row: Any, problems: Problems) -> str | None:
+    if not isinstance(row, dict):
+        return f"a row is an object with {', '.join(problems.columns)}"
+    for column in problems.columns:
+        if column not in row:
+            return f"it has no {column!r}"
+    return problems.fault(row)
+
+
+def _shown(row: Any) -> str:
+    text = repr(row)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _read_file(path: Path, columns: tuple[str, ...]) -> list[Row]:
+    if path.suffix not in (".parquet", ".json", ".jsonl"):
+        raise ValueError(f"{path} is not a .parquet, .json or .jsonl file, nor a folder made by a prepare script")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no data file {path.absolute()}")
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            names = pq.read_schema(path).names
+            if missing := [column for column in columns if column not in names]:
+                raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}")
+            rows: list[Row] = pq.read_table(path, columns=list(columns)).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read as parquet: {error}") from error
+        return rows
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    if path.suffix == ".json":
+        return _read_json(path, text)
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+    return rows
+
+
+def _read_json(path: Path, text: str) -> list[Row]:
+    if not text.strip():
+        return []
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} must hold a list of rows, not a {type(rows).__name__}")
+    return rows
+
+
+def _read_hub(source: str, columns: tuple[str, ...]) -> list[Row]:
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(source, split="train")
+    except Exception as error:  # the hub's client raises a dozen kinds; each becomes the same one line
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"dataset {source!r} is neither a file or folder here nor readable from the hub ({type(error).__name__}: "
+            f"{first_line}). Offline, give a .parquet, .json or .jsonl file, or source=generated"
+        ) from error
+    if missing := [column for column in columns if column not in dataset.column_names]:
+        raise ValueError(f"{source} has no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}")
+    rows: list[Row] = dataset.select_columns(list(columns)).to_list()
+    return rows
+
+
+def _read_prepared(folder: Path, problems: Problems, split: str, split_rule: str) -> list[Row]:
+    """The rows of one split of a prepared folder, as they were split when it was made."""
+    if not (folder / CARD).is_file():
+        raise ValueError(f"folder {folder} was not made by a prepare script: it has no {CARD}")
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    if card["split_rule"] != split_rule:
+        raise ValueError(
+            f"{folder} was prepared with split_rule={card['split_rule']}, and split_rule={split_rule} asked"
+        )
+    if not (folder / f"{split}.parquet").is_file():
+        raise ValueError(f"{folder} has no split {split}; it has {', '.join(sorted(card['num_rows']))}")
+    return read_rows(str(folder / f"{split}.parquet"), problems)
+
+
+def _distinct(rows: Iterable[Row], problems: Problems, *, split: str, num_rows: int | None) -> list[Row]:
+    """The first `num_rows` rows of `split` (None: all), each problem once.
+
+    Raises: ValueError where `MAX_MISSES` candidates in a row bring nothing new.
+    """
+    seen: set[str] = set()
+    kept: list[Row] = []
+    misses = 0
+    for row in rows:
+        key = problems.key(row)
+        if key not in seen and split_of_key(key) == split:
+            seen.add(key)
+            kept.append(row)
+            misses = 0
+            if len(kept) == num_rows:
+                break
+        elif num_rows is not None:
+            misses += 1
+            if misses > MAX_MISSES:
+                raise ValueError(
+                    f"cannot generate {num_rows} distinct {split} problems in these ranges: stuck at {len(kept)}; "
+                    f"widen the ranges or ask for fewer"
+                )
+    return kept
+
+
+def _sample(rows: list[Row], num_rows: int | None, seed: int, source: str, split: str) -> list[Row]:
+    if not rows:
+        raise ValueError(f"{source} has no {split} rows: of every 100 problems 97 are train, 1 validation, 2 test")
+    if num_rows is None:
+        return rows
+    if num_rows > len(rows):
+        raise ValueError(f"{num_rows} {split} rows were asked of {source}, which has {len(rows)}")
+    return random.Random(f"tinyzero {seed}").sample(rows, num_rows)
+
+
+def _tinyzero(rows: list[Row], split: str, source: str) -> list[Row]:
+    if split == "validation":
+        raise ValueError("TinyZero's split has train and test only; use split_rule=problem for a validation split")
+    if len(rows) < TINYZERO_TRAIN + TINYZERO_TEST:
+        raise ValueError(f"TinyZero's split needs {TINYZERO_TRAIN + TINYZERO_TEST} rows; {source} has {len(rows)}")
+    warnings.warn(
+        "split_rule=tinyzero leaks: 107 of its 1,024 test problems are train problems up to the order of their numbers. "
+        "Use it only to compare with TinyZero's own figures",
+        stacklevel=4,
+    )
+    first, last = (0, TINYZERO_TRAIN) if split == "train" else (TINYZERO_TRAIN, TINYZERO_TRAIN + TINYZERO_TEST)
+    return list(islice(rows, first, last))

@@ -1,0 +1,145 @@
+"""What a task is: where its rows come from, how they are worded, what a response to one is worth."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyzero_trl.answer import Parts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Row = dict[str, Any]
+"""One problem: the task's own columns, and later `prompt` and `prefill`."""
+
+FormatFn = Callable[[Row], Row]
+"""Raw row -> {"prompt": text or chat messages, "prefill": what the prompt already put in the assistant's mouth}."""
+
+RewardFn = Callable[..., float]
+"""(response, *, columns of the row it reads) -> a number in a finite range, for any text."""
+
+
+class Outcome(StrEnum):
+    """What became of a response; exactly one holds."""
+
+    no_answer = "no_answer"
+    """It ended without any `<answer>` or `</answer>`."""
+    bad_format = "bad_format"
+    """It has answer tags, but not exactly one complete block after the one `</think>`."""
+    illegal_expression = "illegal_expression"
+    """The answer is outside the task's grammar."""
+    wrong_numbers = "wrong_numbers"
+    """A legal answer that does not use the given numbers, each exactly once."""
+    wrong_value = "wrong_value"
+    """A legal answer worth something else."""
+    correct = "correct"
+    """Solved."""
+    truncated = "truncated"
+    """It ran into the token limit before there was an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier found."""
+
+    outcome: Outcome
+    value: Fraction | None = None
+    """What the answer is worth, where it is legal."""
+    answer: str | None = None
+    """The answer as written, where there is exactly one."""
+
+
+def without_answer(parts: Parts, *, is_truncated: bool) -> Verdict:
+    """The verdict on a response that has no answer by the rule of `answer.py`."""
+    if is_truncated:
+        return Verdict(Outcome.truncated)
+    return Verdict(Outcome.bad_format if parts.has_answer_tag else Outcome.no_answer)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem family: `+countdown=...` is Task("countdown", ...)."""
+
+    name: str
+    """The word shared by the recipe folder, the module, its test and its outputs."""
+    load: Callable[..., Dataset]
+    """(*, split, source, split_rule, num_rows, seed, ...) -> raw rows; splits never share a problem."""
+    formats: Mapping[str, FormatFn]
+    """Wordings by the name a recipe uses."""
+    rewards: Mapping[str, RewardFn]
+    """Rewards by the name a recipe uses."""
+    solved: str
+    """The reward that is 1.0 exactly when solved; evaluation reports it."""
+    verify: Callable[..., Verdict]
+    """(response, *, columns..., is_truncated=False) -> Verdict; the one rule of training and evaluation."""
+    columns: tuple[str, ...]
+    """The columns of a raw row that `verify` reads."""
+    difficulty: Callable[[Row], str]
+    """Row -> a label such as "3 numbers"; tables are broken down by it."""
+
+
+def prompts(dataset: Dataset, format_fn: FormatFn) -> Dataset:
+    """The rows of `dataset` with `prompt` and `prefill` added.
+
+    Raises: ValueError where the format does not return both.
+    """
+
+    def worded(row: Row) -> Row:
+        columns = format_fn(row)
+        if missing := {"prompt", "prefill"} - columns.keys():
+            name = getattr(format_fn, "__name__", format_fn)
+            raise ValueError(f"format {name} must return 'prompt' and 'prefill'; it left out {sorted(missing)}")
+        return {"prompt": columns["prompt"], "prefill": columns["prefill"]}
+
+    # datasets names its cache after the function's name, not after what it calls: an edited format would read old prompts.
+    return dataset.map(worded, load_from_cache_file=False, desc=None)
+
+
+def resolve(name: str, *, among: Mapping[str, Any], kind: str) -> Any:
+    """What `name` stands for: a key of `among`, `pkg.module:name` or `path/file.py:name`.
+
+    Raises: ValueError that lists what there is.
+    """
+    if name in among:
+        return among[name]
+    where, colon, attribute = name.rpartition(":")
+    if not (colon and where and attribute):
+        raise ValueError(
+            f"there is no {kind} {name!r}; there is {', '.join(sorted(among)) or 'none'}, "
+            f"or one of your own as pkg.module:name or path/file.py:name"
+        )
+    try:
+        module = _module_of_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    except (ImportError, FileNotFoundError, SyntaxError) as error:
+        raise ValueError(f"{kind} {name!r}: {where} cannot be imported: {error}") from error
+    if not hasattr(module, attribute):
+        defined = sorted(key for key in vars(module) if not key.startswith("_"))
+        raise ValueError(f"{kind} {name!r}: {where} has no {attribute}; it has {', '.join(defined)}")
+    return getattr(module, attribute)
+
+
+def _module_of_file(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path.absolute()}")
+    # Kept in sys.modules under the whole path: a second look-up gives the same objects, and pickling works.
+    module_name = "tinyzero_file_" + "".join(c if c.isalnum() else "_" for c in str(path.resolve()))
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module

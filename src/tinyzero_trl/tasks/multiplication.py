@@ -1,0 +1,158 @@
+"""Multiplication: the product of two integers, written out in the thought."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from tinyzero_trl.answer import split_response
+from tinyzero_trl.rewards import exact_format, ladder
+from tinyzero_trl.rows import Problems, load_rows, split_of_key
+from tinyzero_trl.task import Outcome, Row, Task, Verdict, without_answer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TRANSCRIPT = (
+    "A conversation between User and Assistant. The User asks a question and the Assistant solves it. "
+    "The Assistant first thinks about the reasoning process and then gives the answer. "
+    "The reasoning is enclosed in <think> </think> and the answer in <answer> </answer>.\n"
+    "User: What is {a} * {b}? "
+    "Give the product, digits only, in <answer> </answer>, for example <answer>1234</answer>.\n"
+    "Assistant: Let me solve this step by step.\n<think>"
+)
+SYSTEM = (
+    "You are a helpful assistant. You first think about the reasoning process in the mind and then provide the user "
+    "with the answer."
+)
+QUESTION = (
+    "What is {a} * {b}? First think step by step inside <think> </think> tags, then give the product, digits only, in "
+    "<answer> </answer> tags, for example <answer>1234</answer>."
+)
+OPENING = "Let me solve this step by step.\n<think>"
+PREFILL = "<think>"
+
+MAX_DIGITS = 64
+"""Digits of an answer; a factor has at most nine."""
+
+_INTEGER = re.compile(r"0|[1-9][0-9]*")
+
+
+def format_base(row: Row) -> Row:
+    """A plain transcript for base models, which ends inside an open thought."""
+    return {"prompt": TRANSCRIPT.format(a=row["a"], b=row["b"]), "prefill": PREFILL}
+
+
+def format_instruct(row: Row) -> Row:
+    """Chat messages; the model opens the thought itself."""
+    question = QUESTION.format(a=row["a"], b=row["b"])
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+    return {"prompt": messages, "prefill": ""}
+
+
+def format_r1_prefix(row: Row) -> Row:
+    """Chat messages that end with the assistant's own opening words, inside an open thought."""
+    messages = [*format_instruct(row)["prompt"], {"role": "assistant", "content": OPENING}]
+    return {"prompt": messages, "prefill": PREFILL}
+
+
+def verify(response: str, *, a: int, b: int, is_truncated: bool = False) -> Verdict:
+    """What became of `response`: `correct` exactly when its one answer is the integer a * b, in plain ASCII digits.
+
+    No sign, no leading zeros, no separators, no expression: each of these is an `illegal_expression`.
+    is_truncated: it ran into the token limit; it then counts as `truncated` unless it has its one answer.
+
+    >>> verify("<think>10 * 4 + 2 * 4</think><answer>48</answer>", a=12, b=4).outcome
+    <Outcome.correct: 'correct'>
+    """
+    parts = split_response(response)
+    if parts.answer is None:
+        return without_answer(parts, is_truncated=is_truncated)
+    if len(parts.answer) > MAX_DIGITS or not _INTEGER.fullmatch(parts.answer):
+        return Verdict(Outcome.illegal_expression, None, parts.answer)
+    value = int(parts.answer)
+    return Verdict(Outcome.correct if value == a * b else Outcome.wrong_value, Fraction(value), parts.answer)
+
+
+def product(response: str, *, a: int, b: int) -> float:
+    """1.0 where solved, else 0.0."""
+    return float(verify(response, a=a, b=b).outcome is Outcome.correct)
+
+
+def graded(response: str, *, a: int, b: int) -> float:
+    """0, 0.1 or 1: see `rewards.ladder`."""
+    return ladder(verify(response, a=a, b=b))
+
+
+def difficulty(row: Row) -> str:
+    """How many digits the factors have, the longer one first."""
+    short, long = sorted((len(str(row["a"])), len(str(row["b"]))))
+    return f"{long} by {short} digits"
+
+
+def key_of(row: Row) -> str:
+    """The problem, whatever the order of its factors."""
+    return "{}*{}".format(*sorted((row["a"], row["b"])))
+
+
+def split_of(row: Row) -> str:
+    """The split that `row` belongs to by the rule "problem", in either order of its factors."""
+    return split_of_key(key_of(row))
+
+
+def fault_of(row: Row) -> str | None:
+    """What keeps `row` from being a multiplication problem, or None."""
+    for column in ("a", "b"):
+        # type() and not isinstance: True is an int.
+        if type(row[column]) is not int or not 0 <= row[column] < 10**9:
+            return f"{column!r} must be an integer from 0 to 999,999,999"
+    return None
+
+
+PROBLEMS = Problems(columns=("a", "b"), fault=fault_of, key=key_of)
+
+
+def load(
+    *,
+    split: str,
+    source: str = "generated",
+    split_rule: str = "problem",
+    num_rows: int | None = None,
+    seed: int = 0,
+    min_factor: int = 100,
+    max_factor: int = 999,
+) -> Dataset:
+    """Rows {"a", "b"} of a split: see `rows.load_rows`. The range shapes source="generated" only; TinyZero's is 3 digits."""
+    if split_rule != "problem":
+        raise ValueError(f"multiplication has the split rule problem only, got {split_rule!r}")
+    if not 0 <= min_factor <= max_factor < 10**9:
+        raise ValueError(f"0 <= min_factor <= max_factor < 10**9 must hold, got {min_factor} and {max_factor}")
+
+    def candidates(draw: random.Random) -> Iterator[Row]:
+        while True:
+            yield {"a": draw.randint(min_factor, max_factor), "b": draw.randint(min_factor, max_factor)}
+
+    return load_rows(
+        PROBLEMS,
+        split=split,
+        source=source,
+        split_rule=split_rule,
+        num_rows=num_rows,
+        seed=seed,
+        candidates=candidates,
+    )
+
+
+TASK = Task(
+    name="multiplication",
+    load=load,
+    formats={"base": format_base, "instruct": format_instruct, "r1_prefix": format_r1_prefix},
+    rewards={"product": product, "format": exact_format, "graded": graded},
+    solved="product",
+    verify=verify,
+    columns=("a", "b"),
+    difficulty=difficulty,
+)

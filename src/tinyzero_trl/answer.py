@@ -11,6 +11,8 @@ The rule, for a response (= prefill + completion):
    or after the answer does not touch the answer, but the response is then not exact. Nor is it when the thought or
    the answer is blank.
 
+5. A response longer than `MAX_RESPONSE` is not read at all; it has no answer.
+
 Tags are these very characters: no attributes, no blanks inside, no other case. Blank means ASCII blank.
 """
 
@@ -39,9 +41,13 @@ END_OF_TEXT = (
 )
 """How tokenizers spell the end of a text and its padding, where a decoder did not drop them."""
 
-MAX_ENDING = 65_536
-"""Characters read after `</answer>`; a longer ending counts as other text, so that it costs no time."""
+MAX_RESPONSE = 2**21
+"""Characters, some half a million tokens; so that no text costs more than 10 ms."""
 
+MAX_BLANKS = 65_536
+"""Characters read for nothing but blanks and end-of-text tokens in one place; a longer stretch counts as other text."""
+
+_BLANKS = re.compile("[ \t\r\n]*+")
 _ENDING = re.compile("(?:[ \t\r\n]++|" + "|".join(map(re.escape, END_OF_TEXT)) + ")*+")
 
 
@@ -65,6 +71,8 @@ def split_response(response: str) -> Parts:
     >>> split_response("<think>1 + 2 = 3, yes</think> <answer> 1 + 2 </answer></s>")
     Parts(think='1 + 2 = 3, yes', answer='1 + 2', is_exact=True, has_answer_tag=True)
     """
+    if len(response) > MAX_RESPONSE:
+        return Parts(None, None, is_exact=False, has_answer_tag=False)
     closing = response.find("</think>")
     opening = response.find("<think>")
     after = closing + len("</think>")
@@ -87,19 +95,23 @@ def split_response(response: str) -> Parts:
     if not is_one_block:
         has_answer_tag = start >= 0 or end >= 0 or _has_answer_tag(response)
         return Parts(think, None, is_exact=False, has_answer_tag=has_answer_tag)
-    answer = response[inside:end].strip(BLANKS)
+    answer = response[inside:end]
+    if len(answer) <= MAX_BLANKS:
+        answer = answer.strip(BLANKS)
 
-    past_block = end + len("</answer>")
     is_exact = (
         think is not None
         and answer != ""
-        and think.strip(BLANKS) != ""
-        and response[:opening].strip(BLANKS) == ""
-        and response[after:start].strip(BLANKS) == ""
-        and len(response) - past_block <= MAX_ENDING
-        and _ENDING.fullmatch(response, past_block) is not None
+        and _BLANKS.fullmatch(think) is None
+        and _is_only(_BLANKS, response, 0, opening)
+        and _is_only(_BLANKS, response, after, start)
+        and _is_only(_ENDING, response, end + len("</answer>"), len(response))
     )
     return Parts(think, answer, is_exact=is_exact, has_answer_tag=True)
+
+
+def _is_only(pattern: re.Pattern[str], text: str, start: int, end: int) -> bool:
+    return end - start <= MAX_BLANKS and pattern.fullmatch(text, start, end) is not None
 
 
 def _has_answer_tag(response: str) -> bool:

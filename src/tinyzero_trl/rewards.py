@@ -40,10 +40,10 @@ def for_trl(
 ) -> Callable[..., list[float | None]]:
     """`reward` over a batch, as TRL calls it: (prompts, completions, **columns) -> one number or None per sample.
 
-    The response is the row's `prefill` (none: "") plus the completion, a text or chat messages. The reward gets only the
-    columns that its signature names. One sample never ends the run: a completion of another shape earns 0.0; a reward that
-    raises, is not a number, not finite or outside [low, high] becomes None (TRL leaves it out of the group). Each kind of
-    trouble is logged once, and the share of such samples is the metric `rewards/<name>/rejected`.
+    The response is the row's `prefill` (none: "") plus the completion, a text or chat messages. The reward gets only
+    the columns that its signature names. One sample never ends the run: a completion of another shape earns 0.0; a
+    reward that raises, is not a number, not finite or outside [low, high] becomes None (TRL leaves it out of the
+    group). Each kind of trouble is logged once; the share of such samples is the metric `rewards/<name>/rejected`.
     """
     parameters = _columns(reward)
     required = columns_of(reward)

@@ -1,7 +1,7 @@
 """Raw rows of a task: read from the hub, a file or a prepared folder, or generated; checked, split, duplicates removed.
 
-A split is a rule on the problem itself, so that two rows that are the same problem (numbers in another order) always fall on
-the same side, whatever file they come from: see `split_of_key`.
+A split is a rule on the problem itself, so that two rows that are the same problem (numbers in another order) always
+fall on the same side, whatever file they come from: see `split_of_key`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CARD = "card.json"
 
 TINYZERO_TRAIN = 327_680
 TINYZERO_TEST = 1_024
-"""Rows of TinyZero's split, in the order of the file. Source: Jiayi-Pan/TinyZero, examples/data_preprocess/countdown.py."""
+"""Rows of TinyZero's split, in the order of the file. Source: TinyZero, examples/data_preprocess/countdown.py."""
 
 MAX_MISSES = 200_000
 """Candidates in a row that bring no new problem, after which a generator is taken to be exhausted."""
@@ -63,7 +63,7 @@ def load_rows(
     """The rows of `split`: all of them in their order, or a sample of `num_rows` drawn with `seed`.
 
     source: "generated", a .parquet, .json or .jsonl file, a folder made by a prepare script, or a dataset of the hub.
-    split_rule: "problem" (see `split_of_key`; duplicates removed) or "tinyzero" (by position in the file; warns: it leaks).
+    split_rule: "problem" (see `split_of_key`; duplicates removed) or "tinyzero" (by place in the file; warns: it leaks).
     candidates: problems without end, which may repeat; for "generated".
 
     Raises: ValueError or FileNotFoundError with one line that names the file, the row and what is wrong with it.
@@ -85,11 +85,11 @@ def load_rows(
         rows = _sample(_read_prepared(Path(source), problems, split, split_rule), num_rows, seed, source, split)
     else:
         rows = read_rows(source, problems)
-        rows = (
-            _tinyzero(rows, split, source)[:num_rows]
-            if split_rule == "tinyzero"
-            else _sample(_distinct(rows, problems, split=split, num_rows=None), num_rows, seed, source, split)
-        )
+        if split_rule == "tinyzero":
+            rows = _tinyzero(rows, split, source)
+        else:
+            rows = _distinct(rows, problems, split=split, num_rows=None)
+        rows = _sample(rows, num_rows, seed, source, split)
     return Dataset.from_list([{column: row[column] for column in problems.columns} for row in rows])
 
 
@@ -241,7 +241,7 @@ def _tinyzero(rows: list[Row], split: str, source: str) -> list[Row]:
     if len(rows) < TINYZERO_TRAIN + TINYZERO_TEST:
         raise ValueError(f"TinyZero's split needs {TINYZERO_TRAIN + TINYZERO_TEST} rows; {source} has {len(rows)}")
     warnings.warn(
-        "split_rule=tinyzero leaks: 107 of its 1,024 test problems are train problems up to the order of their numbers. "
+        "split_rule=tinyzero leaks: 107 of its 1,024 test problems are train problems in another order of numbers. "
         "Use it only to compare with TinyZero's own figures",
         stacklevel=4,
     )

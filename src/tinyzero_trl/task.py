@@ -99,8 +99,8 @@ def prompts(dataset: Dataset, format_fn: FormatFn) -> Dataset:
             raise ValueError(f"format {name} must return 'prompt' and 'prefill'; it left out {sorted(missing)}")
         return {"prompt": columns["prompt"], "prefill": columns["prefill"]}
 
-    # datasets names its cache after the function's name, not after what it calls: an edited format would read old prompts.
-    return dataset.map(worded, load_from_cache_file=False, desc=None)
+    # datasets' cache knows a function by what it pickles to: after an edit elsewhere it would hand out old prompts.
+    return dataset.map(worded, load_from_cache_file=False)
 
 
 def resolve(name: str, *, among: Mapping[str, Any], kind: str) -> Any:
@@ -134,7 +134,8 @@ def _module_of_file(path: Path) -> Any:
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:

@@ -125,7 +125,7 @@ def load(
     min_factor: int = 100,
     max_factor: int = 999,
 ) -> Dataset:
-    """Rows {"a", "b"} of a split: see `rows.load_rows`. The range shapes source="generated" only; TinyZero's is 3 digits."""
+    """Rows {"a", "b"} of a split: see `rows.load_rows`. The range (three digits, as TinyZero's) shapes "generated"."""
     if split_rule != "problem":
         raise ValueError(f"multiplication has the split rule problem only, got {split_rule!r}")
     if not 0 <= min_factor <= max_factor < 10**9:

@@ -1,0 +1,95 @@
+"""Sealed folders: a checkpoint counts only when its MANIFEST.json, written last, agrees with every file in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "MANIFEST.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest usable checkpoint of a run, and what was passed over to get to it."""
+
+    path: Path | None
+    """None when no checkpoint of the run is usable."""
+    passed_over: tuple[str, ...]
+    """One line for each newer checkpoint that is not usable: name and reason."""
+
+
+def seal(folder: Path, **facts: Any) -> None:
+    """Flush every file of `folder` to disk, then write its manifest: name, size and sha256 of each, and `facts`."""
+    files = {}
+    for path in sorted(item for item in folder.rglob("*") if item.is_file() and item.name != MANIFEST):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    temporary = folder / f"{MANIFEST}.part"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump({"schema": 1, **facts, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / MANIFEST)
+    for directory in (folder, folder.parent):
+        descriptor = os.open(directory, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a manifest is there; `fault` says whether it is true."""
+    return (folder / MANIFEST).is_file()
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What the manifest says about the folder as a whole (step, world size, ...)."""
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return {key: value for key, value in content.items() if key != "files"}
+
+
+def fault(folder: Path) -> str | None:
+    """Why `folder` cannot be used, or None when every file of its manifest is there, whole and unchanged."""
+    if not folder.is_dir():
+        return "is not a folder"
+    if not is_sealed(folder):
+        return "was not finished (it has no manifest)"
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError):
+        return "has a damaged manifest"
+    for name, said in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"lacks {name}"
+        if path.stat().st_size != said["size"]:
+            return f"has {name} of {path.stat().st_size} bytes instead of {said['size']}"
+        if _sha256(path) != said["sha256"]:
+            return f"has a changed {name} (its sha256 differs)"
+    return None
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """Checkpoint folders of a run, oldest first, sealed or not."""
+    numbered = [path for path in run_folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    return sorted(numbered, key=lambda path: int(path.name.split("-")[1]))
+
+
+def newest_usable(run_folder: Path) -> Found:
+    """The newest checkpoint without a fault."""
+    passed_over = []
+    for path in reversed(checkpoints(run_folder)):
+        reason = fault(path)
+        if reason is None:
+            return Found(path, tuple(passed_over))
+        passed_over.append(f"{path.name} {reason}")
+    return Found(None, tuple(passed_over))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,169 @@
+"""Every rollout of a run, row by row, in parquet shards; and what the rows say about learning, as metrics.
+
+Axes: N = completions of a generation batch over all processes, F = reward functions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate.utils import gather_object
+from trl import GRPOTrainer
+
+from tinyzero_trl.rewards import text_of
+from tinyzero_trl.task import Outcome, Task
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+NOT_RAW = ("prompt", "prefill")
+
+
+class Rollouts(GRPOTrainer):
+    """Writes `rollouts/{train,eval}-<step>.parquet` and `metrics.jsonl`; adds accuracy, outcomes, lengths and seconds."""
+
+    def __init__(self, *args: Any, task: Task | None = None, seconds_before: float = 0.0, **kwargs: Any):
+        """task: verifies every response; None writes and adds nothing. seconds_before: what earlier attempts took."""
+        self.task = task
+        self._started = time.monotonic() - seconds_before
+        self._rewards_NF: torch.Tensor | None = None
+        self._generated: tuple[list[Any], ...] = ()
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._eval_records: list[dict[str, Any]] = []
+        self._last_shard = (-1, 0)
+        super().__init__(*args, **kwargs)
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        start = time.perf_counter()
+        generated = super()._generate(prompts)
+        self._seconds["generation"] += time.perf_counter() - start
+        prompt_ids, completion_ids, _, completions = generated[:4]
+        self._generated = (prompt_ids, completion_ids, completions)
+        return generated
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        start = time.perf_counter()
+        self._rewards_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._seconds["scoring"] += time.perf_counter() - start
+        return self._rewards_NF
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        scored = super()._generate_and_score_completions(inputs)
+        if self.task is not None:
+            start = time.perf_counter()
+            self._keep(inputs, scored["advantages"])
+            self._seconds["scoring"] += time.perf_counter() - start
+        return scored
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        before = self._seconds["generation"] + self._seconds["scoring"]
+        start = time.perf_counter()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        spent = time.perf_counter() - start - (self._seconds["generation"] + self._seconds["scoring"] - before)
+        self._seconds["training"] += spent
+        if self.task is not None and self._step % self.current_gradient_accumulation_steps == 0:
+            for name, seconds in self._seconds.items():
+                self._metrics["train"][f"seconds/{name}"].append(seconds)
+            self._seconds.clear()
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self._seconds.clear()
+        metrics = super().evaluate(*args, **kwargs)
+        self._seconds.clear()
+        if self._eval_records:
+            self._write("eval", self.state.global_step, self._eval_records)
+            self._eval_records = []
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if self.task is None or not self.is_world_process_zero():
+            return
+        entry = {"step": self.state.global_step, "seconds": round(time.monotonic() - self._started, 3), **logs}
+        try:
+            with (Path(self.args.output_dir) / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, default=float) + "\n")
+        except OSError as error:  # a full disk must not end training here; saving a checkpoint says so with its own exit code
+            logger.warning("metrics.jsonl: %s", error)
+
+    def _keep(self, inputs: list[dict[str, Any]], advantages: torch.Tensor) -> None:
+        """Verify this process's responses, gather all of them, log their metrics and write their shard."""
+        assert self.task is not None
+        assert self._rewards_NF is not None
+        mode = "train" if self.model.training else "eval"
+        ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
+        mine: list[dict[str, Any]] = []
+        for row, prompt_ids, ids, completion, advantage in zip(inputs, *self._generated, advantages.tolist(), strict=True):
+            text = text_of(completion) or ""
+            is_truncated = not ids or ids[-1] not in ends
+            columns = {column: row[column] for column in self.task.columns}
+            verdict = self.task.verify((row.get("prefill") or "") + text, is_truncated=is_truncated, **columns)
+            raw = {key: value for key, value in row.items() if key not in NOT_RAW}
+            mine.append(
+                {
+                    "step": self.state.global_step + (mode == "train"),
+                    "prompt": row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"], ensure_ascii=False),
+                    "prefill": row.get("prefill") or "",
+                    "completion": text,
+                    "num_prompt_tokens": len(prompt_ids),
+                    "num_completion_tokens": len(ids),
+                    "is_truncated": is_truncated,
+                    "outcome": str(verdict.outcome),
+                    "advantage": advantage,
+                    "row": json.dumps(raw, ensure_ascii=False, default=str),
+                }
+            )
+        records = gather_object(mine)
+        rewards_NF = self._rewards_NF.tolist()
+        weights = self.reward_weights.tolist()
+        num_generations = (self.num_generations if mode == "train" else self.num_generations_eval) or 1
+        first_problem = self._eval_records[-1]["problem"] + 1 if mode == "eval" and self._eval_records else 0
+        for index, (record, rewards) in enumerate(zip(records, rewards_NF, strict=True)):
+            record["problem"] = first_problem + index // num_generations
+            known = [(reward, weight) for reward, weight in zip(rewards, weights, strict=True) if reward == reward]
+            record["reward"] = sum(reward * weight for reward, weight in known) if known else None
+            for name, reward in zip(self.reward_func_names, rewards, strict=True):
+                record[f"reward/{name}"] = reward if reward == reward else None
+        self._measure(mode, records)
+        if mode == "train":
+            self._write(mode, self.state.global_step + 1, records)
+        else:
+            self._eval_records += records
+
+    def _measure(self, mode: str, records: list[dict[str, Any]]) -> None:
+        metrics = self._metrics[mode]
+        num_by_outcome = Counter(record["outcome"] for record in records)
+        metrics["accuracy"].append(num_by_outcome[Outcome.correct] / len(records))
+        for outcome in Outcome:
+            metrics[f"outcomes/{outcome}"].append(num_by_outcome[outcome] / len(records))
+        for name, is_wanted in (("correct", True), ("wrong", False)):
+            lengths = [r["num_completion_tokens"] for r in records if (r["outcome"] == Outcome.correct) is is_wanted]
+            metrics[f"length/{name}"].append(sum(lengths) / len(lengths) if lengths else float("nan"))
+        num_tokens = sum(record["num_completion_tokens"] for record in records)
+        metrics["tokens_per_second"].append(num_tokens / max(self._seconds["generation"], 1e-9))
+
+    def _write(self, mode: str, step: int, records: list[dict[str, Any]]) -> None:
+        if not self.is_world_process_zero():
+            return
+        # steps_per_generation below gradient_accumulation_steps generates several times for one step.
+        part = self._last_shard[1] + 1 if mode == "train" and self._last_shard[0] == step else 0
+        if mode == "train":
+            self._last_shard = (step, part)
+        folder = Path(self.args.output_dir) / "rollouts"
+        target = folder / f"{mode}-{step:08d}{f'.{part}' if part else ''}.parquet"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(records), target.with_suffix(".part"), compression="zstd")
+            os.replace(target.with_suffix(".part"), target)
+        except OSError as error:  # as in `log`
+            logger.warning("%s: %s", target.name, error)

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
@@ -84,6 +84,9 @@ class Task:
     """The columns of a raw row that `verify` reads."""
     difficulty: Callable[[Row], str]
     """Row -> a label such as "3 numbers"; tables are broken down by it."""
+    behaviours: Mapping[str, Callable[..., float]] = field(default_factory=dict)
+    """What evaluation and report watch besides the outcome: (response, *, columns...) -> a number, NaN where it does not
+    apply. Names that end in `/share` are shares, others means."""
 
 
 def prompts(dataset: Dataset, format_fn: FormatFn) -> Dataset:

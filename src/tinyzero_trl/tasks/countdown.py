@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -252,6 +254,37 @@ def _combine(values: list[tuple[Fraction, str]], target: Fraction, seen: set[tup
     return None
 
 
+def num_attempts(response: str, **_: object) -> float:
+    """Lines of the thought that evaluate something: those with an `=`.
+
+    >>> num_attempts("<think>\\n1 + 2 = 3, no\\nhm\\n2 * 2 = 4, yes\\n</think>")
+    2.0
+    """
+    return float(sum("=" in line for line in _thought(response).splitlines()))
+
+
+def is_verified(response: str, *, target: int, **_: object) -> float:
+    """1.0 where the thought holds the answered expression worked out to the target and not judged `no`, else 0.0.
+
+    NaN without an answer. It says what the writing claims, not whether the arithmetic is true.
+    """
+    answer = split_response(response).answer
+    if answer is None:
+        return math.nan
+    left = "".join(answer.split()) + "="
+    for line in _thought(response).splitlines():
+        written = "".join(line.split())
+        at = written.find(left)
+        if at >= 0 and re.search(rf"={target}(?![0-9./*+-])", written[at:]) and not written.lower().endswith(",no"):
+            return 1.0
+    return 0.0
+
+
+def _thought(response: str) -> str:
+    """The text up to the first `</think>`, or all of a response that was cut off inside it."""
+    return response.partition("</think>")[0]
+
+
 TASK = Task(
     name="countdown",
     load=load,
@@ -261,4 +294,5 @@ TASK = Task(
     verify=verify,
     columns=("nums", "target"),
     difficulty=difficulty,
+    behaviours={"attempts/mean": num_attempts, "verified/share": is_verified},
 )

@@ -85,7 +85,7 @@ class Task:
     difficulty: Callable[[Row], str]
     """Row -> a label such as "3 numbers"; tables are broken down by it."""
     behaviours: Mapping[str, Callable[..., float]] = field(default_factory=dict)
-    """What evaluation and report watch besides the outcome: (response, *, columns...) -> a number, NaN where it does not
+    """What evaluation watches besides the outcome: (response, *, columns...) -> a number, NaN where it does not
     apply. Names that end in `/share` are shares, others means."""
 
 

@@ -275,7 +275,7 @@ def is_verified(response: str, *, target: int, **_: object) -> float:
     for line in _thought(response).splitlines():
         written = "".join(line.split())
         at = written.find(left)
-        if at >= 0 and re.search(rf"={target}(?![0-9./*+-])", written[at:]) and not written.lower().endswith(",no"):
+        if at >= 0 and re.search(rf"={target}(?!\d|[./*+-]\d)", written[at:]) and not written.lower().endswith(",no"):
             return 1.0
     return 0.0
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinyzero_trl.config import ConfigError, model_path, nearest
+from tinyzero_trl.config import model_path, nearest
+from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.rewards import columns_of
 from tinyzero_trl.schema import DATA_KEYS
 from tinyzero_trl.task import FormatFn, RewardFn, Row, Task, prompts, resolve
@@ -74,7 +75,10 @@ def parts(cfg: DictConfig) -> Parts:
         raise ConfigError(f"task: {error}") from error
     try:
         format_fn = resolve(str(cfg.format), among=task.formats, kind=f"format of task {task.name}")
-        named = {str(name): resolve(str(name), among=task.rewards, kind=f"reward of task {task.name}") for name in cfg.rewards}
+        named = {
+            str(name): resolve(str(name), among=task.rewards, kind=f"reward of task {task.name}")
+            for name in cfg.rewards
+        }
         for reward in named.values():
             columns_of(reward)
     except (ValueError, TypeError) as error:
@@ -97,7 +101,9 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
     for key, allowed in CHOICES.items():
         value = trainer.get(key)
         if value is not None and str(value) not in allowed:
-            raise ConfigError(f"trainer.{key}: there is no {value!r}; there is {', '.join(allowed)}{nearest(str(value), allowed)}")
+            raise ConfigError(
+                f"trainer.{key}: there is no {value!r}; there is {', '.join(allowed)}{nearest(str(value), allowed)}"
+            )
     for key, (low, high, is_low_allowed) in RANGES.items():
         value = trainer.get(key)
         if value is None:
@@ -113,18 +119,25 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
     if cfg.model.model_name_or_path is None:
         raise ConfigError("model.model_name_or_path is not set; it takes a hub id, a folder, or `tiny`")
     if cfg.model.use_peft and trainer.sync_ref_model:
-        raise ConfigError("trainer.sync_ref_model does not work with model.use_peft: the reference is the model without its adapter")
+        raise ConfigError(
+            "trainer.sync_ref_model does not work with model.use_peft: the reference is the model without its adapter"
+        )
 
 
 def rows(cfg: DictConfig, chosen: Parts) -> tuple[Dataset, Dataset | None]:
     """Training and evaluation rows, worded. Raises: ConfigError for data that is not there or not fit."""
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
     data = OmegaConf.to_container(cfg.data)
     assert isinstance(data, dict)
     arguments = {str(key): value for key, value in data.items() if key not in ("num_train_rows", "num_eval_rows")}
     train = _load(chosen, split="train", num_rows=cfg.data.num_train_rows, **arguments)
     if cfg.trainer.eval_strategy == "no" or not cfg.data.num_eval_rows:
         if str(cfg.trainer.eval_strategy) != "no":
-            raise ConfigError("trainer.eval_strategy is set and data.num_eval_rows is 0: say how many rows to evaluate on")
+            raise ConfigError(
+                "trainer.eval_strategy is set and data.num_eval_rows is 0: say how many rows to evaluate on"
+            )
         return train, None
     return train, _load(chosen, split="validation", num_rows=cfg.data.num_eval_rows, **arguments)
 
@@ -140,24 +153,37 @@ def tokenizer_of(cfg: DictConfig) -> PreTrainedTokenizerBase:
         raise ConfigError(f"model.model_name_or_path: {name} is not a model folder (it has no config.json)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=cfg.model.model_revision, trust_remote_code=bool(cfg.trainer.trust_remote_code), padding_side="left"
+            name,
+            revision=cfg.model.model_revision,
+            trust_remote_code=bool(cfg.trainer.trust_remote_code),
+            padding_side="left",
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"model.model_name_or_path: no tokenizer for {name}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
-        raise ConfigError(f"the tokenizer of {name} has no eos token, so no completion could end; set eos_token in its tokenizer_config.json")
+        raise ConfigError(
+            f"the tokenizer of {name} has no eos token, so no completion could end; set eos_token in its tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def check_rows(
-    cfg: DictConfig, chosen: Parts, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, generation_batch_size: int, name: str = "train"
+    cfg: DictConfig,
+    chosen: Parts,
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    generation_batch_size: int,
+    name: str = "train",
 ) -> None:
     """Whether every row has what prompts and rewards read, and fits the model. Raises: ConfigError naming the row."""
     wanted = set(chosen.task.columns).union(*(columns_of(reward) for reward in chosen.rewards.values()))
     for column in sorted(wanted - set(dataset.column_names)):
-        readers = [key for key, reward in chosen.rewards.items() if column in columns_of(reward)] or [f"task {chosen.task.name}"]
+        readers = [key for key, reward in chosen.rewards.items() if column in columns_of(reward)] or [
+            f"task {chosen.task.name}"
+        ]
         raise ConfigError(
             f"{name} rows have no column {column!r}, which {', '.join(readers)} reads; they have {', '.join(dataset.column_names)}"
         )
@@ -200,7 +226,12 @@ def prompts_ids(tokenizer: Any, batch: list[Any], **template: Any) -> list[list[
     for prompt in batch:
         is_open = prompt[-1]["role"] == "assistant"
         encoded = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=not is_open, continue_final_message=is_open, tokenize=True, return_dict=True, **template
+            prompt,
+            add_generation_prompt=not is_open,
+            continue_final_message=is_open,
+            tokenize=True,
+            return_dict=True,
+            **template,
         )
         ids.append(list(encoded["input_ids"]))
     return ids
@@ -211,13 +242,17 @@ def _check_data_keys(cfg: DictConfig, task: Task) -> None:
     known = sorted({*DATA_KEYS, *takes} - {"split", "num_rows"})
     for key in cfg.data:
         if key not in known:
-            raise ConfigError(f"there is no key data.{key}; task {task.name} has {', '.join(known)}{nearest(str(key), known)}")
+            raise ConfigError(
+                f"there is no key data.{key}; task {task.name} has {', '.join(known)}{nearest(str(key), known)}"
+            )
 
 
 def _check_batches(trainer: Any, num_processes: int) -> None:
     size, steps = trainer.generation_batch_size, trainer.steps_per_generation
     if size is not None and steps is not None:
-        raise ConfigError("trainer.generation_batch_size and trainer.steps_per_generation say the same thing twice; set one")
+        raise ConfigError(
+            "trainer.generation_batch_size and trainer.steps_per_generation say the same thing twice; set one"
+        )
     if size is None:
         size = trainer.per_device_train_batch_size * num_processes * (steps or trainer.gradient_accumulation_steps)
     if size % trainer.num_generations:
@@ -230,20 +265,28 @@ def _check_batches(trainer: Any, num_processes: int) -> None:
 
 def _check_silent_killers(trainer: Any) -> None:
     if trainer.use_vllm and trainer.vllm_importance_sampling_correction:
-        cut = [f"{key}={trainer[key]}" for key, neutral in (("top_p", 1.0), ("top_k", 0), ("min_p", None), ("repetition_penalty", 1.0)) if trainer[key] != neutral]
+        cut = [
+            f"{key}={trainer[key]}"
+            for key, neutral in (("top_p", 1.0), ("top_k", 0), ("min_p", None), ("repetition_penalty", 1.0))
+            if trainer[key] != neutral
+        ]
         if cut:
             raise ConfigError(
                 f"trainer.{', trainer.'.join(cut)} with vLLM makes importance ratios vanish and training stand still (trl#6789); "
                 "use top_p=1, top_k=0, min_p=null, repetition_penalty=1, or trainer.vllm_importance_sampling_correction=false"
             )
     if trainer.use_vllm and trainer.vllm_mode == "colocate" and "seed" in (trainer.generation_kwargs or {}):
-        raise ConfigError("trainer.generation_kwargs.seed with vllm_mode=colocate makes all completions of a group the same; remove it")
+        raise ConfigError(
+            "trainer.generation_kwargs.seed with vllm_mode=colocate makes all completions of a group the same; remove it"
+        )
     if trainer.use_transformers_continuous_batching and trainer.bf16 is not False:
         raise ConfigError(
             "trainer.use_transformers_continuous_batching with bf16 turns the float32 master weights into bfloat16 for good; set trainer.bf16=false"
         )
     if trainer.repetition_penalty != 1.0 and not trainer.use_vllm:
-        raise ConfigError("trainer.repetition_penalty is used for sampling and not in the loss, so it biases every update; set it to 1")
+        raise ConfigError(
+            "trainer.repetition_penalty is used for sampling and not in the loss, so it biases every update; set it to 1"
+        )
     if trainer.sync_ref_model and not trainer.beta:
         raise ConfigError("trainer.sync_ref_model has no reference model to synchronise: trainer.beta is 0")
     if trainer.remove_unused_columns:
@@ -251,7 +294,11 @@ def _check_silent_killers(trainer: Any) -> None:
     if trainer.loss_type == "dr_grpo" and str(trainer.scale_rewards) not in ("none", "False"):
         raise ConfigError("trainer.loss_type=dr_grpo is Dr. GRPO only with trainer.scale_rewards=none")
     cycle = (trainer.steps_per_generation or trainer.gradient_accumulation_steps) * trainer.num_iterations
-    if str(trainer.save_strategy) == "steps" and trainer.save_steps >= 1 and (trainer.save_steps * trainer.gradient_accumulation_steps) % cycle:
+    if (
+        str(trainer.save_strategy) == "steps"
+        and trainer.save_steps >= 1
+        and (trainer.save_steps * trainer.gradient_accumulation_steps) % cycle
+    ):
         raise ConfigError(
             f"trainer.save_steps {trainer.save_steps:g} falls inside a generation cycle, which cannot be resumed exactly; "
             f"use a multiple of {cycle // math.gcd(cycle, trainer.gradient_accumulation_steps)}"

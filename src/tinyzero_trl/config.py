@@ -14,17 +14,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.schema import DATA_KEYS, OURS, REPLACED, fits, run_schema
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 """The recipe folder of the source tree."""
 NOT_TASKS = ("accelerate_configs",)
-CONFIG_EXIT = 2
-"""Exit code of a person's mistake."""
-
-
-class ConfigError(ValueError):
-    """A person's mistake in a recipe, a command line, a path or the data, in one line that says what to change."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +103,46 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
     return typing.cast(DictConfig, cfg)
 
 
-def trainer_arguments(cfg: DictConfig, *, program: str, output_dir: str, **fixed: Any) -> Any:
-    """TRL's config object with every key the run sets, what `fixed` sets, and TRL's default for the rest."""
+def without_options(words: Sequence[str], *, program: str) -> tuple[list[str], bool]:
+    """The words that make the run, and whether it is only to be shown (`--cfg job`); `--help` prints help and exits."""
+    if "--help" in words or "-h" in words:
+        names = [f"+{item.task}={item.name}" for item in list_recipes() if item.method == program]
+        print(f"usage: accelerate launch src/tinyzero_trl/{program}.py +<task>=<recipe> [key=value ...] [--cfg job]")
+        print("recipes:", *names, sep="\n  ")
+        raise SystemExit(0)
+    rest = list(words)
+    for option in ("--cfg", "-c"):
+        if option in rest:
+            at = rest.index(option)
+            if rest[at + 1 : at + 2] != ["job"]:
+                raise ConfigError(f"{option} takes `job`: it prints the whole resolved run")
+            return rest[:at] + rest[at + 2 :], True
+    return [word for word in rest if word != "--cfg=job"], "--cfg=job" in rest
+
+
+def show(cfg: DictConfig) -> int:
+    """Print the whole resolved run, once for all processes; returns exit code 0."""
+    if os.environ.get("RANK", "0") == "0":
+        print(OmegaConf.to_yaml(cfg, resolve=True), end="")
+    return 0
+
+
+def trainer_arguments(cfg: DictConfig, *, program: str, **fixed: Any) -> Any:
+    """TRL's config object with every key the run sets, what `fixed` sets, and TRL's default for the rest.
+
+    Making it starts the process group where there are several processes. Its `output_dir` is to be set by the caller.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    # The run has one progress display; loading and saving would each draw a bar into it.
+    disable_progress_bar()
     config_class = _trainer_class(program)
     defaults = OmegaConf.to_container(run_schema(config_class).trainer)
     given = typing.cast(dict[str, Any], OmegaConf.to_container(cfg.trainer))
     chosen = {key: value for key, value in given.items() if value != typing.cast(dict[str, Any], defaults)[key]}
     chosen.pop("resume_from_checkpoint", None)
     try:
-        return config_class(**{**chosen, **fixed, "output_dir": output_dir})
+        return config_class(**{**chosen, **fixed, "output_dir": ".", "disable_tqdm": True})
     except (ValueError, TypeError) as error:
         raise ConfigError("trainer: " + " ".join(str(error).split())) from error
 
@@ -151,7 +177,9 @@ def _header(path: Path) -> dict[str, str]:
 
 def _groups(recipes: Path) -> list[str]:
     return sorted(
-        path.name for path in recipes.iterdir() if path.is_dir() and path.name not in NOT_TASKS and any(path.glob("*.yaml"))
+        path.name
+        for path in recipes.iterdir()
+        if path.is_dir() and path.name not in NOT_TASKS and any(path.glob("*.yaml"))
     )
 
 
@@ -165,12 +193,16 @@ def _split(argv: Sequence[str], *, program: str, recipes: Path) -> tuple[str, st
         key, _, value = argument.partition("=")
         if argument.startswith("-") or "=" not in argument:
             if not argument.startswith("~"):
-                raise ConfigError(f"{argument!r} is not understood; write key=value, +<task>=<recipe>, --cfg job or --help")
+                raise ConfigError(
+                    f"{argument!r} is not understood; write key=value, +<task>=<recipe>, --cfg job or --help"
+                )
         bare = key.lstrip("+")
         if bare in groups:
             chosen.append((bare, value))
         elif key.startswith("+") and "." not in bare and value.split("-")[0] in ("grpo", "sft"):
-            raise ConfigError(f"there is no folder recipes/{bare}; recipes: {', '.join(available)}{nearest(bare, groups)}")
+            raise ConfigError(
+                f"there is no folder recipes/{bare}; recipes: {', '.join(available)}{nearest(bare, groups)}"
+            )
         else:
             overrides.append(argument)
     if len(chosen) != 1:
@@ -180,7 +212,9 @@ def _split(argv: Sequence[str], *, program: str, recipes: Path) -> tuple[str, st
     names = [path.stem for path in sorted((recipes / group).glob(f"{program}-*.yaml"))]
     if name not in names:
         if (recipes / group / f"{name}.yaml").is_file():
-            raise ConfigError(f"recipe {group}/{name} is not for {program}.py; {program} recipes of {group}: {', '.join(names)}")
+            raise ConfigError(
+                f"recipe {group}/{name} is not for {program}.py; {program} recipes of {group}: {', '.join(names)}"
+            )
         raise ConfigError(f"recipes/{group} has no recipe {name!r}; it has {', '.join(names)}{nearest(name, names)}")
     return group, name, overrides
 
@@ -243,7 +277,9 @@ def _check_untyped(cfg: Any, trainer_class: type) -> None:
     for section, config_class in (("model", ModelConfig), ("trainer", trainer_class)):
         hints = typing.get_type_hints(config_class)
         values = typing.cast(dict[str, Any], OmegaConf.to_container(cfg[section]))
-        defaults = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(run_schema(trainer_class))[section]))
+        defaults = typing.cast(
+            dict[str, Any], OmegaConf.to_container(OmegaConf.structured(run_schema(trainer_class))[section])
+        )
         for key, value in values.items():
             if key == "resume_from_checkpoint":
                 if value is not None and not isinstance(value, (bool, str)):
@@ -264,7 +300,10 @@ def _one_line(error: Exception, files: Sequence[Path]) -> str:
         current = current.__cause__  # type: ignore[assignment]
     text = "\n".join(chain)
     key = re.search(r"full_key: (\S+)", text)
-    fault = re.search(r"(Value .*|Cannot .*|Interpolation .*|mismatched .*|Object of unsupported .*|Error parsing .*|no viable .*|extraneous .*)", text)
+    fault = re.search(
+        r"(Value .*|Cannot .*|Interpolation .*|mismatched .*|Object of unsupported .*|Error parsing .*|no viable .*|extraneous .*)",
+        text,
+    )
     if key and fault:
         where = next((_shown(file) for file in files if f"In '{file.parent.name}/{file.stem}'" in text), "command line")
         return f"{where}: {key.group(1)}: {fault.group(1)}"

@@ -2,62 +2,71 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
     # Run by path, Python puts this folder first: our statistics.py would stand in for the standard library's.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL sends a ping as a trainer is made; 0 allows it
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-import os
-from collections.abc import Sequence
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-from tinyzero_trl import checks, run_folder
-from tinyzero_trl.config import CONFIG_EXIT, ConfigError, compose, model_path, trainer_arguments
+from tinyzero_trl import checks, config, run_folder
+from tinyzero_trl.failures import exit_code_of
 
 
-def train(argv: Sequence[str]) -> int:
-    """Run the recipe a command line names; returns the exit code."""
+def train(words: Sequence[str]) -> int:
+    """Run what a command line says; returns the exit code: 0, or 128 + the number of the signal that stopped it."""
+    words, is_only_shown = config.without_options(words, program="grpo")
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    cfg = compose(argv, program="grpo")
+
+    cfg = config.compose(words, program="grpo")
+    if is_only_shown:
+        return config.show(cfg)
     chosen = checks.parts(cfg)
     checks.check_method(cfg, num_processes=num_processes)
-    train_rows, eval_rows = checks.rows(cfg, chosen)
     tokenizer = checks.tokenizer_of(cfg)
-    folder = run_folder.choose(cfg, num_processes=num_processes)
-    args = trainer_arguments(
-        cfg,
-        program="grpo",
-        output_dir=str(folder.path),
-        reward_weights=[float(weight) for weight in cfg.rewards.values()],
-        model_init_kwargs={"dtype": cfg.model.dtype, **(cfg.trainer.model_init_kwargs or {})},
-    )
+    train_rows, eval_rows = checks.rows(cfg, chosen)
+    args = config.trainer_arguments(cfg, program="grpo", reward_weights=list(cfg.rewards.values()))
     checks.check_rows(cfg, chosen, train_rows, tokenizer, generation_batch_size=args.generation_batch_size)
+    if eval_rows is not None:
+        checks.check_rows(cfg, chosen, eval_rows, tokenizer, generation_batch_size=0, name="evaluation")
 
+    from tinyzero_trl.policy import init_arguments, policy, rollout_function
     from tinyzero_trl.rewards import for_trl
     from tinyzero_trl.trainer import TinyZeroTrainer
 
-    with run_folder.locked(folder.path):
-        run_folder.write_record(folder.path, cfg, data={}, seeds={})
+    data = {
+        "source": cfg.data.source,
+        "fingerprint": run_folder.fingerprint(train_rows, chosen.task.columns),
+        "num_train": len(train_rows),
+        "num_test": len(eval_rows) if eval_rows is not None else 0,
+    }
+    seeds = {"trainer": cfg.trainer.seed, "data": cfg.data.seed}
+    with run_folder.opened(cfg, num_processes=num_processes, data=data, seeds=seeds) as folder:
+        args.output_dir = str(folder.path)
+        args.model_init_kwargs = init_arguments(cfg)
+        run_folder.announce(folder)
         trainer = TinyZeroTrainer(
-            model=model_path(cfg.model.model_name_or_path),
+            **policy(cfg),
             reward_funcs=[for_trl(reward, name=name) for name, reward in chosen.rewards.items()],
             args=args,
             train_dataset=train_rows,
             eval_dataset=eval_rows,
             processing_class=tokenizer,
+            rollout_func=rollout_function(cfg),
             task=chosen.task,
+            give_up_after=cfg.give_up_after,
+            seconds_before=folder.seconds_before,
         )
-        trainer.train()
-        trainer.save_model(str(folder.path / "model"))
-    return 0
+        trainer.train(resume_from_checkpoint=str(folder.resume_from) if folder.resume_from else None)
+        if not trainer.interrupted_by:
+            trainer.save_final(folder.path / "model")
+    run_folder.say_what_next(folder, words, signal=trainer.interrupted_by, step=trainer.state.global_step)
+    return 128 + trainer.interrupted_by if trainer.interrupted_by else 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(train(sys.argv[1:]))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(CONFIG_EXIT)
+    sys.exit(exit_code_of(train, sys.argv[1:]))

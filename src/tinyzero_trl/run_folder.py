@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import re
+import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl import manifest
-from tinyzero_trl.config import ConfigError
+from tinyzero_trl.failures import ConfigError, Failure, RunLocked
 
-LOCKED_EXIT = 6
-"""Exit code when another process works in the run folder."""
-PACKAGES = ("tinyzero-trl", "torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "vllm", "hydra-core")
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+PACKAGES = (
+    "tinyzero-trl",
+    "torch",
+    "trl",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "peft",
+    "deepspeed",
+    "vllm",
+    "hydra-core",
+)
 SECRET = re.compile(r"token|secret|password|api_?key|credential", re.IGNORECASE)
 NOT_SECRET = re.compile(r"tokens|token_id|tokenizer|token_level")
 FIXED_ON_RESUME = (
@@ -46,10 +61,6 @@ FIXED_ON_RESUME = (
 """Keys a resumed run must share with the run it continues."""
 
 
-class RunLocked(RuntimeError):
-    """Another process works in the run folder."""
-
-
 @dataclass(frozen=True)
 class RunFolder:
     """Where a run writes, and the checkpoint it starts from."""
@@ -59,6 +70,8 @@ class RunFolder:
     """A usable checkpoint, or None for a run that starts at step 0."""
     notes: tuple[str, ...] = ()
     """Lines to tell the person: checkpoints passed over and why."""
+    seconds_before: float = 0.0
+    """What earlier attempts of the run took up to `resume_from`."""
 
 
 def choose(cfg: DictConfig, *, outputs: Path = Path("outputs"), num_processes: int = 1) -> RunFolder:
@@ -83,7 +96,10 @@ def choose(cfg: DictConfig, *, outputs: Path = Path("outputs"), num_processes: i
     given = Path(str(resume))
     if not given.is_dir():
         raise ConfigError(f"trainer.resume_from_checkpoint: {given} is not a folder")
-    if not given.name.startswith("checkpoint-"):
+    folder = given if not given.name.startswith("checkpoint-") else given.parent
+    if cfg.output_dir and Path(cfg.output_dir).resolve() != folder.resolve():
+        raise ConfigError(f"output_dir {cfg.output_dir} is not the run to resume, {folder}; leave one of them out")
+    if given is folder:
         return _continued(given, cfg, num_processes)
     reason = manifest.fault(given)
     if reason:
@@ -91,6 +107,73 @@ def choose(cfg: DictConfig, *, outputs: Path = Path("outputs"), num_processes: i
     _check_same_run(given.parent, cfg)
     _check_world(given, num_processes)
     return RunFolder(given.parent, given)
+
+
+def fingerprint(dataset: Dataset, columns: Sequence[str]) -> str:
+    """A hash of the rows' raw columns, in order: equal for equal data on any machine."""
+    digest = hashlib.blake2b(digest_size=16)
+    for start in range(0, len(dataset), 10_000):
+        batch = dataset[start : start + 10_000]
+        digest.update(json.dumps([batch[column] for column in sorted(columns)], default=str).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def opened(
+    cfg: DictConfig, *, num_processes: int, data: Mapping[str, Any], seeds: Mapping[str, Any]
+) -> Iterator[RunFolder]:
+    """This run's folder, the same on every process, locked, with its run.yaml written.
+
+    Raises: ConfigError or RunLocked, on every process.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    with ExitStack() as stack:
+        answer: list[RunFolder | Failure | None] = [None]
+        if os.environ.get("RANK", "0") == "0":
+            try:
+                folder = choose(cfg, num_processes=num_processes)
+                stack.enter_context(locked(folder.path))
+                write_record(folder.path, cfg, data=data, seeds=seeds)
+                seconds = cut_metrics(folder.path, step=_step_of(folder.resume_from))
+                answer = [replace(folder, seconds_before=seconds)]
+            except Failure as failure:
+                answer = [failure]
+        if num_processes > 1:
+            broadcast_object_list(answer)
+        if isinstance(answer[0], Failure):
+            raise answer[0]
+        assert answer[0] is not None
+        yield answer[0]
+
+
+def announce(folder: RunFolder) -> None:
+    """Say where the run writes and where it starts, once for all processes."""
+    if os.environ.get("RANK", "0") == "0":
+        for note in folder.notes:
+            print(f"resume: {note}", flush=True)
+        start = f", continuing {folder.resume_from.name}" if folder.resume_from else ""
+        print(f"run folder: {folder.path}{start}", flush=True)
+
+
+def say_what_next(folder: RunFolder, words: Sequence[str], *, signal: int, step: int) -> None:
+    """Say how to use what the run made, or how to go on with it after a signal."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    task = folder.path.parent.name
+    if signal:
+        kept = [word for word in words if not re.match(r"\+*(trainer\.resume_from_checkpoint|output_dir)=", word)]
+        again = " ".join(map(shlex.quote, [*kept, f"trainer.resume_from_checkpoint={folder.path}"]))
+        print(
+            f"stopped after step {step}, checkpoint saved; go on with:\n  accelerate launch {shlex.quote(sys.argv[0])} {again}",
+            flush=True,
+        )
+        return
+    scripts = sorted(path.name for path in SCRIPTS.glob("evaluate_*.py"))
+    script = f"evaluate_{task}.py" if f"evaluate_{task}.py" in scripts else "evaluate_<task>.py"
+    print(f"done: model in {folder.path / 'model'}", flush=True)
+    print(f"  evaluate it: python scripts/{script} --model_path {folder.path}", flush=True)
+    print(f"  see the run: tinyzero report {folder.path}", flush=True)
 
 
 @contextmanager
@@ -175,6 +258,10 @@ def redacted_argument(argument: str) -> str:
     return f"{key}=<redacted>" if equals and value and _is_secret(key) else argument
 
 
+def _step_of(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.split("-")[1]) if checkpoint else 0
+
+
 def _is_secret(key: str) -> bool:
     return bool(SECRET.search(key)) and not NOT_SECRET.search(key)
 
@@ -188,7 +275,9 @@ def _newest_run(cfg: DictConfig, folder: Path) -> Path:
     runs = [path for path in folder.glob(f"{cfg.trainer.run_name}-*") if (path / "run.yaml").is_file()]
     runs = [path for path in runs if re.fullmatch(r"\d{8}-\d{6}", path.name.removeprefix(f"{cfg.trainer.run_name}-"))]
     if not runs:
-        raise ConfigError(f"nothing to resume: {folder} has no run of {cfg.trainer.run_name}; give output_dir=<run folder>")
+        raise ConfigError(
+            f"nothing to resume: {folder} has no run of {cfg.trainer.run_name}; give output_dir=<run folder>"
+        )
     return max(runs, key=lambda path: path.name)
 
 
@@ -217,7 +306,9 @@ def _check_same_run(path: Path, cfg: DictConfig) -> None:
 def _check_world(checkpoint: Path, num_processes: int) -> None:
     before = manifest.facts(checkpoint).get("world_size")
     if before != num_processes:
-        raise ConfigError(f"cannot continue {checkpoint}: it was written by {before} processes, this run has {num_processes}")
+        raise ConfigError(
+            f"cannot continue {checkpoint}: it was written by {before} processes, this run has {num_processes}"
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -229,7 +320,11 @@ def _git() -> dict[str, Any]:
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
         status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=root, capture_output=True, text=True, timeout=20
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=20,
         )
     except (OSError, subprocess.TimeoutExpired):
         return {"git_commit": None, "git_dirty": None}

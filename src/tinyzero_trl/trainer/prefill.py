@@ -22,5 +22,7 @@ class Prefill(GRPOTrainer):
             is_ours = any(prompt[-1]["role"] == "assistant" for prompt in prompts)
         if not is_ours:
             return super()._tokenize_prompts(prompts)
-        template = {} if isinstance(prompts[0], str) else {"chat_template": self.chat_template, **self.chat_template_kwargs}
+        template = (
+            {} if isinstance(prompts[0], str) else {"chat_template": self.chat_template, **self.chat_template_kwargs}
+        )
         return prompts_ids(self.processing_class, prompts, **template), None, {}

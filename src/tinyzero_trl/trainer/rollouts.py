@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections import Counter, defaultdict
@@ -35,7 +36,7 @@ class Rollouts(GRPOTrainer):
         """task: verifies every response; None writes and adds nothing. seconds_before: what earlier attempts took."""
         self.task = task
         self._started = time.monotonic() - seconds_before
-        self._rewards_NF: torch.Tensor | None = None
+        self.rewards_NF: torch.Tensor | None = None
         self._generated: tuple[list[Any], ...] = ()
         self._seconds: dict[str, float] = defaultdict(float)
         self._eval_records: list[dict[str, Any]] = []
@@ -52,9 +53,9 @@ class Rollouts(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         start = time.perf_counter()
-        self._rewards_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self.rewards_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._seconds["scoring"] += time.perf_counter() - start
-        return self._rewards_NF
+        return self.rewards_NF
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         scored = super()._generate_and_score_completions(inputs)
@@ -89,21 +90,25 @@ class Rollouts(GRPOTrainer):
         super().log(logs, start_time)
         if self.task is None or not self.is_world_process_zero():
             return
-        entry = {"step": self.state.global_step, "seconds": round(time.monotonic() - self._started, 3), **logs}
+        entry = {"step": self.state.global_step, "seconds": round(time.monotonic() - self._started, 3), **_finite(logs)}
         try:
             with (Path(self.args.output_dir) / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry, default=float) + "\n")
-        except OSError as error:  # a full disk must not end training here; saving a checkpoint says so with its own exit code
+        except (
+            OSError
+        ) as error:  # a full disk must not end training here; saving a checkpoint says so with its own exit code
             logger.warning("metrics.jsonl: %s", error)
 
     def _keep(self, inputs: list[dict[str, Any]], advantages: torch.Tensor) -> None:
         """Verify this process's responses, gather all of them, log their metrics and write their shard."""
         assert self.task is not None
-        assert self._rewards_NF is not None
+        assert self.rewards_NF is not None
         mode = "train" if self.model.training else "eval"
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         mine: list[dict[str, Any]] = []
-        for row, prompt_ids, ids, completion, advantage in zip(inputs, *self._generated, advantages.tolist(), strict=True):
+        for row, prompt_ids, ids, completion, advantage in zip(
+            inputs, *self._generated, advantages.tolist(), strict=True
+        ):
             text = text_of(completion) or ""
             is_truncated = not ids or ids[-1] not in ends
             columns = {column: row[column] for column in self.task.columns}
@@ -112,7 +117,9 @@ class Rollouts(GRPOTrainer):
             mine.append(
                 {
                     "step": self.state.global_step + (mode == "train"),
-                    "prompt": row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"], ensure_ascii=False),
+                    "prompt": row["prompt"]
+                    if isinstance(row["prompt"], str)
+                    else json.dumps(row["prompt"], ensure_ascii=False),
                     "prefill": row.get("prefill") or "",
                     "completion": text,
                     "num_prompt_tokens": len(prompt_ids),
@@ -124,7 +131,7 @@ class Rollouts(GRPOTrainer):
                 }
             )
         records = gather_object(mine)
-        rewards_NF = self._rewards_NF.tolist()
+        rewards_NF = self.rewards_NF.tolist()
         weights = self.reward_weights.tolist()
         num_generations = (self.num_generations if mode == "train" else self.num_generations_eval) or 1
         first_problem = self._eval_records[-1]["problem"] + 1 if mode == "eval" and self._eval_records else 0
@@ -167,3 +174,11 @@ class Rollouts(GRPOTrainer):
             os.replace(target.with_suffix(".part"), target)
         except OSError as error:  # as in `log`
             logger.warning("%s: %s", target.name, error)
+
+
+def _finite(logs: dict[str, Any]) -> dict[str, Any]:
+    """The entries as JSON can hold them: plain numbers, null for what is not finite."""
+    plain = {key: value.item() if hasattr(value, "item") else value for key, value in logs.items()}
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in plain.items()
+    }

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from tinyzero_trl.trainer.advantages import ExactAdvantages
+from tinyzero_trl.trainer.checkpoints import Checkpoints
+from tinyzero_trl.trainer.guards import Guards
+from tinyzero_trl.trainer.interrupts import Interrupts
 from tinyzero_trl.trainer.prefill import Prefill
+from tinyzero_trl.trainer.progress import ShownProgress
 from tinyzero_trl.trainer.rollouts import Rollouts
 
 
-class TinyZeroTrainer(Rollouts, Prefill):
-    """GRPOTrainer with rollouts kept, exact zero advantages, open assistant turns, guards and sealed checkpoints."""
+class TinyZeroTrainer(Rollouts, ExactAdvantages, Guards, Checkpoints, Interrupts, ShownProgress, Prefill):
+    """GRPOTrainer with rollouts kept, exact zero advantages, guards, sealed checkpoints and open assistant turns.
+
+    Order matters: Rollouts, outermost, writes what ExactAdvantages corrected from the rewards Guards let through.
+    """

@@ -1,0 +1,74 @@
+"""Why a run ends other than by being done; each reason has an exit code that schedulers and scripts can act on.
+
+0 done, 2 config, 3 reward, 4 numeric, 5 out of memory, 6 locked, 8 disk, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+class Failure(RuntimeError):
+    """A run ends here, with a message for the person and `exit_code` for the script."""
+
+    exit_code = 1
+
+
+class ConfigError(Failure, ValueError):
+    """A person's mistake in a recipe, a command line, a path or the data, in one line that says what to change."""
+
+    exit_code = 2
+
+
+class RewardFailure(Failure):
+    """Rewards teach nothing: none of them is a number, or nothing ever earns any."""
+
+    exit_code = 3
+
+
+class NumericFailure(Failure):
+    """Gradients or weights are not finite."""
+
+    exit_code = 4
+
+
+class RunLocked(Failure):
+    """Another process works in the run folder."""
+
+    exit_code = 6
+
+
+class DiskFull(Failure):
+    """A checkpoint could not be written whole; the last sealed one is untouched."""
+
+    exit_code = 8
+
+
+OUT_OF_MEMORY_EXIT = 5
+OUT_OF_MEMORY_ADVICE = (
+    "out of memory: lower trainer.per_device_train_batch_size (raise trainer.gradient_accumulation_steps by as much), "
+    "lower trainer.max_completion_length, or set trainer.gradient_checkpointing=true"
+)
+
+
+def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
+    """What `program(words)` returns, or, for a Failure, its exit code, its message gone to stderr (once for all processes)."""
+    import torch
+
+    try:
+        return program(words)
+    except Failure as failure:
+        message, code = str(failure), failure.exit_code
+    except torch.OutOfMemoryError as error:
+        message, code = f"{OUT_OF_MEMORY_ADVICE} ({str(error).splitlines()[0]})", OUT_OF_MEMORY_EXIT
+    except KeyboardInterrupt:
+        message, code = "stopped at once; the last sealed checkpoint is what there is", 130
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # The other processes may wait for this one in a collective for ever; the launcher ends them once it is gone.
+        sys.stdout.flush()
+        os._exit(code)
+    return code

@@ -1,0 +1,187 @@
+"""Verified samples -> metrics with intervals, and the evaluation folder that holds both."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyzero_trl import statistics
+from tinyzero_trl.statistics import Comparison, Estimate
+from tinyzero_trl.task import Outcome, Row, Task
+
+SUMMARY, SAMPLES = "summary.json", "samples.parquet"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response to one problem, and its verdict. The fields are the columns of samples.parquet."""
+
+    problem: int
+    """Index of the problem in this evaluation."""
+    sample: int
+    """Index of the sample of this problem, from 0 to k - 1."""
+    row: Row
+    """The raw columns of the problem; JSON in the file."""
+    prompt: str
+    """The prompt as text; chat messages as JSON."""
+    prefill: str
+    """What the prompt already put in the assistant's mouth."""
+    completion: str
+    """What the model wrote."""
+    num_completion_tokens: int
+    """Its length, end-of-text token included."""
+    is_truncated: bool
+    """It ran into the token limit."""
+    outcome: str
+    """The verifier's word."""
+    is_correct: bool
+    """outcome is `correct`."""
+    answer: str | None
+    """The answer as written, where there is exactly one."""
+
+
+def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
+    """Every figure of an evaluation by name; each rests on problems, whatever the number of samples of one.
+
+    maj@k votes by the text of the answer without blanks: it may not know what the verifier knows.
+    """
+    groups: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.problem].append(sample)
+    problems = [groups[index] for index in sorted(groups)]
+    k = min(len(group) for group in problems)
+    values = {"pass@1": statistics.share(_per_problem(problems, lambda sample: sample.is_correct))}
+    if k > 1:
+        values[f"pass@{k}"] = statistics.share(
+            [statistics.pass_at_k(len(group), sum(sample.is_correct for sample in group), k) for group in problems]
+        )
+        values[f"maj@{k}"] = statistics.share([_majority(group) for group in problems])
+    for outcome in Outcome:
+        is_it = _per_problem(problems, lambda sample, outcome=outcome: sample.outcome == outcome)  # type: ignore[misc]
+        values[f"outcome/{outcome}"] = statistics.share(is_it)
+    lengths: dict[str, Callable[[Sample], float]] = {
+        "length/mean": lambda sample: sample.num_completion_tokens,
+        "length/correct": lambda sample: sample.num_completion_tokens if sample.is_correct else math.nan,
+        "length/wrong": lambda sample: math.nan if sample.is_correct else sample.num_completion_tokens,
+    }
+    for name, length in lengths.items():
+        if counted := _per_problem(problems, length):
+            values[name] = statistics.mean(counted)
+    for name, behaviour in task.behaviours.items():
+
+        def measured(sample: Sample, behaviour: Callable[..., float] = behaviour) -> float:
+            return behaviour(sample.prefill + sample.completion, **{name: sample.row[name] for name in task.columns})
+
+        if counted := _per_problem(problems, measured):
+            values[name] = (statistics.share if name.endswith("/share") else statistics.mean)(counted)
+    by_difficulty: dict[str, list[list[Sample]]] = defaultdict(list)
+    for group in problems:
+        by_difficulty[task.difficulty(group[0].row)].append(group)
+    for label in sorted(by_difficulty):
+        is_correct = _per_problem(by_difficulty[label], lambda sample: sample.is_correct)
+        values[f"pass@1/{label}"] = statistics.share(is_correct)
+    return values
+
+
+def write(folder: Path, *, summary: dict[str, Any], samples: Sequence[Sample]) -> None:
+    """Write an evaluation folder; summary.json comes last and whole, so a folder that has it is complete."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SUMMARY).unlink(missing_ok=True)
+    columns: dict[str, list[Any]] = {name: [getattr(sample, name) for sample in samples] for name in _COLUMNS}
+    columns["row"] = [json.dumps(row) for row in columns["row"]]
+    part = folder / f"{SAMPLES}.part"
+    pq.write_table(pa.table(columns, schema=pa.schema(list(_columns_of_file().items()))), part)
+    os.replace(part, folder / SAMPLES)
+    part = folder / f"{SUMMARY}.part"
+    part.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, folder / SUMMARY)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """summary.json of an evaluation folder (or of the path of that file).
+
+    Raises: ValueError where there is none.
+    """
+    file = path if path.name == SUMMARY else path / SUMMARY
+    if not file.is_file():
+        raise ValueError(f"{path} is not an evaluation: it has no {SUMMARY}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict) or "metrics" not in content:
+        raise ValueError(f"{file} is not the summary of an evaluation")
+    return content
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Every sample of an evaluation folder (or of the path of its summary.json), in the order they were written."""
+    import pyarrow.parquet as pq
+
+    file = (path.parent if path.name == SUMMARY else path) / SAMPLES
+    if not file.is_file():
+        raise ValueError(f"{path} is not an evaluation: it has no {SAMPLES}")
+    rows = pq.read_table(file, columns=list(_COLUMNS)).to_pylist()
+    return [Sample(**{**row, "row": json.loads(row["row"])}) for row in rows]
+
+
+def compare(base: Sequence[Sample], trained: Sequence[Sample]) -> Comparison:
+    """The paired test of two evaluations.
+
+    Raises: ValueError where they are not of the same problems.
+    """
+    rates = [_rates(base), _rates(trained)]
+    if len(rates[0]) != len(rates[1]):
+        raise ValueError(f"they hold {len(rates[0])} and {len(rates[1])} problems")
+    if num_other := len(rates[0].keys() - rates[1].keys()):
+        raise ValueError(f"{num_other} of {len(rates[0])} problems of the first are not in the second")
+    order = sorted(rates[0])
+    return statistics.compare([rates[0][key] for key in order], [rates[1][key] for key in order])
+
+
+_COLUMNS = tuple(Sample.__dataclass_fields__)
+
+
+def _columns_of_file() -> dict[str, Any]:
+    import pyarrow as pa
+
+    types = {"int": pa.int64(), "bool": pa.bool_(), "Row": pa.string(), "str": pa.string(), "str | None": pa.string()}
+    return {name: types[str(Sample.__dataclass_fields__[name].type)] for name in _COLUMNS}
+
+
+def _per_problem(problems: Sequence[Sequence[Sample]], figure: Callable[[Sample], float]) -> list[float]:
+    """The mean of `figure` over the samples of each problem; samples of NaN, and problems of these alone, left out."""
+    means = []
+    for group in problems:
+        counted = [value for value in map(figure, group) if not math.isnan(value)]
+        if counted:
+            means.append(float(np.mean(counted)))
+    return means
+
+
+def _majority(group: Sequence[Sample]) -> float:
+    answers = [None if sample.answer is None else "".join(sample.answer.split()) for sample in group]
+    return statistics.majority(answers, [sample.is_correct for sample in group])
+
+
+def _rates(samples: Sequence[Sample]) -> dict[str, float]:
+    """Pass rate by problem; a problem that stands twice in an evaluation is two."""
+    is_correct: dict[str, dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for sample in samples:
+        is_correct[json.dumps(sample.row, sort_keys=True)][sample.problem].append(sample.is_correct)
+    return {
+        f"{row} #{count}": float(np.mean(group))
+        for row, by_problem in is_correct.items()
+        for count, (_, group) in enumerate(sorted(by_problem.items()))
+    }

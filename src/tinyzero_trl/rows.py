@@ -63,7 +63,7 @@ def load_rows(
     """The rows of `split`: all of them in their order, or a sample of `num_rows` drawn with `seed`.
 
     source: "generated", a .parquet, .json or .jsonl file, a folder made by a prepare script, or a dataset of the hub.
-    split_rule: "problem" (see `split_of_key`; duplicates removed) or "tinyzero" (by place in the file; warns: it leaks).
+    split_rule: "problem" (`split_of_key`; duplicates removed) or "tinyzero" (by place in the file; warns of its leak).
     candidates: problems without end, which may repeat; for "generated".
 
     Raises: ValueError or FileNotFoundError with one line that names the file, the row and what is wrong with it.

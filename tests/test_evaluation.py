@@ -1,0 +1,395 @@
+"""Evaluation of every kind of model on a tiny random one; its metrics on responses written by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tinyzero_trl import evaluation, manifest, scores
+from tinyzero_trl.answering import prompt_ids_of
+from tinyzero_trl.evaluation_plan import Settings, make_plan
+from tinyzero_trl.model_location import locate
+from tinyzero_trl.tasks import TASKS
+
+REPO = Path(__file__).resolve().parents[1]
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% if not loop.last or add_generation_prompt %}"
+    "</s>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A random Llama of a few thousand parameters over bytes, with a chat template."""
+    return make_model(tmp_path_factory.mktemp("models") / "random")
+
+
+def make_model(folder, *, chat_template=TEMPLATE, eos="</s>", context=1024):
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token=eos, pad_token="<pad>")
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=context,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def evaluate(model, output, *arguments, task="countdown"):
+    argv = ["--model_path", str(model), "--source", "generated", "--n", "6", "--max_new_tokens", "12"]
+    return evaluation.main([*argv, "--output", str(output), *map(str, arguments)], task=task)
+
+
+def make_run(folder, model_folder, *, task="countdown", **values):
+    import shutil
+
+    shutil.copytree(model_folder, folder / "model")
+    manifest.seal(folder / "model", step=3)
+    run = {
+        "task": task,
+        "format": "base",
+        "data": {"source": "generated", "min_numbers": 4, "max_numbers": 4, "num_train_rows": 10, "seed": 9},
+        "trainer": {"temperature": 0.7, "max_completion_length": 9},
+        **values,
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(run))
+    return folder
+
+
+def sample_of(problem, completion, *, sample=0, is_truncated=False, nums=(3, 5, 40), target=42):
+    row = {"nums": list(nums), "target": target, "prompt": "...<think>", "prefill": "<think>"}
+    return evaluation.verified(
+        row,
+        TASKS["countdown"],
+        problem=problem,
+        sample=sample,
+        completion=completion,
+        num_completion_tokens=len(completion),
+        is_truncated=is_truncated,
+    )
+
+
+RIGHT = "\n40 - 5 = 35, no\n(40 + 5) - 3 = 45 - 3 = 42, yes\n</think>\n<answer>(40 + 5) - 3</answer>"
+UNCHECKED = "\n40 - 5 + 3, maybe\n</think>\n<answer>40 + 5 - 3</answer>"
+WRONG = "\n40 - 5 - 3 = 32, yes\n</think>\n<answer>40 - 5 - 3</answer>"
+
+
+# ---- what is written
+
+
+@pytest.mark.parametrize("task", ["countdown", "multiplication"])
+def test_a_model_folder_is_evaluated_into_a_summary_and_every_sample(model_folder, tmp_path, task, capsys):
+    assert evaluate(model_folder, tmp_path, "--k", 2, task=task) == 0
+    folder = tmp_path / "evaluation" / "base"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["schema"] == 1
+    assert (summary["task"], summary["format"], summary["k"], summary["num_problems"]) == (task, "base", 2, 6)
+    assert {"pass@1", "pass@2", "maj@2", "outcome/truncated", "length/mean"} <= summary["metrics"].keys()
+    assert all(set(metric) == {"value", "low", "high", "n"} for metric in summary["metrics"].values())
+    assert all(m["low"] <= m["value"] <= m["high"] for m in summary["metrics"].values())
+    samples = scores.read_samples(folder)
+    assert [(s.problem, s.sample) for s in samples] == [(i, j) for i in range(6) for j in range(2)]
+    assert all(set(s.row) == set(TASKS[task].columns) for s in samples)
+    assert all(s.num_completion_tokens <= 12 for s in samples)
+    assert "pass@2" in capsys.readouterr().out
+    assert not list(folder.glob("*.part"))
+
+
+def test_the_same_call_gives_the_same_problems_and_samples_and_another_seed_others(model_folder, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert evaluate(model_folder, tmp_path, "--name", name, "--seed", seed) == 0
+    a, b, c = (scores.read_samples(tmp_path / "evaluation" / name) for name in "abc")
+    assert a == b
+    assert [sample.row for sample in a] != [sample.row for sample in c]
+
+
+def test_greedy_answers_do_not_depend_on_the_seed_of_sampling(model_folder, tmp_path):
+    assert evaluate(model_folder, tmp_path, "--temperature", 0, "--batch_size", 2) == 0
+    assert scores.read_summary(tmp_path / "evaluation" / "base")["temperature"] == 0
+
+
+def test_an_evaluation_with_other_settings_is_not_replaced_by_accident(model_folder, tmp_path, capsys):
+    assert evaluate(model_folder, tmp_path) == 0
+    assert evaluate(model_folder, tmp_path) == 0
+    assert evaluate(model_folder, tmp_path, "--temperature", 0.5) == 2
+    assert "another temperature (1.0, now 0.5)" in capsys.readouterr().err
+    assert evaluate(model_folder, tmp_path, "--temperature", 0.5, "--overwrite") == 0
+
+
+def test_a_summary_stands_only_beside_complete_samples(tmp_path, monkeypatch):
+    samples = [sample_of(0, RIGHT)]
+    scores.write(tmp_path, summary={"metrics": {}}, samples=samples)
+    monkeypatch.setattr("pyarrow.parquet.write_table", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        scores.write(tmp_path, summary={"metrics": {}}, samples=samples)
+    assert not (tmp_path / "summary.json").exists()
+
+
+# ---- which model
+
+
+def test_a_run_folder_gives_its_own_task_format_source_and_lengths(model_folder, tmp_path):
+    run = make_run(tmp_path / "run", model_folder)
+    assert evaluation.main(["--model_path", str(run), "--n", "3"]) == 0
+    summary = scores.read_summary(run / "evaluation" / "final")
+    assert (summary["temperature"], summary["max_new_tokens"], summary["model_sha256"] is None) == (0.7, 9, False)
+    samples = scores.read_samples(run / "evaluation" / "final")
+    assert all(len(sample.row["nums"]) == 4 for sample in samples)
+
+
+def test_a_run_that_has_not_ended_gives_its_newest_whole_checkpoint(model_folder, tmp_path):
+    run = make_run(tmp_path / "run", model_folder)
+    (run / "model").rename(run / "checkpoint-3")
+    manifest.seal(run / "checkpoint-3")
+    for step in (5, 10):
+        (run / f"checkpoint-{step}").mkdir()
+        (run / f"checkpoint-{step}" / "config.json").write_text("{}")
+    manifest.seal(run / "checkpoint-5")
+    (run / "checkpoint-5" / "config.json").write_text("{ }")
+    location = locate(str(run))
+    assert (location.name, location.path) == ("checkpoint-3", str(run / "checkpoint-3"))
+
+
+def test_a_checkpoint_knows_its_run_and_an_unfinished_one_is_refused(model_folder, tmp_path):
+    run = make_run(tmp_path / "run", model_folder)
+    (run / "model").rename(run / "checkpoint-3")
+    location = locate(str(run / "checkpoint-3"))
+    assert (location.name, location.run_folder, location.run["task"]) == ("checkpoint-3", run, "countdown")
+    (run / "checkpoint-3" / "MANIFEST.json").unlink()
+    with pytest.raises(ValueError, match="was not finished"):
+        locate(str(run / "checkpoint-3"))
+    with pytest.raises(ValueError, match=r"without a usable model: checkpoint-3 was not finished"):
+        locate(str(run))
+
+
+def test_a_lora_adapter_is_put_on_the_model_below_it(model_folder, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    adapted = get_peft_model(
+        model, LoraConfig(r=2, lora_alpha=1000, target_modules=["v_proj", "o_proj"], init_lora_weights=False)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    location = locate(str(tmp_path / "adapter"))
+    assert (location.path, location.adapter) == (str(model_folder), str(tmp_path / "adapter"))
+    assert evaluate(tmp_path / "adapter", tmp_path, "--temperature", 0) == 0
+    assert evaluate(model_folder, tmp_path, "--temperature", 0) == 0
+    adapted, plain = (scores.read_samples(tmp_path / "evaluation" / name) for name in ("adapter", "base"))
+    assert [s.row for s in adapted] == [s.row for s in plain]
+    assert [s.completion for s in adapted] != [s.completion for s in plain]
+
+
+def test_the_word_tiny_and_a_hub_id_are_models():
+    assert locate("Qwen/Qwen2.5-0.5B").path == "Qwen/Qwen2.5-0.5B"
+    packaged = REPO / "src" / "tinyzero_trl" / "tiny"
+    if not packaged.is_dir():
+        pytest.skip("the packaged model is not built yet")
+    assert locate("tiny").path == str(packaged)
+
+
+# ---- prompts as in training
+
+
+@pytest.mark.parametrize("format_name", ["base", "instruct", "r1_prefix"])
+def test_prompts_are_tokenised_as_training_does(model_folder, tmp_path, format_name):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    plan = make_plan(Settings(str(model_folder), task="countdown", format=format_name, output=tmp_path))
+    row = TASKS["countdown"].formats[format_name]({"nums": [3, 5, 40], "target": 42})
+    (ids,) = prompt_ids_of(tokenizer, [row], plan)
+    text = tokenizer.decode(ids)
+    if format_name == "instruct":
+        assert text.endswith("</s><assistant>")
+    else:
+        assert text.endswith("<think>")
+        assert not text.endswith("</s>")
+
+
+def test_a_bos_that_the_prompt_brings_is_not_doubled(model_folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    plan = make_plan(Settings(str(model_folder), task="countdown", output=tmp_path))
+    (ids,) = prompt_ids_of(tokenizer, [{"prompt": "<s>1 + 1"}], plan)
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+# ---- metrics
+
+
+def test_metrics_of_hand_written_responses_are_the_hand_computed_ones():
+    samples = [
+        sample_of(0, RIGHT, sample=0),
+        sample_of(0, WRONG, sample=1),
+        sample_of(1, WRONG, sample=0, nums=(3, 5, 40, 1)),
+        sample_of(1, "\n40", sample=1, nums=(3, 5, 40, 1), is_truncated=True),
+    ]
+    metrics = scores.metrics(samples, task=TASKS["countdown"])
+    value = {name: estimate.value for name, estimate in metrics.items()}
+    assert (value["pass@1"], value["pass@2"], value["maj@2"]) == (0.25, 0.5, 0.25)
+    assert (value["pass@1/3 numbers"], value["pass@1/4 numbers"]) == (0.5, 0.0)
+    assert (value["outcome/correct"], value["outcome/truncated"], value["outcome/wrong_numbers"]) == (0.25, 0.25, 0.25)
+    assert sum(share for name, share in value.items() if name.startswith("outcome/")) == pytest.approx(1)
+    assert value["length/correct"] == len(RIGHT)
+    assert value["attempts/mean"] == pytest.approx((2 + 1 + 1 + 0) / 4)
+    assert value["verified/share"] == pytest.approx((1 + 0) / 2 / 2)
+    assert metrics["pass@1"].n == 2
+
+
+@pytest.mark.parametrize(
+    ("completion", "attempts", "is_verified"),
+    [(RIGHT, 2, 1.0), (UNCHECKED, 0, 0.0), (WRONG, 1, 0.0), ("\n", 0, None)],
+)
+def test_countdowns_behaviours_count_attempts_and_verified_answers(completion, attempts, is_verified):
+    behaviours = TASKS["countdown"].behaviours
+    response = "<think>" + completion
+    assert behaviours["attempts/mean"](response, nums=[3, 5, 40], target=42) == attempts
+    measured = behaviours["verified/share"](response, nums=[3, 5, 40], target=42)
+    assert measured == is_verified or (is_verified is None and measured != measured)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_verified"),
+    [
+        ("1 + 2 = 3", 1.0),
+        ("So 1+2 = 3.", 1.0),
+        ("1 + 2 = 3, no", 0.0),
+        ("1 + 2 = 30", 0.0),
+        ("1 + 2 = 3 + 1", 0.0),
+        ("2 + 1 = 3", 0.0),
+    ],
+)
+def test_an_answer_is_verified_by_a_line_that_works_it_out_to_the_target(line, is_verified):
+    response = f"<think>\n{line}\n</think>\n<answer>1 + 2</answer>"
+    assert TASKS["countdown"].behaviours["verified/share"](response, nums=[1, 2], target=3) == is_verified
+
+
+# ---- comparison
+
+
+def write_evaluation(folder, completions, **settings):
+    samples = [sample_of(i, text, target=42, nums=(3, 5, 40 + 0 * i)) for i, text in enumerate(completions)]
+    metrics = scores.metrics(samples, task=TASKS["countdown"])
+    summary = {"name": folder.name, "temperature": 1.0, "metrics": {k: e.as_dict() for k, e in metrics.items()}}
+    scores.write(folder, summary={**summary, **settings}, samples=samples)
+    return folder
+
+
+def test_two_evaluations_of_the_same_problems_compare_in_pairs(tmp_path, capsys):
+    base = write_evaluation(tmp_path / "base", [WRONG] * 9 + [RIGHT, RIGHT, WRONG])
+    trained = write_evaluation(tmp_path / "final", [RIGHT] * 9 + [WRONG, RIGHT, WRONG])
+    assert evaluation.main(["--compare", str(base), str(trained / "summary.json")], task="countdown") == 0
+    out = capsys.readouterr().out
+    assert "+66.7" in out
+    assert "12 problems: 9 better, 1 worse, McNemar's exact p = 0.0215" in out
+
+
+def test_evaluations_of_different_problems_are_not_compared(tmp_path, capsys):
+    base = write_evaluation(tmp_path / "base", [WRONG, RIGHT])
+    other = write_evaluation(tmp_path / "final", [WRONG, RIGHT, RIGHT])
+    assert evaluation.main(["--compare", str(base), str(other)], task="countdown") == 2
+    error = capsys.readouterr().err
+    assert "not of the same problems: they hold 2 and 3 problems" in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_that_is_no_evaluation_is_not_compared(tmp_path, capsys):
+    assert evaluation.main(["--compare", str(tmp_path), str(tmp_path)], task="countdown") == 2
+    assert "is not an evaluation: it has no summary.json" in capsys.readouterr().err
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model_path", "no/such/folder"], "there is no such folder, and it is no hub id"),
+        (["--model_path", __file__], "is a file; give the folder"),
+        (["--model_path", str(REPO / "scripts")], "is not a model: it has neither config.json"),
+        (["--model_path", "x", "--n", "0"], "--n must be at least 1, got 0"),
+        (["--model_path", "x", "--k", "-1"], "--k must be at least 1, got -1"),
+        (["--model_path", "x", "--temperature", "-0.5"], "--temperature must be 0 (greedy) or more, got -0.5"),
+        (["--model_path", "x", "--temperature", "nan"], "--temperature must be 0"),
+        (["--model_path", "x", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1"),
+        (["--model_path", "x", "--name", "a/b"], "must be the name of one folder"),
+        (["--model_path", "x", "--k", "4", "--temperature", "0"], "would write the same response 4 times"),
+        (["--model_path", "x", "--format", "bsae"], "there is no format 'bsae'; there is base, instruct, r1_prefix"),
+        (["--model_path", "x", "--source", "no.parquet"], "there is no data file"),
+        ([], "give --model_path, or two evaluations to --compare"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_loads_no_model(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation, "answer", lambda *_: pytest.fail("a model was loaded"))
+    assert evaluation.main(arguments, task="countdown") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_mistake_is_answered_without_importing_torch(tmp_path):
+    code = (
+        "import sys; from tinyzero_trl import evaluation\n"
+        "assert evaluation.main(['--model_path', 'no/such/folder'], task='countdown') == 2\n"
+        "assert not {'torch', 'transformers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+
+
+def test_what_the_model_cannot_take_is_said_before_its_weights_are_read(model_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "answer", lambda *_: pytest.fail("a model was loaded"))
+    assert evaluate(model_folder, tmp_path, "--max_new_tokens", 1000) == 2
+    assert "--max_new_tokens may be" in capsys.readouterr().err
+    short = make_model(tmp_path / "short", context=64)
+    assert evaluate(short, tmp_path) == 2
+    assert "takes 64: it does not fit" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_is_missing_or_cannot_end_or_chat_is_said(model_folder, tmp_path, capsys):
+    bare = make_model(tmp_path / "bare", chat_template=None)
+    assert evaluate(bare, tmp_path, "--format", "instruct") == 2
+    assert "has no chat template; use --format base" in capsys.readouterr().err
+    endless = make_model(tmp_path / "endless", eos=None)
+    assert evaluate(endless, tmp_path) == 2
+    assert "has no end-of-text token" in capsys.readouterr().err
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    assert evaluate(bare, tmp_path) == 2
+    assert "has no tokenizer that can be loaded" in capsys.readouterr().err
+
+
+def test_a_run_of_another_task_is_not_evaluated_on_this_one(model_folder, tmp_path, capsys):
+    run = make_run(tmp_path / "run", model_folder, task="multiplication")
+    assert evaluation.main(["--model_path", str(run)], task="countdown") == 2
+    assert "was trained on multiplication, not on countdown" in capsys.readouterr().err
+
+
+def test_a_plain_model_without_a_task_is_asked_for_one(model_folder, capsys):
+    assert evaluation.main(["--model_path", str(model_folder)]) == 2
+    assert "give --task (countdown, multiplication)" in capsys.readouterr().err

@@ -21,10 +21,9 @@ HASH := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 RUN_STAMP := $(VENV)/.installed-run-$(HASH)
 TEST_STAMP := $(VENV)/.installed-test-$(HASH)
 
-# Two OpenMP threads that share a core with another process run ten times slower than one alone: one process may
-# use every core, and tests that start two processes divide by two themselves.
-CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
-export OMP_NUM_THREADS ?= $(CORES)
+# Processes x threads must not exceed the cores: threads that share one run ten times slower than one alone.
+# The demo divides the cores by its processes itself; the tests start up to two processes of their own.
+test test-fast: export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Twice quiet: errors only, not a warning for each mirror that lacks a package.

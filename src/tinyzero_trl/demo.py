@@ -1,0 +1,172 @@
+"""The demo: the shipped tiny model answers held-out problems, learns by reinforcement, and answers them again."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyzero_trl.launch import launch
+
+if TYPE_CHECKING:
+    from tinyzero_trl.statistics import Comparison
+
+RECIPE = "+countdown=grpo-tiny"
+ACCELERATE_CONFIG = Path(__file__).resolve().parents[2] / "recipes" / "accelerate_configs" / "cpu.yaml"
+NUM_PROBLEMS = 2048
+"""Held-out problems; a 95 % interval of about +-2 points."""
+PROBLEM_SEED = 0
+"""The problems are the same for every --seed, so that runs of several seeds compare."""
+SHOWN = {
+    "pass@1": "solved",
+    "outcome/wrong_value": "wrong value",
+    "outcome/wrong_numbers": "wrong numbers",
+    "outcome/truncated": "cut off by the token limit",
+    "length/mean": "tokens per response",
+    "attempts/mean": "attempts per response",
+    "verified/share": "answers it had verified",
+}
+"""Metric of an evaluation -> its row in the last table."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the demo; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    if arguments.problems < 1:
+        raise ValueError(f"--problems must be at least 1, got {arguments.problems}")
+    run_folder = arguments.output_dir or Path("outputs/countdown") / f"grpo-tiny-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    words = [RECIPE, f"output_dir={run_folder}", f"trainer.seed={arguments.seed}", f"data.seed={arguments.seed}"]
+    if arguments.steps is not None:
+        words.append(f"trainer.max_steps={arguments.steps}")
+    return run([*words, *arguments.overrides], run_folder=run_folder, num_problems=arguments.problems)
+
+
+def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
+    """Evaluate, train, evaluate, report, each told with its seconds; returns the exit code."""
+    from rich.console import Console
+
+    from tinyzero_trl import evaluation, scores
+    from tinyzero_trl.config import compose
+    from tinyzero_trl.evaluation_plan import Settings
+    from tinyzero_trl.report import write_report
+
+    console = Console(highlight=False, soft_wrap=True)
+    seconds_by_phase: dict[str, float] = {}
+    cfg = compose(words)
+    if run_folder.exists() and any(run_folder.iterdir()):
+        raise ValueError(f"--output_dir {run_folder} is not empty, and a run never overwrites another")
+    run_folder.parent.mkdir(parents=True, exist_ok=True)
+
+    with _phase(console, seconds_by_phase, f"Drawing {num_problems} held-out problems"):
+        problems = _held_out(cfg, num_problems=num_problems, folder=run_folder.parent)
+    settings = {
+        "task": str(cfg.task),
+        "format": str(cfg.format),
+        "source": str(problems),
+        "n": num_problems,
+        "temperature": float(cfg.trainer.temperature),
+        "max_new_tokens": int(cfg.trainer.max_completion_length),
+    }
+    # A run starts in an empty folder, so the base model's evaluation waits beside it until the training is done.
+    with tempfile.TemporaryDirectory(prefix=".demo-", dir=run_folder.parent) as waiting:
+        with _phase(console, seconds_by_phase, "Evaluating the base model"):
+            base = evaluation.evaluate(
+                Settings(str(cfg.model.model_name_or_path), name="base", output=Path(waiting), **settings)
+            )
+        with _phase(console, seconds_by_phase, f"Training for {cfg.trainer.max_steps} steps"):
+            code = launch("grpo", words, config=ACCELERATE_CONFIG)
+        if code:
+            console.print(f"The training ended with exit code {code}; its folder is {run_folder}")
+            return code
+        (run_folder / "evaluation").mkdir(exist_ok=True)
+        base = Path(shutil.move(base, run_folder / "evaluation" / "base"))
+    with _phase(console, seconds_by_phase, "Evaluating the trained model on the same problems"):
+        trained = evaluation.evaluate(Settings(str(run_folder), name="final", **settings))
+    comparison = scores.compare(scores.read_samples(base), scores.read_samples(trained))
+    with _phase(console, seconds_by_phase, "Writing the report"):
+        page = write_report(run_folder)
+
+    _show(console, scores.read_summary(base), scores.read_summary(trained), comparison)
+    console.print(
+        f"{sum(seconds_by_phase.values()):.0f} s in all: "
+        + ", ".join(f"{seconds:.0f} s {phase[0].lower()}{phase[1:]}" for phase, seconds in seconds_by_phase.items())
+    )
+    console.print(f"The report: {page.resolve()}")
+    return 0
+
+
+def _held_out(cfg: Any, *, num_problems: int, folder: Path) -> Path:
+    """A file of test problems by the run's own ranges; the same for the same number, so writing it again is harmless."""
+    from tinyzero_trl.tasks import find_task
+
+    ranges = {key: value for key, value in cfg.data.items() if key not in ("num_train_rows", "num_eval_rows", "seed")}
+    rows = find_task(str(cfg.task)).load(split="test", num_rows=num_problems, seed=PROBLEM_SEED, **ranges)
+    path = folder / f"held-out-{num_problems}.jsonl"
+    part = path.with_suffix(f".{os.getpid()}")
+    rows.to_json(part)
+    os.replace(part, path)
+    return path
+
+
+@contextmanager
+def _phase(console: Any, seconds_by_phase: dict[str, float], name: str) -> Iterator[None]:
+    console.print(f"[bold]{len(seconds_by_phase) + 1}. {name}[/]")
+    started = time.perf_counter()
+    yield
+    seconds_by_phase[name] = time.perf_counter() - started
+    console.print(f"   {seconds_by_phase[name]:.1f} s")
+
+
+def _show(console: Any, base: dict[str, Any], trained: dict[str, Any], comparison: Comparison) -> None:
+    from rich.table import Table
+
+    from tinyzero_trl.evaluation import is_share, shown_p
+
+    table = Table("", "base", "trained", title=f"The same {base['num_problems']} held-out problems (95 % intervals)")
+    for metric, label in SHOWN.items():
+        if metric in base["metrics"] and metric in trained["metrics"]:
+            cells = [_cell(summary["metrics"][metric], is_share(metric)) for summary in (base, trained)]
+            table.add_row(label, *cells)
+    console.print(table)
+    gain = comparison.gain
+    console.print(
+        f"Gain: [bold]{100 * gain.value:+.1f}[/] points [{100 * gain.low:.1f}, {100 * gain.high:.1f}], "
+        f"McNemar's exact p = {shown_p(comparison.p)}",
+        markup=True,
+    )
+
+
+def _cell(estimate: dict[str, float], is_a_share: bool) -> str:
+    scale, unit = (100, " %") if is_a_share else (1, "")
+    value, low, high = (scale * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.1f}{unit} ({low:.1f} to {high:.1f})"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tinyzero demo",
+        description="Evaluate the shipped tiny model on held-out Countdown problems, train it by reinforcement learning, "
+        "evaluate it again on the same problems, and write a report. Needs no network and no GPU.",
+        epilog="example:\n  tinyzero demo\n  tinyzero demo --seed 1 --steps 20 --problems 256",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the training and its problems (default: 0)")
+    parser.add_argument(
+        "--problems", type=int, default=NUM_PROBLEMS, metavar="N", help="held out (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: the recipe's)")
+    parser.add_argument(
+        "--output_dir", type=Path, metavar="D", help="run folder (default: outputs/countdown/grpo-tiny-<time>)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to the recipe, as `train` takes them"
+    )
+    return parser

@@ -1,0 +1,73 @@
+"""`accelerate launch` of an entry point that keeps its exit code and its signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+def launch(program: str, words: Sequence[str], *, config: Path, num_processes: int | None = None) -> int:
+    """Run `program`.py on `words` as `accelerate launch --config_file config` does; returns the exit code of the program.
+
+    The bare command turns every exit code into 1 and prints the launcher's traceback below the program's one clear
+    line; a signal to it leaves the program behind. Both are mended here, around accelerate's own functions.
+    num_processes: on this machine; None takes the config's.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    options = ["--config_file", str(config)]
+    if num_processes is not None:
+        options.append(f"--num_processes={num_processes}")
+    arguments = launch_command_parser().parse_args([*options, str(HERE / f"{program}.py"), *words])
+    _share_cores(num_processes or _processes_of(config))
+    # torch's elastic agent, which starts two or more processes, puts its own handlers in the place of these.
+    previous = {number: signal.signal(number, _pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        launch_command(arguments)
+    except subprocess.CalledProcessError as error:
+        return _exit_code(error.returncode)
+    except ChildFailedError as error:
+        return _exit_code(error.get_first_failure()[1].exitcode)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def _processes_of(config: Path) -> int:
+    import yaml
+
+    return int(yaml.safe_load(config.read_text(encoding="utf-8")).get("num_processes") or 1)
+
+
+def _share_cores(num_processes: int) -> None:
+    """Lower OMP_NUM_THREADS to what each process may have: threads that share a core run ten times slower than one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // num_processes)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    os.environ["OMP_NUM_THREADS"] = str(min(int(asked), share) if asked.isdigit() and int(asked) else share)
+
+
+def _pass_on(number: int, frame: FrameType | None) -> Any:
+    """A terminal's Ctrl-C reaches the program by itself; any other signal came to us alone, so hand it on."""
+    import psutil
+
+    if number != signal.SIGINT:
+        for child in psutil.Process().children():
+            child.send_signal(number)
+
+
+def _exit_code(code: int) -> int:
+    """A process ended by signal n has the code -n in Python and 128 + n in a shell."""
+    return 128 - code if code < 0 else code

@@ -1,0 +1,151 @@
+"""`tinyzero <verb>`: help everywhere, one clear line for a mistake, nothing heavy before it is needed."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from tinyzero_trl import cli, launch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_without_a_verb_it_lists_every_verb(capsys):
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "usage: " in shown
+    assert "tinyzero" in shown
+    assert "example" in shown.lower()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["trian"],
+            "there is no verb 'trian'; there is demo, prepare, train, evaluate, report, recipes; did you mean train?",
+        ),
+        (["train"], "no recipe given; `tinyzero recipes` lists them"),
+        (["train", "trainer.max_steps=1"], "no recipe given; `tinyzero recipes` lists them"),
+        (
+            ["train", "+countdown=grpo-tiny", "--accelerate_config", "zero9"],
+            "there is no accelerate config 'zero9'; there is",
+        ),
+        (["prepare"], "which task? there is countdown, multiplication"),
+        (["prepare", "sudoku"], "there is no task 'sudoku'; there is countdown, multiplication"),
+        (["report", "no/such/run"], "no/such/run is not a run folder: it has no run.yaml"),
+        (["recipes", "sudoku"], "there are no recipes of 'sudoku'; there are some of countdown, multiplication"),
+    ],
+)
+def test_a_mistake_is_answered_with_one_clear_line(words, said, capsys):
+    assert cli.main(words) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown
+
+
+def test_recipes_lists_each_with_model_and_hardware(capsys):
+    assert cli.main(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    for path in sorted((ROOT / "recipes").glob("*/*.yaml")):
+        if path.parent.name != "accelerate_configs":
+            assert f"+{path.parent.name}={path.stem}" in shown
+    assert "two CPU cores" in shown.replace("\n", " ")
+
+
+def test_a_task_narrows_the_list_of_recipes(capsys):
+    assert cli.main(["recipes", "multiplication"]) == 0
+    shown = capsys.readouterr().out
+    assert "+multiplication=" in shown
+    assert "+countdown=" not in shown
+
+
+def test_the_command_imports_nothing_heavy_before_a_verb_runs():
+    code = "import sys, tinyzero_trl.cli; print([m for m in ('torch', 'trl', 'hydra', 'rich') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_train_takes_the_program_from_the_recipe_and_hands_everything_else_on(monkeypatch):
+    calls = []
+    monkeypatch.setattr(cli, "launch", lambda program, words, **options: calls.append((program, words, options)) or 7)
+    code = cli.main(
+        ["train", "+countdown=sft-tiny", "trainer.max_steps=1", "--processes", "2", "--accelerate_config", "zero1"]
+    )
+    assert code == 7
+    program, words, options = calls[0]
+    assert (program, words) == ("sft", ["+countdown=sft-tiny", "trainer.max_steps=1"])
+    assert options == {"config": ROOT / "recipes/accelerate_configs/zero1.yaml", "num_processes": 2}
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Writes `fake.py` in the place of grpo.py, and starts it by `launch` in a process of its own."""
+    config = ROOT / "recipes/accelerate_configs/cpu.yaml"
+
+    def write(body: str) -> list[str]:
+        (tmp_path / "fake.py").write_text(textwrap.dedent(body))
+        start = f"""
+            import sys
+            from pathlib import Path
+            from tinyzero_trl import launch
+            launch.HERE = Path({str(tmp_path)!r})
+            sys.exit(launch.launch("fake", sys.argv[2:], config=Path({str(config)!r}), num_processes=int(sys.argv[1])))
+        """
+        (tmp_path / "start.py").write_text(textwrap.dedent(start))
+        return [sys.executable, str(tmp_path / "start.py")]
+
+    return write
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_launch_returns_the_exit_code_of_the_program_and_adds_no_traceback(program, num_processes):
+    command = program("import sys; print('error: one clear line', file=sys.stderr); sys.exit(6)")
+    ended = subprocess.run([*command, str(num_processes), "+countdown=x"], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 6
+    assert "error: one clear line" in ended.stderr
+    assert "CalledProcessError" not in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_sigterm_reaches_the_program_which_ends_by_its_own_code(program, tmp_path, num_processes):
+    command = program(
+        """
+        import os, pathlib, signal, sys, time
+        here = pathlib.Path(sys.argv[1])
+        def save(number, frame):
+            (here / f"saved-{os.environ.get('RANK', 0)}").touch()
+            sys.exit(143)
+        signal.signal(signal.SIGTERM, save)
+        (here / f"ready-{os.environ.get('RANK', 0)}").touch()
+        time.sleep(60)
+        """
+    )
+    with subprocess.Popen(
+        [*command, str(num_processes), str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as started:
+        deadline = time.monotonic() + 90
+        while len(list(tmp_path.glob("ready-*"))) < num_processes and time.monotonic() < deadline:
+            time.sleep(0.1)
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(timeout=60) == 143
+    assert len(list(tmp_path.glob("saved-*"))) == num_processes
+
+
+def test_a_process_ended_by_a_signal_has_the_code_a_shell_gives_it():
+    assert [launch._exit_code(code) for code in (0, 2, -9, -15)] == [0, 2, 137, 143]

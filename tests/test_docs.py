@@ -1,0 +1,102 @@
+"""What the documents show works as it stands: examples, tables, links, no path of anybody's machine."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tinyzero_trl.rewards import exact_format, for_trl
+from tinyzero_trl.task import prompts, resolve
+from tinyzero_trl.tasks import find_task
+from tinyzero_trl.tasks.countdown import TASK, equation, graded, verify
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
+NUMS, TARGET = [19, 36, 55], 72
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """A folder with every file that CONTRIBUTING.md shows, and the working directory set to it."""
+    shown = dict(EXAMPLE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    for name, text in shown.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_task_of_the_guide_loads_words_and_judges(example):
+    task = find_task("letters.py:TASK")
+    train, held_out = (task.load(split=split, num_rows=50, seed=1) for split in ("train", "test"))
+    assert not {str(row) for row in train} & {str(row) for row in held_out}
+    row = prompts(train, task.formats["base"])[0]
+    assert row["prompt"].endswith(row["prefill"])
+    answer = row["word"].count(row["letter"])
+    columns = {name: [row[name]] * 4 for name in ("word", "letter", "prefill")}
+    completions = [f"x</think><answer>{given}</answer>" for given in (answer, answer + 1)] + ["", "a" * 3_000_000]
+    scores = for_trl(task.rewards[task.solved], name="count")(prompts=[""] * 4, completions=completions, **columns)
+    assert scores == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_the_format_of_the_guide_words_a_problem(example):
+    terse = resolve("terse.py:terse", among=TASK.formats, kind="format")
+    worded = terse({"nums": NUMS, "target": TARGET})
+    assert str(NUMS) in worded["prompt"][0]["content"]
+    assert worded["prompt"][-1] == {"role": "assistant", "content": worded["prefill"]}
+
+
+def test_the_reward_of_the_guide_pays_for_short_thoughts_that_end_right(example):
+    brief = resolve("brief.py:brief", among=TASK.rewards, kind="reward")
+    right, wrong = "<answer>55 + 36 - 19</answer>", "<answer>55 - 36 + 19</answer>"
+    scores = [
+        brief(f"<think>{thought}</think>{answer}", nums=NUMS, target=TARGET)
+        for thought, answer in (("x" * 200, right), ("x" * 1000, right), ("x" * 9000, right), ("x" * 200, wrong))
+    ]
+    assert scores == [0.9, 0.5, 0.0, 0.0]
+
+
+def test_the_recipe_of_the_guide_composes(example):
+    from tinyzero_trl.config import RECIPES, compose
+
+    folder = example / "recipes"
+    (folder / "countdown").mkdir(parents=True)
+    for path in [RECIPES / "grpo.yaml", *(RECIPES / "countdown").glob("*.yaml"), example / "grpo-tiny-brief.yaml"]:
+        to = folder if path.parent == RECIPES else folder / "countdown"
+        (to / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    cfg = compose(["+countdown=grpo-tiny-brief"], recipes=folder)
+    assert cfg.rewards == {"equation": 1.0, "brief.py:brief": 0.2}
+    assert cfg.model.model_name_or_path == "tiny"
+
+
+def test_every_row_of_the_verifier_table_earns_what_it_says():
+    text = (ROOT / "docs/verifier.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(<.*)`(.*?) \| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert len(rows) >= 20
+    for shown, remark, outcome, *scores in rows:
+        response = shown.replace("⏎", "\n").replace(r"\|", "|")
+        assert verify(response, nums=NUMS, target=TARGET, is_truncated="token limit" in remark).outcome == outcome, (
+            shown
+        )
+        earned = [
+            equation(response, nums=NUMS, target=TARGET),
+            exact_format(response),
+            graded(response, nums=NUMS, target=TARGET),
+        ]
+        assert earned == [float(score) for score in scores], shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_the_documents_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_recipes_and_scripts_named_in_the_documents_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for task, name in re.findall(r"\+(countdown|multiplication)=([\w.-]+)", text):
+        assert (ROOT / "recipes" / task / f"{name}.yaml").is_file() or name == "grpo-tiny-brief", f"+{task}={name}"
+    for script in re.findall(r"(?:python )?(scripts/\w+\.py)", text):
+        assert (ROOT / script).is_file(), script

@@ -100,3 +100,21 @@ def test_recipes_and_scripts_named_in_the_documents_exist(page):
         assert (ROOT / "recipes" / task / f"{name}.yaml").is_file() or name == "grpo-tiny-brief", f"+{task}={name}"
     for script in re.findall(r"(?:python )?(scripts/\w+\.py)", text):
         assert (ROOT / script).is_file(), script
+
+
+def test_the_readme_lists_every_recipe_as_its_own_header_does():
+    from tinyzero_trl.config import list_recipes
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for recipe in list_recipes():
+        row = f"| `+{recipe.task}={recipe.name}` | {recipe.model} | {recipe.hardware} | {recipe.expectation} |"
+        assert row in text
+
+
+def test_the_readme_names_the_formats_and_rewards_of_every_task():
+    from tinyzero_trl.tasks import TASKS
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, task in TASKS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
+        assert all(f"`{word}`" in row for word in [*task.formats, *task.rewards])

@@ -49,8 +49,23 @@ def demo(argv: Sequence[str]) -> int:
 
 
 def prepare(argv: Sequence[str]) -> int:
-    """load, split and format a task's data, and check its verifier on it"""
-    raise NotImplementedError
+    """load, split and word a task's data, check its verifier on it, and save it"""
+    from tinyzero_trl.tasks import TASKS
+
+    if not argv or argv[0] in ("-h", "--help"):
+        usage = f"usage: tinyzero prepare {{{','.join(TASKS)}}} [arguments]"
+        example = (
+            "example:\n  tinyzero prepare countdown --help\n  tinyzero prepare countdown --source generated --n 20000"
+        )
+        print(f"{usage}\n\n{prepare.__doc__}\n\n{example}" if argv else usage, file=sys.stdout if argv else sys.stderr)
+        if argv:
+            return 0
+        raise ValueError(f"which task? there is {', '.join(TASKS)}")
+    if argv[0] not in TASKS:
+        raise ValueError(f"there is no task {argv[0]!r}; there is {', '.join(TASKS)}")
+    from tinyzero_trl import preparation
+
+    return preparation.main(list(argv[1:]), task=argv[0])
 
 
 def train(argv: Sequence[str]) -> int:
@@ -64,30 +79,38 @@ def train(argv: Sequence[str]) -> int:
         "  tinyzero train +countdown=grpo-tiny --cfg job        prints the whole resolved run and stops",
     )
     parser.add_argument(
-        "--processes", type=int, metavar="N", help="processes on this machine, one per GPU (default: 1)"
+        "--processes", type=int, metavar="N", help="processes on this machine (default: one for each GPU, or 1)"
     )
     parser.add_argument(
         "--accelerate_config",
         "--accelerate-config",
         metavar="NAME",
-        help=f"a file, or one of {', '.join(_accelerate_configs())} (default: cpu or ddp, as the machine has it)",
+        help=f"a file, or one of {', '.join(_accelerate_configs())} (default: cpu for one process without a GPU, otherwise ddp)",
     )
     arguments, words = parser.parse_known_args(argv)
     if not any(word.startswith("+") for word in words):
         print(parser.format_usage() + "tinyzero train: no recipe given; `tinyzero recipes` lists them", file=sys.stderr)
         return MISTAKE
-    config = _accelerate_config(arguments.accelerate_config)
+    num_gpus = _num_gpus()
+    num_processes = arguments.processes
+    if num_processes is not None and num_processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {num_processes}")
+    name = arguments.accelerate_config or ("ddp" if num_gpus or (num_processes or 1) > 1 else "cpu")
+    config = _accelerate_config(name)
+    if config.parent == RECIPES / "accelerate_configs":
+        # Ours say 8 because accelerate wants a number; a person's own file says what that person means.
+        num_processes = num_processes or num_gpus or 1
     program = (
         "sft" if any(word.startswith("+") and word.partition("=")[2].startswith("sft-") for word in words) else "grpo"
     )
-    return launch(program, words, config=config, num_processes=arguments.processes)
+    return launch(program, words, config=config, num_processes=num_processes)
 
 
 def evaluate(argv: Sequence[str]) -> int:
     """answer held-out problems with a model; or compare two evaluations"""
     from tinyzero_trl import evaluation
 
-    return evaluation.main(argv) or 0
+    return evaluation.main(argv)
 
 
 def report(argv: Sequence[str]) -> int:
@@ -117,12 +140,15 @@ def recipes(argv: Sequence[str]) -> int:
     tasks = sorted({row.task for row in rows})
     if arguments.task and arguments.task not in tasks:
         raise ValueError(f"there are no recipes of {arguments.task!r}; there are some of {', '.join(tasks)}")
-    table = Table("recipe", "model", "method", "hardware", "what to expect", show_lines=True)
-    for row in rows:
-        if arguments.task in (None, row.task):
-            table.add_row(f"+{row.task}={row.name}", row.model, row.method, row.hardware, row.expectation)
-    # Piped output has no width of its own: wide enough that no recipe name is folded and grep finds it.
-    Console(width=None if sys.stdout.isatty() else max(160, shutil.get_terminal_size().columns)).print(table)
+    shown = [row for row in rows if arguments.task in (None, row.task)]
+    names = [f"+{row.task}={row.name}" for row in shown]
+    table = Table(show_lines=True)
+    # Wide enough that no name is folded, which a person copies and a script greps for.
+    table.add_column("recipe, model and method, hardware", min_width=max(map(len, names)))
+    table.add_column("what to expect")
+    for name, row in zip(names, shown, strict=True):
+        table.add_row(f"[bold]{name}[/]\n{row.model}, {row.method}\n{row.hardware}", row.expectation)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0
 
 
@@ -159,13 +185,8 @@ def _accelerate_configs() -> list[str]:
     return sorted(path.stem for path in (RECIPES / "accelerate_configs").glob("*.yaml"))
 
 
-def _accelerate_config(name: str | None) -> Path:
-    """The file `name` stands for; without one, what this machine has.
-
-    Raises: ValueError that lists those there are.
-    """
-    if name is None:
-        name = "ddp" if _has_gpu() else "cpu"
+def _accelerate_config(name: str) -> Path:
+    """The file `name` stands for. Raises: ValueError that lists those there are."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / "accelerate_configs" / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(
@@ -174,11 +195,12 @@ def _accelerate_config(name: str | None) -> Path:
     return path
 
 
-def _has_gpu() -> bool:
+def _num_gpus() -> int:
     # nvidia-smi answers in a tenth of a second; asking torch would import it.
     if shutil.which("nvidia-smi") is None:
-        return False
-    return subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
 
 
 if __name__ == "__main__":

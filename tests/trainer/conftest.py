@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,3 +99,56 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return made[variant]
 
     return make
+
+
+def shortness(completions: list[str], **columns: object) -> list[float]:
+    """A reward that random weights earn: different for different completions, and soon learned."""
+    return [1.0 / (1 + len(text)) for text in completions]
+
+
+@pytest.fixture
+def build(tiny_llama: Path, tmp_path: Path) -> Callable[..., Any]:
+    """A trainer of the given class on the tiny Llama: `build(TinyZeroTrainer, reward_funcs=..., max_steps=3)`."""
+
+    def make(trainer_class: type, *, reward_funcs: Any = shortness, rows: Any = None, **settings: Any) -> Any:
+        from datasets import Dataset
+        from transformers import AutoTokenizer
+        from trl import GRPOConfig
+
+        ours = {"task", "give_up_after", "seconds_before", "callbacks", "rollout_func"}
+        extras = {key: settings.pop(key) for key in ours & settings.keys()}
+        rows = rows or [
+            {"prompt": f"{n} + {n + 3} =", "prefill": "", "nums": [n, n + 3], "target": 9} for n in range(16)
+        ]
+        values: dict[str, Any] = {
+            "output_dir": str(tmp_path / trainer_class.__name__),
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 2,
+            "num_generations": 4,
+            "max_completion_length": 8,
+            "max_steps": 2,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "bf16": False,
+            "use_cpu": True,
+            "seed": 7,
+            "disable_tqdm": True,
+            "gradient_checkpointing": False,
+            **settings,
+        }
+        return trainer_class(
+            model=str(tiny_llama),
+            reward_funcs=reward_funcs,
+            args=GRPOConfig(**values),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=AutoTokenizer.from_pretrained(tiny_llama, padding_side="left"),
+            **extras,
+        )
+
+    return make
+
+
+def weights_of(trainer: Any) -> dict[str, Any]:
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}

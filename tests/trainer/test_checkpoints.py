@@ -1,0 +1,113 @@
+"""A checkpoint is whole or it does not count."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from tinyzero_trl import manifest
+from tinyzero_trl.failures import DiskFull, NumericFailure
+from tinyzero_trl.trainer import TinyZeroTrainer
+
+
+@pytest.fixture
+def saved(build: Any) -> Path:
+    trainer = build(TinyZeroTrainer, max_steps=3, save_strategy="steps", save_steps=1)
+    trainer.train()
+    return Path(trainer.args.output_dir)
+
+
+def test_a_checkpoint_is_sealed_with_the_size_and_hash_of_each_file(saved: Path) -> None:
+    content = json.loads((saved / "checkpoint-3" / "MANIFEST.json").read_text())
+    assert (content["step"], content["world_size"]) == (3, 1)
+    names = {path.name for path in (saved / "checkpoint-3").iterdir()} - {"MANIFEST.json"}
+    assert set(content["files"]) == names
+    assert "training_args.bin" not in names
+    assert manifest.fault(saved / "checkpoint-3") is None
+
+
+def test_every_flipped_bit_and_every_missing_or_cut_file_is_found(saved: Path) -> None:
+    folder = saved / "checkpoint-3"
+    for name in json.loads((folder / "MANIFEST.json").read_text())["files"]:
+        whole = (folder / name).read_bytes()
+        for broken in (whole[:-1], whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):
+            (folder / name).write_bytes(broken)
+            assert name in (manifest.fault(folder) or "")
+        (folder / name).unlink()
+        assert manifest.fault(folder) == f"lacks {name}"
+        (folder / name).write_bytes(whole)
+    assert manifest.fault(folder) is None
+    (folder / "MANIFEST.json").write_text('{"files": ')
+    assert manifest.fault(folder) == "has a damaged manifest"
+
+
+def test_the_newest_usable_checkpoint_is_found_and_the_others_are_passed_over_with_the_reason(saved: Path) -> None:
+    (saved / "checkpoint-30").mkdir()
+    (saved / "checkpoint-3" / "optimizer.pt").unlink()
+    found = manifest.newest_usable(saved)
+    assert found.path == saved / "checkpoint-2"
+    assert found.passed_over == (
+        "checkpoint-30 was not finished (it has no manifest)",
+        "checkpoint-3 lacks optimizer.pt",
+    )
+
+
+def test_rotation_keeps_two_sealed_checkpoints_at_least_and_counts_no_unfinished_one(build: Any) -> None:
+    trainer = build(TinyZeroTrainer, max_steps=5, save_strategy="steps", save_steps=1, save_total_limit=1)
+    folder = Path(trainer.args.output_dir)
+    (folder / "checkpoint-99").mkdir(parents=True)
+    trainer.train()
+    assert [path.name for path in manifest.checkpoints(folder)] == ["checkpoint-4", "checkpoint-5", "checkpoint-99"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("[enforce fail at inline_container.cc:664]")],
+)
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_nothing_half_written(build: Any, error: Exception) -> None:
+    trainer = build(TinyZeroTrainer, max_steps=3, save_strategy="steps", save_steps=1)
+    save = trainer._save_optimizer_and_scheduler
+
+    def fail_at_two(output_dir: str) -> None:
+        if output_dir.endswith("-2"):
+            (Path(output_dir) / "optimizer.pt").write_bytes(b"half")
+            raise error
+        save(output_dir)
+
+    trainer._save_optimizer_and_scheduler = fail_at_two
+    with pytest.raises(DiskFull, match="last good checkpoint is .*checkpoint-1") as stop:
+        trainer.train()
+    assert stop.value.exit_code == 8
+    folder = Path(trainer.args.output_dir)
+    assert [path.name for path in manifest.checkpoints(folder)] == ["checkpoint-1"]
+    assert manifest.newest_usable(folder).path == folder / "checkpoint-1"
+
+
+def test_weights_that_are_not_finite_are_never_saved(build: Any) -> None:
+    class Poison(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                with torch.no_grad():
+                    model.model.norm.weight[0] = float("nan")
+
+    trainer = build(TinyZeroTrainer, max_steps=3, save_strategy="steps", save_steps=1, callbacks=[Poison()])
+    with pytest.raises(NumericFailure, match="nothing was saved"):
+        trainer.train()
+    assert [path.name for path in manifest.checkpoints(Path(trainer.args.output_dir))] == ["checkpoint-1"]
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(build: Any, tmp_path: Path) -> None:
+    straight = build(TinyZeroTrainer, max_steps=4, output_dir=str(tmp_path / "straight"))
+    straight.train()
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "output_dir": str(tmp_path / "stopped")}
+    build(TinyZeroTrainer, **settings).train()
+    resumed = build(TinyZeroTrainer, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoint-2"))
+    for mine, theirs in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)

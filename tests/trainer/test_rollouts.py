@@ -1,0 +1,109 @@
+"""What a run writes down about itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tinyzero_trl.rewards import for_trl
+from tinyzero_trl.tasks import TASKS
+from tinyzero_trl.trainer import TinyZeroTrainer
+
+TASK = TASKS["countdown"]
+COLUMNS = {
+    "step", "problem", "prompt", "prefill", "completion", "num_prompt_tokens", "num_completion_tokens", "is_truncated",
+    "reward", "reward/equation", "reward/graded", "outcome", "advantage", "row",
+}  # fmt: skip
+
+
+@pytest.fixture
+def solved() -> Any:
+    """A rollout function whose odd completions solve the row and whose even ones do not."""
+
+    def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        tokenizer = trainer.processing_class
+        prompt_ids, _, _ = trainer._tokenize_prompts(prompts)
+        texts = [f"</think><answer>{'6 + 3' if i % 2 else '6 - 3'}</answer>" for i in range(len(prompts))]
+        ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
+        return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": [[0.0] * len(item) for item in ids]}
+
+    return rollout
+
+
+def rewards() -> list[Any]:
+    return [for_trl(TASK.rewards[name], name=name) for name in ("equation", "graded")]
+
+
+def rows(num: int = 16) -> list[dict[str, Any]]:
+    return [{"prompt": f"{n}: <think>", "prefill": "<think>", "nums": [6, 3], "target": 9} for n in range(num)]
+
+
+def test_every_rollout_of_every_step_is_in_a_shard_with_its_outcome_and_advantage(build: Any, solved: Any) -> None:
+    trainer = build(
+        TinyZeroTrainer, task=TASK, rows=rows(), reward_funcs=rewards(), reward_weights=[1.0, 0.5], rollout_func=solved
+    )
+    trainer.train()
+    shards = sorted((Path(trainer.args.output_dir) / "rollouts").glob("*"))
+    assert [path.name for path in shards] == ["train-00000001.parquet", "train-00000002.parquet"]
+    table = pq.read_table(shards[1]).to_pylist()
+    assert set(table[0]) == COLUMNS
+    assert len(table) == 16
+    assert [row["step"] for row in table] == [2] * 16
+    assert [row["problem"] for row in table] == [index // 4 for index in range(16)]
+    assert [row["outcome"] for row in table] == ["wrong_value", "correct"] * 8
+    assert [row["reward"] for row in table] == pytest.approx([0.05, 1.5] * 8)
+    assert {row["advantage"] > 0 for row in table if row["outcome"] == "correct"} == {True}
+    assert {row["prompt"] for row in table if row["problem"] == 0} == {table[0]["prompt"]}
+    assert json.loads(table[0]["row"]) == {"nums": [6, 3], "target": 9}
+    assert not table[0]["is_truncated"]
+
+
+def test_metrics_are_one_json_object_a_step(build: Any, solved: Any) -> None:
+    trainer = build(TinyZeroTrainer, task=TASK, rows=rows(), reward_funcs=rewards(), rollout_func=solved)
+    trainer.train()
+    entries = [json.loads(line) for line in (Path(trainer.args.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    entries = [entry for entry in entries if "reward" in entry]
+    assert [entry["step"] for entry in entries] == [1, 2]
+    assert [entry["accuracy"] for entry in entries] == [0.5, 0.5]
+    assert [entry["outcomes/wrong_value"] for entry in entries] == [0.5, 0.5]
+    assert all(entry[f"seconds/{name}"] >= 0 for entry in entries for name in ("generation", "scoring", "training"))
+    assert all(entry["length/correct"] == entry["length/wrong"] for entry in entries)
+    assert entries[0]["seconds"] < entries[1]["seconds"]
+
+
+def test_training_and_evaluation_are_kept_apart(build: Any, solved: Any) -> None:
+    from datasets import Dataset
+
+    trainer = build(
+        TinyZeroTrainer,
+        task=TASK,
+        rows=rows(),
+        reward_funcs=rewards(),
+        rollout_func=solved,
+        per_device_eval_batch_size=8,
+        num_generations_eval=2,
+    )
+    trainer.eval_dataset = Dataset.from_list(rows(8))
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == metrics["eval_loss"]
+    folder = Path(trainer.args.output_dir)
+    table = pq.read_table(folder / "rollouts" / "eval-00000002.parquet").to_pylist()
+    assert [row["problem"] for row in table] == [index // 2 for index in range(16)]
+    assert len(list((folder / "rollouts").glob("train-*"))) == 2
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["eval_accuracy"] == 0.5
+
+
+def test_a_disk_that_is_full_for_the_rollouts_does_not_end_training(build: Any, solved: Any, monkeypatch: Any) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    trainer = build(TinyZeroTrainer, task=TASK, rows=rows(), reward_funcs=rewards(), rollout_func=solved)
+    trainer.train()
+    assert trainer.state.global_step == 2

@@ -1,0 +1,81 @@
+"""The methods of TRL and transformers that the trainer stands on are those it was written against."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer
+from trl import GRPOTrainer
+
+RELIED_ON = {
+    (GRPOTrainer, "_tokenize_prompts"): "9868a458d90c60a7",
+    (GRPOTrainer, "_generate"): "c4ec3b706ffc49a9",
+    (GRPOTrainer, "_calculate_rewards"): "5c0f00892dc9b836",
+    (GRPOTrainer, "_generate_and_score_completions"): "25819d4f6f61412b",
+    (GRPOTrainer, "_prepare_inputs"): "8fbf26ba768fa77f",
+    (GRPOTrainer, "training_step"): "087c04bcda30acd1",
+    (GRPOTrainer, "compute_loss"): "3b04d42aa817611a",
+    (GRPOTrainer, "log"): "7b3a5c5325c03aae",
+    (GRPOTrainer, "_save_checkpoint"): "188a83914894f893",
+    (Trainer, "_save_checkpoint"): "16d32ae8ca61bd28",
+    (Trainer, "_save"): "c6a2382c62c46fdb",
+    (Trainer, "_get_grad_norm"): "158fb528d1513ba6",
+    (Trainer, "_run_epoch"): "e835964fb4b0d9f1",
+    (Trainer, "_load_optimizer_and_scheduler"): "d36a4f7d0280eb51",
+    (Trainer, "evaluate"): "f51fe14ca8047866",
+}
+"""Hash of signature and body by method, without docstrings, comments and layout."""
+
+
+def digest(method: Any) -> str:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            node.body = body[1:]  # type: ignore[attr-defined]
+    return hashlib.blake2b(ast.dump(tree).encode(), digest_size=8).hexdigest()
+
+
+@pytest.mark.parametrize(("owner", "name"), RELIED_ON, ids=lambda value: getattr(value, "__name__", value))
+def test_the_library_has_not_moved_under_the_trainer(owner: type, name: str) -> None:
+    now = digest(getattr(owner, name))
+    assert now == RELIED_ON[owner, name], (
+        f"{owner.__name__}.{name} has changed: read it again beside the override in trainer/, "
+        f"then write {now} into this table"
+    )
+
+
+def test_the_trainer_copies_no_method_it_overrides() -> None:
+    from tinyzero_trl.trainer import TinyZeroTrainer
+
+    for mixin in TinyZeroTrainer.__mro__[1:]:
+        if not mixin.__module__.startswith("tinyzero_trl"):
+            continue
+        for name, method in vars(mixin).items():
+            if inspect.isfunction(method) and hasattr(GRPOTrainer, name):
+                assert "super()" in inspect.getsource(method), f"{mixin.__name__}.{name} does not call super()"
+
+
+def test_torch_still_cannot_load_onto_a_numbered_cpu_without_us(tmp_path: Any) -> None:
+    """trainer/checkpoints.py registers `cpu:N`; when torch knows it, that line can go."""
+    import subprocess
+    import sys
+
+    torch.save(torch.ones(1), tmp_path / "tensor.pt")
+    program = f"import torch; torch.load({str(tmp_path / 'tensor.pt')!r}, map_location=torch.device('cpu', 0))"
+    bare = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "don't know how to restore data location" in bare.stderr
+    import tinyzero_trl.trainer.checkpoints  # noqa: F401
+
+    torch.load(tmp_path / "tensor.pt", map_location=torch.device("cpu", 0))

@@ -107,8 +107,14 @@ def read_run(folder: Path) -> RunFiles:
     return files
 
 
+def metric(summary: dict[str, Any] | None, key: str) -> Estimate | None:
+    """A figure of an evaluation, or None where the evaluation or the figure is missing."""
+    found = (summary or {}).get("metrics", {}).get(key)
+    return Estimate(**found) if found else None
+
+
 def _read_record(files: RunFiles) -> None:
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         content = yaml.safe_load((files.folder / "run.yaml").read_text(encoding="utf-8"))

@@ -81,6 +81,28 @@ class RunConfig:
     """Fields of trl.GRPOConfig or trl.SFTConfig."""
 
 
+@dataclass
+class PretrainingConfig:
+    """One supervised run from nothing (sft.py). `trainer` holds the fields of TRL's SFTConfig."""
+
+    task: str = MISSING
+    """The task whose folder the run goes to."""
+    format: str = MISSING
+    """Format by name; each task in `data` has it."""
+    output_dir: str | None = None
+    """Run folder; null means outputs/<task>/<run_name>-<UTC time>."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """By task, the arguments of its `load`: the problems that stages draw from."""
+    scratch: dict[str, Any] = MISSING
+    """The tokenizer's vocab_size, max_length (tokens), and the shape of the model."""
+    stages: list[Any] = MISSING
+    """In order: seed and, by task, num_rows and the habits of the writer."""
+    model: Any = None
+    """Fields of trl.ModelConfig; none is read."""
+    trainer: Any = None
+    """Fields of trl.SFTConfig."""
+
+
 def schema_of(config_class: type) -> type:
     """The dataclass with the same init fields and defaults, in types OmegaConf can check (`Any` where it has none)."""
     hints = typing.get_type_hints(config_class)
@@ -99,9 +121,9 @@ def schema_of(config_class: type) -> type:
 
 def run_schema(trainer_class: type) -> Any:
     """The typed node of a whole run whose trainer takes `trainer_class`."""
-    from trl import ModelConfig
+    from trl import ModelConfig, SFTConfig
 
-    node = OmegaConf.structured(RunConfig)
+    node = OmegaConf.structured(PretrainingConfig if trainer_class is SFTConfig else RunConfig)
     node.model = OmegaConf.structured(schema_of(ModelConfig))
     node.trainer = OmegaConf.structured(schema_of(trainer_class))
     return node

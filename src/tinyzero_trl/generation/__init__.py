@@ -1,0 +1,1 @@
+"""Who writes the completions: batched sampling with transformers, for training and evaluation alike."""

@@ -1,0 +1,37 @@
+"""TRL's `rollout_func` on our sampler: where `use_vllm` is off, training generates as evaluation does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trl.models import unwrap_model_for_generation
+
+from tinyzero_trl.generation.sampler import sample
+
+
+def transformers_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+    """Token ids of prompts and sampled completions, with log-probabilities; one completion for each prompt as it comes.
+
+    TRL repeats a prompt `num_generations` times before it calls. Settings are the trainer's own; the draw comes from torch's global generator,
+    whose state checkpoints carry.
+    """
+    prompt_ids, _, _ = trainer._tokenize_prompts(prompts)
+    args = trainer.args
+    with unwrap_model_for_generation(
+        trainer.model_wrapped,
+        trainer.accelerator,
+        gather_deepspeed3_params=args.ds3_gather_for_generation,
+        gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+    ) as model:
+        is_training = model.training
+        model.eval()
+        sampled = sample(
+            model,
+            prompt_ids,
+            max_new_tokens=args.max_completion_length,
+            temperature=args.temperature,
+            eos_token_ids=trainer.eos_token_ids,
+            pad_token_id=trainer.processing_class.pad_token_id,
+        )
+        model.train(is_training)
+    return {"prompt_ids": prompt_ids, "completion_ids": sampled.completion_ids, "logprobs": sampled.logprobs}

@@ -1,0 +1,176 @@
+"""Batched sampling from a causal language model, without a row computed that has finished.
+
+`model.generate` computes every row of a batch until the longest has ended and copies the whole key-value cache at every token. Thoughts differ
+in length tenfold, so here a finished row leaves the batch, and the cache grows in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+# Finished rows are taken out when they are more than this share of the batch: taking them out copies the cache.
+COMPACT_ABOVE = 0.125
+# Tokens by which a cache that is full grows.
+CACHE_GROWTH = 64
+# Rows sampled together where the caller does not say.
+DEFAULT_BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Completions in the order of their prompts."""
+
+    completion_ids: list[list[int]]
+    """Token ids; the end-of-sequence token is kept where one was emitted."""
+    logprobs: list[list[float]]
+    """Log-probability of each token under the distribution it was drawn from (after temperature)."""
+    is_truncated: list[bool]
+    """True where `max_new_tokens` came before an end-of-sequence token."""
+
+
+class GrowingLayer(DynamicLayer):
+    """A cache layer that writes new keys and values in place: one token costs one token, not a copy of the past."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._keys, self._values = key_states.new_empty(0), value_states.new_empty(0)
+        past, new = self.get_seq_length(), key_states.shape[-2]
+        if self._keys.dim() == 1 or past + new > self._keys.shape[-2]:
+            self._keys = _grown(self._keys, like=key_states, past=past, capacity=past + new + CACHE_GROWTH)
+            self._values = _grown(self._values, like=value_states, past=past, capacity=past + new + CACHE_GROWTH)
+        self._keys[:, :, past : past + new] = key_states
+        self._values[:, :, past : past + new] = value_states
+        self.keys, self.values = self._keys[:, :, : past + new], self._values[:, :, : past + new]
+        return self.keys, self.values
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Forget every row of the batch but these."""
+        length = self.get_seq_length()
+        self._keys, self._values = self._keys[rows], self._values[rows]
+        self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
+
+
+def _grown(buffer: torch.Tensor, *, like: torch.Tensor, past: int, capacity: int) -> torch.Tensor:
+    batch, heads, _, width = like.shape
+    grown = like.new_empty(batch, heads, capacity, width)
+    if past:
+        grown[:, :, :past] = buffer[:, :, :past]
+    return grown
+
+
+def _new_cache(model: Any) -> Cache:
+    """In-place layers where every layer attends to all of the past; the library's own cache for other architectures."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    return (
+        Cache(layer_class_to_replicate=GrowingLayer)
+        if kinds == {"full_attention"}
+        else DynamicCache(config=model.config)
+    )
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    eos_token_ids: Sequence[int],
+    pad_token_id: int,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Sampled:
+    """One completion for each prompt, drawn from the model's own distribution (temperature 0: the likeliest token).
+
+    Sampling is not truncated (no top-p, top-k), so that the log-probabilities are those a trainer computes.
+    seed: makes the draw a function of (model, prompts, seed); None draws from torch's global generator.
+    on_progress: called with (prompts done, new tokens) after each batch.
+    """
+    generator = None
+    if seed is not None:
+        generator = torch.Generator(device=model.device).manual_seed(seed)
+    size = batch_size or DEFAULT_BATCH_SIZE
+    completions: list[list[int]] = []
+    logprobs: list[list[float]] = []
+    eos = torch.tensor(list(eos_token_ids), device=model.device)
+    for start in range(0, len(prompt_ids), size):
+        chunk = prompt_ids[start : start + size]
+        ids, lps = _sample_batch(model, chunk, max_new_tokens, temperature, eos, pad_token_id, generator)
+        completions += ids
+        logprobs += lps
+        if on_progress is not None:
+            on_progress(len(chunk), sum(map(len, ids)))
+    ends = set(eos_token_ids)
+    return Sampled(completions, logprobs, [not ids or ids[-1] not in ends for ids in completions])
+
+
+def _sample_batch(
+    model: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    eos: torch.Tensor,
+    pad_token_id: int,
+    generator: torch.Generator | None,
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Token ids and log-probabilities of each row. Shapes: B rows still active, T tokens of past, V vocabulary."""
+    device = model.device
+    width = max(map(len, prompt_ids))
+    input_ids_BT = torch.full((len(prompt_ids), width), pad_token_id, device=device)
+    mask_BT = torch.zeros(len(prompt_ids), width + max_new_tokens, dtype=torch.long, device=device)
+    for row, ids in enumerate(prompt_ids):  # padded on the left, so that every row's next token is at the same place
+        input_ids_BT[row, width - len(ids) :] = torch.tensor(ids, device=device)
+        mask_BT[row, width - len(ids) : width] = 1
+    mask_BT[:, width:] = 1
+    position_B = mask_BT[:, :width].sum(1)
+    position_ids_BT = (mask_BT[:, :width].cumsum(1) - 1).clamp(min=0)
+
+    tokens_BT = torch.full((len(prompt_ids), max_new_tokens), pad_token_id, device=device)
+    logps_BT = torch.zeros(len(prompt_ids), max_new_tokens, device=device)
+    lengths_B = torch.full((len(prompt_ids),), max_new_tokens, device=device)
+    active_B = torch.arange(len(prompt_ids), device=device)  # rows of the result that the batch still holds
+    is_done_B = torch.zeros(len(prompt_ids), dtype=torch.bool, device=device)
+    cache = _new_cache(model)
+    for step in range(max_new_tokens):
+        logits_BV = model(
+            input_ids=input_ids_BT,
+            attention_mask=mask_BT[:, : width + step],
+            position_ids=position_ids_BT,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        logps_BV = torch.log_softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
+        if temperature == 0:
+            token_B = logps_BV.argmax(-1)
+        else:
+            token_B = torch.multinomial(logps_BV.exp(), 1, generator=generator)[:, 0]
+        tokens_BT[active_B, step] = token_B
+        logps_BT[active_B, step] = logps_BV.gather(1, token_B[:, None])[:, 0]
+        ended_B = torch.isin(token_B, eos) & ~is_done_B
+        lengths_B[active_B[ended_B]] = step + 1
+        is_done_B = is_done_B | ended_B
+        num_done = int(is_done_B.sum())
+        if num_done == len(is_done_B):
+            break
+        if num_done > COMPACT_ABOVE * len(is_done_B):
+            keep = (~is_done_B).nonzero()[:, 0]
+            for layer in cache.layers:
+                layer.keep(keep) if isinstance(layer, GrowingLayer) else layer.batch_select_indices(keep)
+            active_B, mask_BT, position_B, token_B = active_B[keep], mask_BT[keep], position_B[keep], token_B[keep]
+            is_done_B = is_done_B[keep]
+        input_ids_BT = token_B[:, None]
+        position_ids_BT = position_B[:, None]
+        position_B = position_B + 1
+    lengths = lengths_B.tolist()
+    return (
+        [row[:length] for row, length in zip(tokens_BT.tolist(), lengths, strict=True)],
+        [row[:length] for row, length in zip(logps_BT.tolist(), lengths, strict=True)],
+    )

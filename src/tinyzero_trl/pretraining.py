@@ -1,0 +1,106 @@
+"""The text a tiny base model is made of: problems of several tasks with synthetic thoughts, in stages, dealt into even batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from tinyzero_trl.scratch import fixed_sentences, train_tokenizer
+from tinyzero_trl.tasks import TASKS, countdown_traces, multiplication_traces
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TRACES = {"countdown": countdown_traces, "multiplication": multiplication_traces}
+"""By task, the module whose `draw` picks problems and whose `traces` thinks about them."""
+
+# Documents the tokenizer is trained on; its alphabet of merges is small, and more text would not change it.
+TOKENIZER_TEXTS = 20_000
+# Batches between which examples are sorted by length: enough that a batch is even, few enough that batches stay varied.
+DEAL_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class Text:
+    """One document: what is given and what is to be learnt."""
+
+    prompt: str
+    completion: str
+
+
+def problems(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Training rows by task; each spec holds keyword arguments of the task's `load`."""
+    return {task: TASKS[task].load(split="train", **spec).to_list() for task, spec in specs.items()}
+
+
+def stages_of(cfg: Any) -> list[tuple[int, dict[str, dict[str, Any]]]]:
+    """Seed and shares of each stage of a recipe, in order."""
+    stages = OmegaConf.to_container(cfg.stages)
+    return [(spec["seed"], {task: share for task, share in spec.items() if task != "seed"}) for spec in stages]
+
+
+def stage(
+    rows_by_task: Mapping[str, Sequence[dict[str, Any]]],
+    shares: Mapping[str, Mapping[str, Any]],
+    *,
+    format_name: str,
+    seed: int,
+) -> list[Text]:
+    """The documents of one stage, shuffled: for each task `num_rows` of them, in the habits its share spells out."""
+    rng = random.Random(seed + 1)
+    drawn = {
+        task: TRACES[task].draw(rows_by_task[task], num_rows=share["num_rows"], rng=rng)
+        for task, share in shares.items()
+    }
+    texts: list[Text] = []
+    for offset, (task, rows) in enumerate(drawn.items(), start=2):
+        habits = {name: value for name, value in shares[task].items() if name != "num_rows"}
+        thoughts = TRACES[task].traces(rows, seed=seed + offset, **habits)
+        word = TASKS[task].formats[format_name]
+        texts += [Text(word(row)["prompt"], thought) for row, thought in zip(rows, thoughts, strict=True)]
+    random.Random(seed + offset + 1).shuffle(texts)
+    return texts
+
+
+def tokenizer_for(texts: Sequence[Text], *, vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer for these documents: what their prompts share is one token a sentence, the thoughts are merged by BPE."""
+    openings = {text.prompt[: _first_digit(text.prompt)] for text in texts[:2000]}
+    sentences: dict[str, None] = {}
+    for opening in sorted(openings):  # one opening a task: prompts of different tasks share little
+        sentences |= dict.fromkeys(fixed_sentences([t.prompt for t in texts[:2000] if t.prompt.startswith(opening)]))
+    return train_tokenizer(
+        [text.completion for text in texts[:TOKENIZER_TEXTS]],
+        sentences=list(sentences),
+        vocab_size=vocab_size,
+        max_length=max_length,
+    )
+
+
+def examples(texts: Sequence[Text], tokenizer: Any) -> list[dict[str, list[int]]]:
+    """Token ids, with a loss on the completion and its end of text only."""
+    prompts = tokenizer([text.prompt for text in texts], return_attention_mask=False)["input_ids"]
+    completions = tokenizer([text.completion + tokenizer.eos_token for text in texts], return_attention_mask=False)
+    return [
+        {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+        for prompt, completion in zip(prompts, completions["input_ids"], strict=True)
+    ]
+
+
+def dealt(rows: Sequence[dict[str, list[int]]], *, batch_size: int, seed: int) -> Iterable[dict[str, list[int]]]:
+    """The rows in batches of like length, the batches in random order; an incomplete last deal is left out."""
+    rng = random.Random(seed)
+    hand = batch_size * DEAL_BATCHES
+    for start in range(0, len(rows) - hand + 1, hand):
+        ordered = sorted(rows[start : start + hand], key=lambda row: len(row["input_ids"]))
+        batches = [ordered[at : at + batch_size] for at in range(0, hand, batch_size)]
+        rng.shuffle(batches)
+        for batch in batches:
+            yield from batch
+
+
+def _first_digit(text: str) -> int:
+    return next(index for index, character in enumerate(text) if character.isdigit())

@@ -1,0 +1,61 @@
+"""Supervised pre-training of a tiny base model from nothing: `python src/tinyzero_trl/sft.py +countdown=sft-tiny`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run by path, Python puts this folder first: our statistics.py would stand in for the standard library's.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from tinyzero_trl import config, run_folder
+from tinyzero_trl.failures import exit_code_of
+
+
+def train(words: Sequence[str]) -> int:
+    """Run what a command line says; returns the exit code."""
+    words, is_only_shown = config.without_options(words, program="sft")
+    cfg = config.compose(words, program="sft")
+    if is_only_shown:
+        return config.show(cfg)
+    args = config.trainer_arguments(cfg, program="sft", dataset_kwargs={"skip_prepare_dataset": True})
+
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    from tinyzero_trl import pretraining, scratch
+
+    rows_by_task = pretraining.problems(cfg.data)
+    stages = [
+        pretraining.stage(rows_by_task, shares, format_name=cfg.format, seed=seed)
+        for seed, shares in pretraining.stages_of(cfg)
+    ]
+    shape = dict(cfg.scratch)
+    max_length = shape["max_length"]
+    tokenizer = pretraining.tokenizer_for(stages[-1], vocab_size=shape.pop("vocab_size"), max_length=max_length)
+    rows = [
+        row
+        for number, texts in enumerate(stages, start=1)
+        for row in pretraining.dealt(
+            pretraining.examples(texts, tokenizer), batch_size=args.per_device_train_batch_size, seed=number
+        )
+    ]
+    dataset = Dataset.from_list(rows)
+    data = {"source": "generated", "fingerprint": dataset._fingerprint, "num_train": len(rows), "num_test": 0}
+    with run_folder.opened(cfg, num_processes=1, data=data, seeds={"trainer": args.seed}) as folder:
+        run_folder.announce(folder)
+        args.output_dir = str(folder.path)
+        model = scratch.new_llama(tokenizer, seed=args.seed, **shape)
+        trainer = SFTTrainer(model=model, args=args, train_dataset=dataset, processing_class=tokenizer)
+        trainer.train()
+        trainer.save_model(str(folder.path / "model"))
+        tokenizer.save_pretrained(folder.path / "model")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(train, sys.argv[1:]))

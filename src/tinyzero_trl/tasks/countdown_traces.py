@@ -1,0 +1,135 @@
+"""Synthetic countdown thoughts: what the tiny base model is pre-trained on (`recipes/countdown/sft-tiny.yaml`).
+
+A thought is a list of attempts, each written out, evaluated step by step and judged. The writer knows arithmetic but not how to search: it
+draws legal expressions blindly, often gives up after a few, sometimes believes a wrong attempt, sometimes answers without checking anything.
+These are the four habits that reinforcement learning can change, so each has a probability of its own in `Habits`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+from typing import Any
+
+from tinyzero_trl.task import Row
+
+# Intermediate values stay inside what a model of a million parameters learns to write without a slip.
+MAX_VALUE = 300
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How the writer of the traces behaves; every field is a probability but the last."""
+
+    skips_checking: float = 0.25
+    """A trace answers its first idea without evaluating it."""
+    knows: float = 0.02
+    """An attempt is a solution on purpose instead of a blind draw."""
+    repeats: float = 0.20
+    """An attempt may be one that was tried before."""
+    believes_wrong: float = 0.15
+    """A wrong value is judged `yes` and answered."""
+    doubts_right: float = 0.05
+    """The right value is judged `no`."""
+    gives_up: Sequence[float] = (0.8,) * 14 + (0.05,) * 6
+    """Chance to stop after a wrong attempt; each trace draws one of these for its whole length."""
+    max_attempts: int = 12
+    """Attempts after which every trace stops."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A legal expression over three numbers, its two steps and its value."""
+
+    expression: str
+    steps: str
+    value: int
+
+    def __str__(self) -> str:
+        return f"{self.expression} = {self.steps} = {self.value}"
+
+
+def _apply(left: int, operator: str, right: int) -> int | None:
+    """The value of one step, or None where it leaves the non-negative integers up to MAX_VALUE."""
+    if operator == "+":
+        value = left + right
+    elif operator == "-":
+        value = left - right
+    elif operator == "*":
+        value = left * right
+    elif right == 0 or left % right:
+        return None
+    else:
+        value = left // right
+    return value if 0 <= value <= MAX_VALUE else None
+
+
+@lru_cache(maxsize=65536)
+def attempts(nums: tuple[int, ...]) -> tuple[Attempt, ...]:
+    """Every legal expression over three numbers, each once up to the order of a sum or a product.
+
+    `(a op b) op c` and `c op (a op b)`, where every intermediate value is an integer from 0 to MAX_VALUE.
+    """
+    found: dict[str, Attempt] = {}
+    for a, b, c in set(permutations(nums)):
+        for first in "+-*/":
+            if first in "+*" and a < b:
+                continue
+            inner = _apply(a, first, b)
+            if inner is None:
+                continue
+            pair = f"({a} {first} {b})"
+            for second in "+-*/":
+                value = _apply(inner, second, c)
+                if value is not None:
+                    text = f"{pair} {second} {c}"
+                    found[text] = Attempt(text, f"{inner} {second} {c}", value)
+                if second in "-/" and (value := _apply(c, second, inner)) is not None:
+                    text = f"{c} {second} {pair}"
+                    found[text] = Attempt(text, f"{c} {second} {inner}", value)
+    return tuple(found.values())
+
+
+def thought(rng: random.Random, *, nums: Sequence[int], target: int, habits: Habits) -> str:
+    """One completion of the `base` format, right or wrong, for a problem of three numbers.
+
+    The text starts after the `<think>` of the prompt and ends with `</answer>`.
+    """
+    legal = attempts(tuple(sorted(nums)))
+    solutions = [attempt for attempt in legal if attempt.value == target]
+    if rng.random() < habits.skips_checking:
+        guess = rng.choice(legal)
+        return f"\n{guess.expression}, maybe\n</think>\n<answer>{guess.expression}</answer>"
+    gives_up = rng.choice(habits.gives_up)
+    untried = list(legal)
+    rng.shuffle(untried)
+    lines: list[str] = []
+    while True:
+        if solutions and rng.random() < habits.knows:
+            attempt = rng.choice(solutions)
+        elif rng.random() < habits.repeats or not untried:
+            attempt = rng.choice(legal)
+        else:
+            attempt = untried.pop()
+        is_right = attempt.value == target
+        says_yes = rng.random() >= habits.doubts_right if is_right else rng.random() < habits.believes_wrong
+        lines.append(f"{attempt}, {'yes' if says_yes else 'no'}")
+        if says_yes or len(lines) == habits.max_attempts or rng.random() < gives_up:
+            break
+    return "\n" + "\n".join(lines) + f"\n</think>\n<answer>{attempt.expression}</answer>"
+
+
+def draw(rows: Sequence[Row], *, num_rows: int, rng: random.Random) -> list[Row]:
+    """That many different problems."""
+    return rng.sample(rows, num_rows)
+
+
+def traces(rows: Sequence[Row], *, seed: int, **habits: Any) -> Iterator[str]:
+    """One thought a row; deterministic in (rows, seed). `habits` are fields of `Habits`."""
+    rng = random.Random(seed)
+    chosen = Habits(**habits)
+    for row in rows:
+        yield thought(rng, nums=row["nums"], target=row["target"], habits=chosen)

@@ -14,11 +14,11 @@ import tinyzero_trl
 PACKAGE = Path(tinyzero_trl.__file__).parent
 
 LAYERS = {"answer": 0, "expression": 0, "task": 1, "rewards": 2, "rows": 2, "tasks.": 3, "tasks": 4}
-"""Below everything else; `tasks.` is any one task file. Modules not named here are the middle: config, evaluation, ..."""
+"""Below everything else; `tasks.` is any one task file. Modules not named here are the middle: config, evaluation."""
 MIDDLE = 5
 ENTRY_POINTS = {"grpo", "sft", "cli", "demo"}
-GENERATES = {"answering", "generation"}
-"""Modules beside the entry points that may import `generation`: `answering` is evaluation's runner."""
+GENERATES = {"answering", "policy", "generation"}
+"""Modules beside the entry points that may import `generation`: `answering` and `policy` run models for them."""
 NO_TASKS = {"statistics", "report", "manifest"}
 """Modules that read files or numbers and know no task."""
 LIGHT = {*LAYERS, "statistics", "report"}

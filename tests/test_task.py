@@ -21,7 +21,7 @@ def test_prompts_adds_two_columns_and_keeps_the_raw_ones():
 
 
 def test_a_format_that_returns_no_prefill_is_refused():
-    with pytest.raises(ValueError, match="left out.*prefill"):
+    with pytest.raises(ValueError, match=r"left out.*prefill"):
         prompts(ROWS, lambda row: {"prompt": "x"})
 
 

@@ -29,7 +29,7 @@ TINYZERO_TRAIN = 327_680
 TINYZERO_TEST = 1_024
 """Rows of TinyZero's split, in the order of the file. Source: TinyZero, examples/data_preprocess/countdown.py."""
 
-MAX_MISSES = 200_000
+MAX_MISSES = 50_000
 """Candidates in a row that bring no new problem, after which a generator is taken to be exhausted."""
 
 

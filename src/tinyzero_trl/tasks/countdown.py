@@ -42,6 +42,9 @@ QUESTION = (
     "First think step by step inside <think> </think> tags, then give the expression in <answer> </answer> tags, "
     "for example <answer>(1 + 2) / 3</answer>."
 )
+MAX_DRAWS = 200_000
+"""Draws without a problem after which ranges are taken to hold none; the default ranges need some ten."""
+
 OPENING = "Let me solve this step by step.\n<think>"
 PREFILL = "<think>"
 
@@ -189,17 +192,22 @@ def load(
 def generate(
     draw: random.Random, *, num_numbers: tuple[int, int], numbers: tuple[int, int], targets: tuple[int, int]
 ) -> Iterator[Row]:
-    """Solvable problems without end; each range is inclusive.
+    """Solvable problems without end, as many of each count of numbers; each range is inclusive.
 
     Numbers are drawn uniformly, then two at a time are combined by a random operator until one value is left. It is the
     target if it is in range and every value on the way was a positive integer, so a person could find it on paper.
+
+    Raises: ValueError where `MAX_DRAWS` draws in a row give no target in range.
     """
     uniform = draw.random
     low, width = numbers[0], numbers[1] - numbers[0] + 1
     fewest, spread = num_numbers[0], num_numbers[1] - num_numbers[0] + 1
-    while True:
+    num_draws = 0
+    # The count is drawn once for each problem and not for each try, since few tries with many numbers succeed.
+    count = fewest + int(uniform() * spread)
+    while num_draws < MAX_DRAWS:
+        num_draws += 1
         # int(random() * n) is several times faster than randrange(n), which this loop would spend its time in.
-        count = fewest + int(uniform() * spread)
         nums = [low + int(uniform() * width) for _ in range(count)]
         values = nums.copy()
         while len(values) > 1:
@@ -221,6 +229,9 @@ def generate(
         else:
             if targets[0] <= values[0] <= targets[1]:
                 yield {"nums": nums, "target": values[0]}
+                num_draws = 0
+                count = fewest + int(uniform() * spread)
+    raise ValueError(f"no target in {targets} was found for {num_numbers} numbers in {numbers} in {MAX_DRAWS} draws")
 
 
 def solve(nums: Sequence[int], target: int) -> str | None:
@@ -280,6 +291,23 @@ def is_verified(response: str, *, target: int, **_: object) -> float:
     return 0.0
 
 
+def share_of_true_values(response: str, **_: object) -> float:
+    """Share of the lines `expression = ... = value` of the thought whose value is what the expression is worth.
+
+    NaN without such a line. Says whether the model calculates, as the others say how it searches.
+
+    >>> share_of_true_values("<think>\\n1 + 2 = 3, no\\n2 * (3 + 1) = 2 * 4 = 9, no\\n</think>")
+    0.5
+    """
+    is_true = []
+    for line in _thought(response).splitlines():
+        left, *_steps, right = line.split("=") if "=" in line else (line, "")
+        expression, value = parse(left.strip()), re.match(r"\s*(-?[0-9]{1,30})(?![0-9]|[./*+-][0-9])", right)
+        if expression is not None and value:
+            is_true.append(expression.value == int(value[1]))
+    return sum(is_true) / len(is_true) if is_true else math.nan
+
+
 def _thought(response: str) -> str:
     """The text up to the first `</think>`, or all of a response that was cut off inside it."""
     return response.partition("</think>")[0]
@@ -294,5 +322,9 @@ TASK = Task(
     verify=verify,
     columns=("nums", "target"),
     difficulty=difficulty,
-    behaviours={"attempts/mean": num_attempts, "verified/share": is_verified},
+    behaviours={
+        "attempts/mean": num_attempts,
+        "verified/share": is_verified,
+        "true_values/share": share_of_true_values,
+    },
 )

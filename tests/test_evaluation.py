@@ -289,6 +289,15 @@ def test_an_answer_is_verified_by_a_line_that_works_it_out_to_the_target(line, i
     assert TASKS["countdown"].behaviours["verified/share"](response, nums=[1, 2], target=3) == is_verified
 
 
+def test_true_values_are_counted_line_by_line():
+    share = TASKS["countdown"].behaviours["true_values/share"]
+    response = (
+        "<think>\n3 + 4 = 7, no\n(3 + 4) * 2 = 7 * 2 = 15, yes\nSo 1 + 1 = 2\n7 / 2 = 3.5, no\n8 / 4 = 2\n</think>"
+    )
+    assert share(response, nums=[3, 4, 2], target=15) == pytest.approx(2 / 3)
+    assert share("<think>\nhm", nums=[1], target=1) != share("<think>\nhm", nums=[1], target=1)
+
+
 # ---- comparison
 
 

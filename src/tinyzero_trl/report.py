@@ -15,6 +15,7 @@ ASSETS = Path(__file__).parent / "report_assets"
 BEHAVIOURS = {
     "attempts/mean": "Attempts per response",
     "verified/share": "Answers verified in the thought",
+    "true_values/share": "Attempts calculated correctly",
     "length/mean": "Tokens per response",
 }
 

@@ -111,7 +111,8 @@ class Writer:
         self.draw = draw
         rows = generate(draw, num_numbers=(3, 4), numbers=(1, 99), targets=(10, 100))
         self.problems = [
-            (row["nums"], row["target"], solve(row["nums"], row["target"])) for row, _ in zip(rows, range(500))
+            (row["nums"], row["target"], solve(row["nums"], row["target"]))
+            for row, _ in zip(rows, range(500), strict=False)
         ]
 
     def expression(self, nums: list[int], solution: str) -> str:

@@ -1,0 +1,142 @@
+"""A data set made ready: loaded, split, shown as the model will see it, checked with reference answers, saved whole."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyzero_trl.rewards import columns_of
+from tinyzero_trl.rows import CARD
+from tinyzero_trl.task import Row, Task, prompts, resolve
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+NUM_SHOWN = 3
+"""Prompts printed."""
+NUM_CHECKED = 100
+"""Rows whose reference answer is scored."""
+
+
+def main(task: Task, solve: Callable[[Row], str | None], *, source: str, argv: Sequence[str] | None = None) -> Path:
+    """What the prepare scripts do with a command line; ends with one line on stderr and exit code 2 on a mistake."""
+    parser = argparse.ArgumentParser(description=f"Prepare {task.name} data: load, split, format, check, save.")
+    parser.add_argument("--source", default=source, help="hub dataset, .parquet/.json/.jsonl file, or 'generated'")
+    parser.add_argument("--format", default="base", help=f"{', '.join(task.formats)}, or pkg.module:function")
+    parser.add_argument("--output", type=Path, default=Path("outputs") / "data" / task.name, help="folder to write")
+    parser.add_argument("--num_train", type=int, help="train rows (default: all; 10,000 where generated)")
+    parser.add_argument("--num_test", type=int, help="test rows (default: all; 1,024 where generated)")
+    parser.add_argument("--split_rule", default="problem", help="problem (disjoint), or tinyzero (leaks)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier call made")
+    parser.add_argument("--tokenizer", help="folder or hub id: show prompts as this chat template renders them")
+    arguments = parser.parse_args(argv)
+    output: Path = arguments.output
+    try:
+        refuse_other_folder(output, is_overwritten=arguments.overwrite)
+        is_generated = arguments.source == "generated"
+        num_rows = {
+            "train": arguments.num_train or (10_000 if is_generated else None),
+            "test": arguments.num_test or (1_024 if is_generated else None),
+        }
+        where = {"source": arguments.source, "split_rule": arguments.split_rule, "seed": arguments.seed}
+        rows_by_split = {split: task.load(split=split, num_rows=num_rows[split], **where) for split in num_rows}
+        format_fn = resolve(arguments.format, among=task.formats, kind="format")
+        worded = {split: prompts(rows, format_fn) for split, rows in rows_by_split.items()}
+        num_checked = check_rewards(task, worded["test"], solve)
+        show(worded["test"], arguments.tokenizer)
+        card = {"task": task.name, "format": arguments.format, **where, "version": 1}
+        save(worded, output, card, is_overwritten=arguments.overwrite)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    counts = ", ".join(f"{len(rows):,} {split}" for split, rows in worded.items())
+    print(f"{num_checked} reference answers earn 1.0 and as many wrong ones 0.0. Saved {counts} rows: {output}")
+    print(f"Train on them with data.source={output}")
+    return output
+
+
+def check_rewards(task: Task, rows: Dataset, solve: Callable[[Row], str | None]) -> int:
+    """How many rows were checked: on each, `solve`'s answer earns 1.0, and with `+ 1` behind it nothing.
+
+    Raises: ValueError that names the row.
+    """
+    reward = task.rewards[task.solved]
+    sample = rows.select(range(min(NUM_CHECKED, len(rows)))).to_list()
+    for index, row in enumerate(sample):
+        columns = {column: row[column] for column in columns_of(reward)}
+        answer = solve(row)
+        if answer is None:
+            raise ValueError(f"test row {index} has no solution: {columns}")
+        for text, expected in ((answer, 1.0), (f"{answer} + 1", 0.0)):
+            response = (row["prefill"] or "<think>") + f" checked </think>\n<answer>{text}</answer>"
+            earned = reward(response, **columns)
+            if earned != expected:
+                raise ValueError(f"test row {index}: the answer {text} earned {earned}, not {expected}: {columns}")
+    return len(sample)
+
+
+def show(rows: Dataset, tokenizer_name: str | None) -> None:
+    """Prints the first prompts; chat messages as `tokenizer_name` renders them, or else as they are."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = Console()
+    for index in range(min(NUM_SHOWN, len(rows))):
+        console.print(Panel(Text(rendered(rows[index]["prompt"], tokenizer_name)), title=f"prompt {index + 1}"))
+
+
+def rendered(prompt: str | list[dict[str, str]], tokenizer_name: str | None) -> str:
+    """The prompt as one text."""
+    if isinstance(prompt, str):
+        return prompt
+    if tokenizer_name is None:
+        return "\n".join(f"[{message['role']}] {message['content']}" for message in prompt)
+    from transformers import AutoTokenizer
+
+    is_open = prompt[-1]["role"] == "assistant"
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+    return str(
+        tokenizer.apply_chat_template(
+            prompt, tokenize=False, continue_final_message=is_open, add_generation_prompt=not is_open
+        )
+    )
+
+
+def refuse_other_folder(folder: Path, *, is_overwritten: bool) -> None:
+    """Raises FileExistsError where saving to `folder` would destroy something that was not given up."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / CARD).is_file():
+        raise FileExistsError(f"{folder} exists and was not made by a prepare script; choose another --output")
+    if not is_overwritten:
+        raise FileExistsError(f"{folder} holds prepared data already; replace it with --overwrite")
+
+
+def save(rows_by_split: dict[str, Dataset], folder: Path, card: dict[str, Any], *, is_overwritten: bool) -> None:
+    """Writes `<split>.parquet` and the card to `folder`, which appears whole or not at all."""
+    refuse_other_folder(folder, is_overwritten=is_overwritten)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for split, rows in rows_by_split.items():
+            rows.to_parquet(unfinished / f"{split}.parquet")
+        digests = {
+            path.stem: blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in unfinished.glob("*.parquet")
+        }
+        counts = {split: len(rows) for split, rows in rows_by_split.items()}
+        text = json.dumps({**card, "num_rows": counts, "fingerprint": digests}, indent=2)
+        (unfinished / CARD).write_text(text + "\n", encoding="utf-8")
+        unfinished.chmod(0o755)  # mkdtemp makes folders that only their owner may read
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -8,6 +8,7 @@ import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,22 +74,22 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
     Raises: ConfigError, on no or two recipes, an unknown recipe, key or type.
     """
     import hydra
-    from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
-    schema = run_schema(_trainer_class(program))
-    ConfigStore.instance().store(name=f"{program}_schema", node=schema)
+    keys = _known_keys(program)
     group, name, overrides = _split(argv, program=program, recipes=recipes)
     files = [recipes / f"{program}.yaml", *_chain(recipes / group, name)]
     for file in files:
-        _check_keys(OmegaConf.to_container(OmegaConf.load(file)), schema, where=_shown(file))
+        _check_keys(OmegaConf.to_container(OmegaConf.load(file)), keys, where=_shown(file))
+    overrides = [_checked_override(item, keys) for item in overrides]
+    _register_schema(program)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(config_dir=str(recipes.resolve()), version_base="1.3"):
             cfg = hydra.compose(
                 config_name=program,
-                overrides=[f"+{group}={name}", *(_checked_override(item, schema) for item in overrides)],
+                overrides=[f"+{group}={name}", *overrides],
             )
         OmegaConf.resolve(cfg)
     except (HydraException, OmegaConfBaseException) as error:
@@ -98,7 +99,7 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
         raise ConfigError(f"{_shown(files[-1])}: no value for {', '.join(missing)}")
     if cfg.trainer.get("run_name") is None:
         cfg.trainer.run_name = name
-    _check_untyped(cfg, _trainer_class(program))
+    _check_untyped(cfg, program)
     OmegaConf.set_struct(cfg, True)
     return typing.cast(DictConfig, cfg)
 
@@ -137,9 +138,9 @@ def trainer_arguments(cfg: DictConfig, *, program: str, **fixed: Any) -> Any:
     # The run has one progress display; loading and saving would each draw a bar into it.
     disable_progress_bar()
     config_class = _trainer_class(program)
-    defaults = OmegaConf.to_container(run_schema(config_class).trainer)
+    defaults = _defaults(program)["trainer"]
     given = typing.cast(dict[str, Any], OmegaConf.to_container(cfg.trainer))
-    chosen = {key: value for key, value in given.items() if value != typing.cast(dict[str, Any], defaults)[key]}
+    chosen = {key: value for key, value in given.items() if value != defaults[key]}
     chosen.pop("resume_from_checkpoint", None)
     try:
         return config_class(**{**chosen, **fixed, "output_dir": ".", "disable_tqdm": True})
@@ -157,6 +158,25 @@ def _trainer_class(program: str) -> type:
     import trl
 
     return {"grpo": trl.GRPOConfig, "sft": trl.SFTConfig}[program]
+
+
+@cache
+def _register_schema(program: str) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name=f"{program}_schema", node=run_schema(_trainer_class(program)))
+
+
+@cache
+def _defaults(program: str) -> dict[str, Any]:
+    """Every key of a run with its default."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(run_schema(_trainer_class(program))))
+
+
+def _known_keys(program: str) -> dict[str, frozenset[str]]:
+    """The keys of each section by its name; none for a section that is a value, or whose keys the task decides."""
+    sections = _defaults(program)
+    return {key: frozenset(value) if key in ("model", "trainer") else frozenset() for key, value in sections.items()}
 
 
 def _header(path: Path) -> dict[str, str]:
@@ -232,27 +252,27 @@ def _chain(folder: Path, name: str) -> list[Path]:
     return [file for base in bases for file in _chain(folder, base.lstrip("/").split("/")[-1])] + [path]
 
 
-def _check_keys(content: Any, schema: Any, *, where: str, prefix: str = "") -> None:
+def _check_keys(content: Any, keys: dict[str, frozenset[str]], *, where: str, prefix: str = "") -> None:
     for key, value in (content or {}).items():
         if not prefix and key in ("defaults", "hydra") and key != "hydra":
             continue
-        _check_key(f"{prefix}{key}", schema, where=where)
+        _check_key(f"{prefix}{key}", keys, where=where)
         if isinstance(value, dict) and not prefix and key in ("model", "trainer"):
-            _check_keys(value, schema, where=where, prefix=f"{key}.")
+            _check_keys(value, keys, where=where, prefix=f"{key}.")
 
 
-def _check_key(key: str, schema: Any, *, where: str) -> None:
+def _check_key(key: str, keys: dict[str, frozenset[str]], *, where: str) -> None:
     section, _, name = key.partition(".")
     last = (name or section).split(".")[0]
     if section in ("rewards", "data") and name:
         return
     if section == "trainer" and last in OURS:
         raise ConfigError(f"{where}: {key} is not for a recipe: {OURS[last]}")
-    if section in schema.keys() and (not name or last in schema[section].keys()):
+    if section in keys and (not name or last in keys[section]):
         return
     if last in REPLACED:
         raise ConfigError(f"{where}: {key} does not exist any more: {REPLACED[last]}")
-    everything = [*map(str, schema), *(f"{part}.{item}" for part in ("model", "trainer") for item in schema[part])]
+    everything = [*keys, *(f"{part}.{item}" for part in ("model", "trainer") for item in sorted(keys[part]))]
     everything += [f"data.{item}" for item in DATA_KEYS]
     hint = nearest(key, everything)
     if not hint:
@@ -262,24 +282,22 @@ def _check_key(key: str, schema: Any, *, where: str) -> None:
     raise ConfigError(f"{where}: there is no key {key}{hint}")
 
 
-def _checked_override(argument: str, schema: Any) -> str:
+def _checked_override(argument: str, keys: dict[str, frozenset[str]]) -> str:
     """The override in Hydra's add-or-change form, once its key is known to exist."""
     if argument.startswith("~"):
         raise ConfigError(f"{argument}: keys are set, not deleted; write {argument[1:].partition('=')[0]}=null")
     key, _, value = argument.lstrip("+").partition("=")
-    _check_key(key, schema, where="command line")
+    _check_key(key, keys, where="command line")
     return f"++{key}={value}"
 
 
-def _check_untyped(cfg: Any, trainer_class: type) -> None:
+def _check_untyped(cfg: Any, program: str) -> None:
     from trl import ModelConfig
 
-    for section, config_class in (("model", ModelConfig), ("trainer", trainer_class)):
+    for section, config_class in (("model", ModelConfig), ("trainer", _trainer_class(program))):
         hints = typing.get_type_hints(config_class)
         values = typing.cast(dict[str, Any], OmegaConf.to_container(cfg[section]))
-        defaults = typing.cast(
-            dict[str, Any], OmegaConf.to_container(OmegaConf.structured(run_schema(trainer_class))[section])
-        )
+        defaults = _defaults(program)[section]
         for key, value in values.items():
             if key == "resume_from_checkpoint":
                 if value is not None and not isinstance(value, (bool, str)):
@@ -307,7 +325,8 @@ def _one_line(error: Exception, files: Sequence[Path]) -> str:
     if key and fault:
         where = next((_shown(file) for file in files if f"In '{file.parent.name}/{file.stem}'" in text), "command line")
         return f"{where}: {key.group(1)}: {fault.group(1)}"
-    return " ".join(text.split())[:400]
+    override = getattr(error, "override", None) or getattr(error.__cause__, "override", None)
+    return (f"{override.lstrip('+')}: " if override else "") + " ".join(text.split())[:400]
 
 
 def _shown(path: Path) -> str:

@@ -160,6 +160,14 @@ def test_a_run_folder_gives_its_own_task_format_source_and_lengths(model_folder,
     assert all(len(sample.row["nums"]) == 4 for sample in samples)
 
 
+def test_a_base_model_evaluated_into_a_run_folder_answers_the_runs_problems(model_folder, tmp_path, capsys):
+    run = make_run(tmp_path / "run", model_folder)
+    assert evaluation.main(["--model_path", str(model_folder), "--output", str(run), "--n", "3"]) == 0
+    assert evaluation.main(["--model_path", str(run), "--n", "3"]) == 0
+    assert evaluation.main(["--compare", *(str(run / "evaluation" / name) for name in ("base", "final"))]) == 0
+    assert "+0.0" in capsys.readouterr().out
+
+
 def test_a_run_that_has_not_ended_gives_its_newest_whole_checkpoint(model_folder, tmp_path):
     run = make_run(tmp_path / "run", model_folder)
     (run / "model").rename(run / "checkpoint-3")

@@ -183,7 +183,7 @@ def _parser(task: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tinyzero evaluate" if task is None else f"evaluate_{task}.py",
         description="Answer held-out problems with a model, or compare two evaluations of the same problems.",
-        epilog="The format, source, temperature and length of a run are read from its run.yaml unless given here.",
+        epilog="Format, source, temperature and length are read from the run.yaml of the run that --model_path, or else --output, names.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -199,7 +199,12 @@ def _parser(task: str | None) -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="draws problems and samples (default: 0)")
     add("--batch_size", type=int, help="sequences generated at once")
     add("--format", help="wording of the prompt (default: the run's, or base)")
-    add("--output", type=Path, metavar="D", help="folder that gets evaluation/<name>/ (default: the run folder)")
+    add(
+        "--output",
+        type=Path,
+        metavar="D",
+        help="folder that gets evaluation/<name>/ (default: the run folder); a run folder also lends its settings",
+    )
     add("--name", help="name of the evaluation (default: base, final or checkpoint-N)")
     add("--overwrite", action="store_true", help="replace an evaluation of this name made with other settings")
     add("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two evaluation folders: the paired gain of B over A")

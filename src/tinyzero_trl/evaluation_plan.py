@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_trl import scores
-from tinyzero_trl.model_location import ModelLocation, locate
+from tinyzero_trl.model_location import ModelLocation, locate, read_record
 from tinyzero_trl.task import Task, resolve
 from tinyzero_trl.tasks import TASKS, find_task
 
@@ -70,7 +70,9 @@ def make_plan(settings: Settings) -> Plan:
     """Settings checked against each other, the model's folder and its run. Raises: ValueError with one line."""
     _check_numbers(settings)
     location = locate(settings.model_path)
-    run = location.run
+    # What is written into a run folder is there to be compared with it: a base model then answers the run's problems.
+    is_beside_run = not location.run and settings.output is not None and (settings.output / "run.yaml").is_file()
+    run = read_record(settings.output) if is_beside_run and settings.output else location.run
     task_name = settings.task or run.get("task")
     if task_name is None:
         raise ValueError(
@@ -124,7 +126,7 @@ def _check_numbers(settings: Settings) -> None:
 def request(plan: Plan, settings: Settings) -> dict[str, Any]:
     """What makes two evaluations the same one."""
     return {
-        "task": settings.task or plan.location.run.get("task"),
+        "task": plan.task.name,
         "format": plan.format,
         "model": plan.location.shown,
         "source": plan.data.get("source", "default"),

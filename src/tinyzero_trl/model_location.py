@@ -72,7 +72,7 @@ def _without_folder(model_path: str) -> ModelLocation:
 
 def _of_folder(folder: Path, *, run_folder: Path | None) -> ModelLocation:
     name = "base" if run_folder is None else "final" if folder.name == "model" else folder.name
-    run = _read_run(run_folder) if run_folder else {}
+    run = read_record(run_folder) if run_folder else {}
     if (folder / "adapter_config.json").is_file():
         content = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         below = str(content.get("base_model_name_or_path") or "")
@@ -94,7 +94,8 @@ def _refuse_fault(folder: Path) -> None:
         raise ValueError(f"--model_path {folder} {reason}; evaluate an older checkpoint of the run")
 
 
-def _read_run(run_folder: Path) -> dict[str, Any]:
+def read_record(run_folder: Path) -> dict[str, Any]:
+    """Content of a run folder's run.yaml."""
     import yaml
 
     content = yaml.safe_load((run_folder / "run.yaml").read_text(encoding="utf-8"))

@@ -31,6 +31,7 @@ SHOWN = {
     "outcome/truncated": "cut off by the token limit",
     "length/mean": "tokens per response",
     "attempts/mean": "attempts per response",
+    "true_values/share": "attempts calculated right",
     "verified/share": "answers it had verified",
 }
 """Metric of an evaluation -> its row in the last table."""
@@ -66,7 +67,7 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
 
     with _phase(console, seconds_by_phase, f"Drawing {num_problems} held-out problems"):
         problems = _held_out(cfg, num_problems=num_problems, folder=run_folder.parent)
-    settings = {
+    settings: dict[str, Any] = {
         "task": str(cfg.task),
         "format": str(cfg.format),
         "source": str(problems),
@@ -104,8 +105,11 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
 
 def _held_out(cfg: Any, *, num_problems: int, folder: Path) -> Path:
     """A file of test problems by the run's own ranges; the same for the same number, so writing it again is harmless."""
+    import datasets
+
     from tinyzero_trl.tasks import find_task
 
+    datasets.disable_progress_bars()
     ranges = {key: value for key, value in cfg.data.items() if key not in ("num_train_rows", "num_eval_rows", "seed")}
     rows = find_task(str(cfg.task)).load(split="test", num_rows=num_problems, seed=PROBLEM_SEED, **ranges)
     path = folder / f"held-out-{num_problems}.jsonl"

@@ -1,0 +1,68 @@
+"""The demo, shortened: every phase runs for real, and what it leaves behind is whole."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinyzero_trl.config import model_path
+
+SMALL = [
+    "trainer.per_device_train_batch_size=16",
+    "trainer.gradient_accumulation_steps=2",
+    "trainer.num_generations=8",
+    "trainer.max_completion_length=48",
+    "trainer.save_steps=1",
+]
+
+
+def demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tinyzero_trl.cli", "demo", *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path(model_path("tiny")).is_dir(), reason="the tiny model is not in this package")
+def test_the_demo_evaluates_trains_evaluates_and_ends_with_the_place_of_its_report(tmp_path):
+    ended = demo(tmp_path, "--steps", "2", "--problems", "32", "--output_dir", "run", *SMALL)
+    assert ended.returncode == 0, ended.stderr
+    page = Path(ended.stdout.strip().splitlines()[-1].removeprefix("The report: "))
+    assert page == tmp_path / "run" / "report.html"
+    assert page.is_file()
+    prompts = set()
+    for name in ("base", "final"):
+        summary = json.loads((tmp_path / "run" / "evaluation" / name / "summary.json").read_text())
+        assert (summary["name"], summary["num_problems"]) == (name, 32)
+        prompts.add(summary["prompts_sha256"])
+    assert len(prompts) == 1, "base and trained model must answer the same problems"
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) >= 2
+    assert not list(tmp_path.glob(".demo-*")), "nothing is left lying beside the run folder"
+
+    again = demo(tmp_path, "--output_dir", "run")
+    assert again.returncode == 2
+    assert "--output_dir run is not empty" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--problems", "0"], "--problems must be at least 1, got 0"),
+        (["trainer.learning_rat=1"], "did you mean trainer.learning_rate?"),
+    ],
+)
+def test_a_mistake_is_answered_before_anything_is_made(tmp_path, words, said):
+    ended = demo(tmp_path, *words)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not list(tmp_path.iterdir())

@@ -401,6 +401,34 @@ def test_a_tokenizer_that_is_missing_or_cannot_end_or_chat_is_said(model_folder,
     assert "has no tokenizer that can be loaded" in capsys.readouterr().err
 
 
+def test_weights_that_are_cut_off_or_missing_are_said(tmp_path, capsys):
+    broken = make_model(tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert evaluate(broken, tmp_path) == 2
+    assert "broken cannot be loaded" in capsys.readouterr().err
+    weights.unlink()
+    assert evaluate(broken, tmp_path) == 2
+    assert "broken cannot be loaded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(28, "No space left on device", "x/samples.parquet.part"), 8, "x/samples.parquet.part: No space left"),
+        (MemoryError(), 5, "lower --batch_size"),
+        (KeyboardInterrupt(), 130, "stopped; nothing was written"),
+    ],
+)
+def test_what_ends_an_evaluation_has_its_own_exit_code(monkeypatch, capsys, error, code, message):
+    def fails(_):
+        raise error
+
+    monkeypatch.setattr(evaluation, "evaluate", fails)
+    assert evaluation.main(["--model_path", "x"], task="countdown") == code
+    assert message in capsys.readouterr().err
+
+
 def test_a_run_of_another_task_is_not_evaluated_on_this_one(model_folder, tmp_path, capsys):
     run = make_run(tmp_path / "run", model_folder, task="multiplication")
     assert evaluation.main(["--model_path", str(run)], task="countdown") == 2

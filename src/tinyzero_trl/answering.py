@@ -65,7 +65,11 @@ def room(plan: Plan, longest: int) -> int:
 def answer(
     plan: Plan, settings: Settings, tokenizer: Any, prompt_ids: list[list[int]], max_new_tokens: int, console: Any
 ) -> tuple[list[dict[str, Any]], float]:
-    """k completions of each prompt, and the seconds they took."""
+    """k completions of each prompt, and the seconds they took.
+
+    Raises: MemoryError where the device has too little memory for the batch.
+    """
+    import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from tinyzero_trl.generation.sampler import sample
@@ -77,17 +81,20 @@ def answer(
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"Answering with {plan.location.shown}", total=len(prompt_ids) * settings.k)
         started = time.perf_counter()
-        sampled = sample(
-            model,
-            [ids for ids in prompt_ids for _ in range(settings.k)],
-            max_new_tokens=max_new_tokens,
-            temperature=plan.temperature,
-            eos_token_ids=eos_token_ids,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
+        try:
+            sampled = sample(
+                model,
+                [ids for ids in prompt_ids for _ in range(settings.k)],
+                max_new_tokens=max_new_tokens,
+                temperature=plan.temperature,
+                eos_token_ids=eos_token_ids,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
+                on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            )
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
         seconds = time.perf_counter() - started
     texts = tokenizer.batch_decode(sampled.completion_ids, skip_special_tokens=True)
     completions = [
@@ -99,6 +106,7 @@ def answer(
 
 def _model(location: ModelLocation) -> Any:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -112,6 +120,6 @@ def _model(location: ModelLocation) -> Any:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, location.adapter).merge_and_unload()
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"--model_path {location.shown} cannot be loaded: {str(error).splitlines()[0]}") from error
     return model.to(device).eval()

@@ -20,8 +20,8 @@ from tinyzero_trl.statistics import Comparison, Estimate
 from tinyzero_trl.task import Row, Task, prompts, resolve
 from tinyzero_trl.tasks import TASKS
 
-MISTAKE = 2
-"""Exit code of a person's mistake."""
+MISTAKE, OUT_OF_MEMORY, DISK, INTERRUPTED = 2, 5, 8, 130
+"""Exit codes; the same as those of training (`failures.py`)."""
 PACKAGES = ("tinyzero-trl", "torch", "transformers", "trl", "peft", "datasets")
 
 
@@ -37,8 +37,13 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
             fields = {name: value for name, value in vars(arguments).items() if name != "compare"}
             evaluate(Settings(**{"task": task, **fields}))
     except (ValueError, FileNotFoundError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return MISTAKE
+        return _failed(str(error), MISTAKE)
+    except OSError as error:
+        return _failed(f"nothing was written to {error.filename or 'disk'}: {error.strerror or error}", DISK)
+    except MemoryError:
+        return _failed("out of memory: lower --batch_size or --max_new_tokens", OUT_OF_MEMORY)
+    except KeyboardInterrupt:
+        return _failed("stopped; nothing was written", INTERRUPTED)
     return 0
 
 
@@ -144,6 +149,11 @@ def _rows(plan: Plan, settings: Settings) -> list[Row]:
     worded = prompts(raw, resolve(plan.format, among=plan.task.formats, kind="format"))
     rows: list[Row] = worded.to_list()
     return rows
+
+
+def _failed(message: str, code: int) -> int:
+    print(f"evaluate: {message}", file=sys.stderr)
+    return code
 
 
 def _manifest_sha256(location: ModelLocation) -> str | None:

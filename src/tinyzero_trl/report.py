@@ -153,6 +153,6 @@ def marked(text: str) -> Any:
 
 
 def _yaml(content: dict[str, Any]) -> str:
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100) if content else ""

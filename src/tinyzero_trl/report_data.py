@@ -114,7 +114,7 @@ def metric(summary: dict[str, Any] | None, key: str) -> Estimate | None:
 
 
 def _read_record(files: RunFiles) -> None:
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         content = yaml.safe_load((files.folder / "run.yaml").read_text(encoding="utf-8"))

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from tinyzero_trl import prepare
-from tinyzero_trl.tasks.countdown import HUB_SOURCE, TASK, format_countdown, solve
+import sys
+
+from tinyzero_trl.preparation import main
+from tinyzero_trl.tasks.countdown import format_countdown
 
 __all__ = ["format_countdown"]
 
 if __name__ == "__main__":
-    prepare.main(TASK, lambda row: solve(row["nums"], row["target"]), source=HUB_SOURCE)
+    sys.exit(main(task="countdown"))

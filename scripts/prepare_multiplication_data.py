@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from tinyzero_trl import prepare
-from tinyzero_trl.tasks.multiplication import TASK
+import sys
+
+from tinyzero_trl.preparation import main
 
 if __name__ == "__main__":
-    prepare.main(TASK, lambda row: str(row["a"] * row["b"]), source="generated")
+    sys.exit(main(task="multiplication"))

@@ -9,18 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from tinyzero_trl import prepare
+from tinyzero_trl import preparation
+from tinyzero_trl.task import resolve
 from tinyzero_trl.tasks import TASKS
-from tinyzero_trl.tasks.countdown import key_of, solve
+from tinyzero_trl.tasks.countdown import format_countdown, key_of
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def countdown(*words: str) -> Path:
     argv = ["--source", "generated", "--num_train", "40", "--num_test", "20", *words]
-    return prepare.main(
-        TASKS["countdown"], lambda row: solve(row["nums"], row["target"]), source="generated", argv=argv
-    )
+    assert preparation.main(argv, task="countdown") == 0
+    return Path(argv[argv.index("--output") + 1])
+
+
+def test_format_countdown_is_importable_from_its_script():
+    assert resolve(f"{SCRIPTS}/prepare_countdown_data.py:format_countdown", among={}, kind="format") is format_countdown
 
 
 @pytest.mark.parametrize("task", ["countdown", "multiplication"])
@@ -118,7 +122,7 @@ def test_a_write_that_fails_leaves_the_old_data(tmp_path, monkeypatch, capsys):
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("datasets.Dataset.to_parquet", full)
+    monkeypatch.setattr("pyarrow.parquet.write_table", full)
     with pytest.raises(SystemExit):
         countdown("--output", str(mine), "--overwrite", "--seed", "1")
     assert "No space left" in capsys.readouterr().err

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl.rewards import columns_of
 from tinyzero_trl.rows import CARD
-from tinyzero_trl.task import Row, Task, prompts, resolve
+from tinyzero_trl.task import Task, prompts, resolve
+from tinyzero_trl.tasks import find_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,10 +27,20 @@ NUM_CHECKED = 100
 """Rows whose reference answer is scored."""
 
 
-def main(task: Task, solve: Callable[[Row], str | None], *, source: str, argv: Sequence[str] | None = None) -> Path:
-    """What the prepare scripts do with a command line; ends with one line on stderr and exit code 2 on a mistake."""
-    parser = argparse.ArgumentParser(description=f"Prepare {task.name} data: load, split, format, check, save.")
-    parser.add_argument("--source", default=source, help="hub dataset, .parquet/.json/.jsonl file, or 'generated'")
+def main(argv: Sequence[str] | None = None, *, task: str) -> int:
+    """What the prepare scripts do with a command line; a mistake is one line on stderr and exit code 2."""
+    return prepare(find_task(task), argv)
+
+
+def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
+    """The same for any task, also one that is not shipped."""
+    source = inspect.signature(task.load).parameters["source"].default
+    parser = argparse.ArgumentParser(
+        prog=f"prepare {task.name}", description=f"Prepare {task.name} data: load, split, format, check, save."
+    )
+    parser.add_argument(
+        "--source", default=source, help=f"hub dataset, .parquet/.json/.jsonl file, or 'generated' (default: {source})"
+    )
     parser.add_argument("--format", default="base", help=f"{', '.join(task.formats)}, or pkg.module:function")
     parser.add_argument("--output", type=Path, default=Path("outputs") / "data" / task.name, help="folder to write")
     parser.add_argument("--num_train", type=int, help="train rows (default: all; 10,000 where generated)")
@@ -50,7 +62,7 @@ def main(task: Task, solve: Callable[[Row], str | None], *, source: str, argv: S
         rows_by_split = {split: task.load(split=split, num_rows=num_rows[split], **where) for split in num_rows}
         format_fn = resolve(arguments.format, among=task.formats, kind="format")
         worded = {split: prompts(rows, format_fn) for split, rows in rows_by_split.items()}
-        num_checked = check_rewards(task, worded["test"], solve)
+        num_checked = check_rewards(task, worded["test"])
         show(worded["test"], arguments.tokenizer)
         card = {"task": task.name, "format": arguments.format, **where, "version": 1}
         save(worded, output, card, is_overwritten=arguments.overwrite)
@@ -59,19 +71,21 @@ def main(task: Task, solve: Callable[[Row], str | None], *, source: str, argv: S
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in worded.items())
     print(f"{num_checked} reference answers earn 1.0 and as many wrong ones 0.0. Saved {counts} rows: {output}")
     print(f"Train on them with data.source={output}")
-    return output
+    return 0
 
 
-def check_rewards(task: Task, rows: Dataset, solve: Callable[[Row], str | None]) -> int:
-    """How many rows were checked: on each, `solve`'s answer earns 1.0, and with `+ 1` behind it nothing.
+def check_rewards(task: Task, rows: Dataset) -> int:
+    """How many rows were checked: on each, `task.solve`'s answer earns 1.0, and with `+ 1` behind it nothing.
 
     Raises: ValueError that names the row.
     """
+    if task.solve is None:
+        return 0
     reward = task.rewards[task.solved]
     sample = rows.select(range(min(NUM_CHECKED, len(rows)))).to_list()
     for index, row in enumerate(sample):
         columns = {column: row[column] for column in columns_of(reward)}
-        answer = solve(row)
+        answer = task.solve(row)
         if answer is None:
             raise ValueError(f"test row {index} has no solution: {columns}")
         for text, expected in ((answer, 1.0), (f"{answer} + 1", 0.0)):
@@ -122,12 +136,14 @@ def refuse_other_folder(folder: Path, *, is_overwritten: bool) -> None:
 
 def save(rows_by_split: dict[str, Dataset], folder: Path, card: dict[str, Any], *, is_overwritten: bool) -> None:
     """Writes `<split>.parquet` and the card to `folder`, which appears whole or not at all."""
+    import pyarrow.parquet as pq
+
     refuse_other_folder(folder, is_overwritten=is_overwritten)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for split, rows in rows_by_split.items():
-            rows.to_parquet(unfinished / f"{split}.parquet")
+            pq.write_table(rows.with_format("arrow")[:], unfinished / f"{split}.parquet")
         digests = {
             path.stem: blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in unfinished.glob("*.parquet")
         }

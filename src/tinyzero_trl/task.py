@@ -84,6 +84,8 @@ class Task:
     """The columns of a raw row that `verify` reads."""
     difficulty: Callable[[Row], str]
     """Row -> a label such as "3 numbers"; tables are broken down by it."""
+    solve: Callable[[Row], str | None] | None = None
+    """Row -> a reference answer, or None where the row has none; preparation checks the rewards with it."""
     behaviours: Mapping[str, Callable[..., float]] = field(default_factory=dict)
     """What evaluation watches besides the outcome: (response, *, columns...) -> a number, NaN where it does not
     apply. Names that end in `/share` are shares, others means."""

@@ -447,7 +447,7 @@ def test_the_splits_of_the_whole_real_set_are_disjoint_and_without_duplicates():
     for split, keys in keys_by_split.items():
         assert len(keys) == len(sets[split])
     assert sum(map(len, sets.values())) == len(set.union(*sets.values())) == 449_570
-    assert {split: len(keys) for split, keys in sets.items()} == {"train": 435_946, "validation": 4_534, "test": 9_090}
+    assert {split: len(keys) for split, keys in sets.items()} == {"train": 435_946, "validation": 4_610, "test": 9_014}
 
 
 @needs_real

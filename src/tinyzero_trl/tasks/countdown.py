@@ -322,6 +322,7 @@ TASK = Task(
     verify=verify,
     columns=("nums", "target"),
     difficulty=difficulty,
+    solve=lambda row: solve(row["nums"], row["target"]),
     behaviours={
         "attempts/mean": num_attempts,
         "verified/share": is_verified,

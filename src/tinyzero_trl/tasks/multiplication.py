@@ -155,4 +155,5 @@ TASK = Task(
     verify=verify,
     columns=("a", "b"),
     difficulty=difficulty,
+    solve=lambda row: str(row["a"] * row["b"]),
 )

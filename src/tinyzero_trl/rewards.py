@@ -115,8 +115,9 @@ def text_of(completion: Any) -> str | None:
     for message in completion:
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, list):
-            parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-            content = "".join(parts) if parts and all(isinstance(part, str) for part in parts) else None
+            texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+            known = [text for text in texts if isinstance(text, str)]
+            content = "".join(known) if known and len(known) == len(texts) else None
         if not isinstance(content, str):
             return None
         contents.append(content)

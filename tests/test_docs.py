@@ -57,6 +57,7 @@ def test_the_reward_of_the_guide_pays_for_short_thoughts_that_end_right(example)
 
 
 def test_the_recipe_of_the_guide_composes(example):
+    from tinyzero_trl import checks
     from tinyzero_trl.config import RECIPES, compose
 
     folder = example / "recipes"
@@ -67,6 +68,7 @@ def test_the_recipe_of_the_guide_composes(example):
     cfg = compose(["+countdown=grpo-tiny-brief"], recipes=folder)
     assert cfg.rewards == {"equation": 1.0, "brief.py:brief": 0.2}
     assert cfg.model.model_name_or_path == "tiny"
+    assert list(checks.parts(cfg).rewards) == ["equation", "brief.py:brief"]
 
 
 def test_every_row_of_the_verifier_table_earns_what_it_says():

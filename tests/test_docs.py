@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tinyzero_trl.cli import main
 from tinyzero_trl.rewards import exact_format, for_trl
 from tinyzero_trl.task import prompts, resolve
 from tinyzero_trl.tasks import find_task
@@ -37,6 +38,11 @@ def test_the_task_of_the_guide_loads_words_and_judges(example):
     completions = [f"x</think><answer>{given}</answer>" for given in (answer, answer + 1)] + ["", "a" * 3_000_000]
     scores = for_trl(task.rewards[task.solved], name="count")(prompts=[""] * 4, completions=completions, **columns)
     assert scores == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_the_task_of_the_guide_is_prepared_and_its_rewards_hold_on_reference_answers(example, capsys):
+    assert main(["prepare", "letters.py:TASK", "--source", "generated", "--num_train", "20", "--num_test", "5"]) == 0
+    assert "5 reference answers earn 1.0" in capsys.readouterr().out
 
 
 def test_the_format_of_the_guide_words_a_problem(example):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import runpy
 import shutil
 import subprocess
 import sys
@@ -13,9 +12,7 @@ from pathlib import Path
 
 from tinyzero_trl.launch import launch
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "recipes"
-SCRIPTS = ROOT / "scripts"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 MISTAKE = 2
 """Exit code of a person's mistake, as argparse has it."""
 
@@ -53,26 +50,19 @@ def demo(argv: Sequence[str]) -> int:
 
 def prepare(argv: Sequence[str]) -> int:
     """load, split and word a task's data, check its verifier on it, and save it"""
-    scripts = {
-        path.stem.removeprefix("prepare_").removesuffix("_data"): path for path in SCRIPTS.glob("prepare_*_data.py")
-    }
-    tasks = ", ".join(sorted(scripts))
+    from tinyzero_trl.tasks import TASKS
+
+    tasks = ", ".join(TASKS)
     if not argv:
-        raise ValueError(f"which task? there is {tasks}")
+        raise ValueError(f"which task? there is {tasks}, or path/file.py:TASK")
     if argv[0] in ("-h", "--help"):
-        print(f"usage: tinyzero prepare <task> [arguments]\n\n{prepare.__doc__}; <task> is one of {tasks}\n")
-        print("example:\n  tinyzero prepare countdown --help\n  tinyzero prepare countdown --source generated")
+        print(f"usage: tinyzero prepare <task> [arguments]\n\n{prepare.__doc__}; <task> is one of {tasks},")
+        print("or path/file.py:TASK\n\nexample:\n  tinyzero prepare countdown --help")
+        print("  tinyzero prepare countdown --source generated")
         return 0
-    if argv[0] not in scripts:
-        raise ValueError(f"there is no task {argv[0]!r}; there is {tasks}")
-    # What differs between tasks is stated once, in the script.
-    own_words = sys.argv
-    sys.argv = [str(scripts[argv[0]]), *argv[1:]]
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    finally:
-        sys.argv = own_words
-    return 0
+    from tinyzero_trl import preparation
+
+    return preparation.main(argv[1:], task=argv[0])
 
 
 def train(argv: Sequence[str]) -> int:

@@ -36,6 +36,11 @@ def test_a_run_has_the_recipe_and_the_overrides() -> None:
     assert cfg.trainer.ddp_timeout == 1800
 
 
+def test_a_reward_of_ones_own_is_a_key_of_the_command_line() -> None:
+    cfg = compose([TINY, "rewards.path/to/mine.py:short=0.5", "+rewards.pkg.module:f=1"])
+    assert dict(cfg.rewards) == {"equation": 1.0, "path/to/mine.py:short": 0.5, "pkg.module:f": 1.0}
+
+
 def test_arguments_for_trl_are_what_the_recipe_says_and_trls_defaults() -> None:
     cfg = compose([TINY, "trainer.max_steps=7", "trainer.resume_from_checkpoint=true"])
     args = config.trainer_arguments(cfg, program="grpo", reward_weights=[1.0])

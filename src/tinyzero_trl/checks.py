@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,8 +197,6 @@ def check_rows(
         fault = _prompt_fault(prompt)
         if fault:
             raise ConfigError(f"{name} row {index}: the prompt {fault}: {_shown_row(dataset[index], chosen.task)}")
-    if not isinstance(dataset[0]["prompt"], str) and tokenizer.get_chat_template is None:  # pragma: no cover
-        raise ConfigError("the tokenizer has no chat template")
     if not isinstance(dataset[0]["prompt"], str) and not tokenizer.chat_template:
         raise ConfigError(
             f"format {cfg.format} makes chat messages, and the tokenizer of {cfg.model.model_name_or_path} has no chat template; "
@@ -283,10 +281,18 @@ def _check_silent_killers(trainer: Any) -> None:
         raise ConfigError(
             "trainer.use_transformers_continuous_batching with bf16 turns the float32 master weights into bfloat16 for good; set trainer.bf16=false"
         )
-    if trainer.repetition_penalty != 1.0 and not trainer.use_vllm:
-        raise ConfigError(
-            "trainer.repetition_penalty is used for sampling and not in the loss, so it biases every update; set it to 1"
-        )
+    if not trainer.use_vllm:
+        neutral = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
+        changed = [f"trainer.{key}={trainer[key]}" for key, value in neutral.items() if trainer[key] != value]
+        if changed:
+            raise ConfigError(
+                f"{', '.join(changed)}: without vLLM, completions are drawn from the whole distribution that the loss is "
+                "about; leave top_p=1, top_k=0, min_p=null, repetition_penalty=1, generation_kwargs=null"
+            )
+        if not trainer.ds3_gather_for_generation:
+            raise ConfigError(
+                "trainer.ds3_gather_for_generation=false needs vLLM: processes end generating at different times"
+            )
     if trainer.sync_ref_model and not trainer.beta:
         raise ConfigError("trainer.sync_ref_model has no reference model to synchronise: trainer.beta is 0")
     if trainer.remove_unused_columns:
@@ -368,7 +374,3 @@ def _looks_local(name: str) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-RewardBatch = Callable[..., list[float | None]]
-"""A reward in TRL's batch signature."""

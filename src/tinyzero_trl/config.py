@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyzero_trl.failures import ConfigError
@@ -20,6 +20,7 @@ from tinyzero_trl.schema import DATA_KEYS, OURS, REPLACED, fits, run_schema
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 """The recipe folder of the source tree."""
+REWARD = re.compile(r"\+{0,2}rewards\.")
 NOT_TASKS = ("accelerate_configs",)
 
 
@@ -82,7 +83,9 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
     files = [recipes / f"{program}.yaml", *_chain(recipes / group, name)]
     for file in files:
         _check_keys(OmegaConf.to_container(OmegaConf.load(file)), keys, where=_shown(file))
-    overrides = [_checked_override(item, keys) for item in overrides]
+    # A reward of one's own, `rewards.path/file.py:name=1`, is a key that Hydra's grammar has no words for.
+    weights = [item.lstrip("+").removeprefix("rewards.").rpartition("=") for item in overrides if REWARD.match(item)]
+    overrides = [_checked_override(item, keys) for item in overrides if not REWARD.match(item)]
     _register_schema(program)
     GlobalHydra.instance().clear()
     try:
@@ -91,6 +94,9 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
                 config_name=program,
                 overrides=[f"+{group}={name}", *overrides],
             )
+        for reward, _, weight in weights:
+            with open_dict(cfg):
+                cfg.rewards[reward] = weight
         OmegaConf.resolve(cfg)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error, files)) from error

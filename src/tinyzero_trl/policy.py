@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -37,11 +38,13 @@ def policy(cfg: DictConfig) -> dict[str, Any]:
 
 
 def rollout_function(cfg: DictConfig) -> Callable[..., dict[str, Any]] | None:
-    """Our sampler in TRL's form, or None where vLLM generates."""
-    if cfg.trainer.use_vllm:
+    """Our sampler in TRL's form, or None where vLLM generates, or FSDP shards the model.
+
+    Under FSDP each forward pass is a collective, and processes whose completions end early would leave it; transformers'
+    generate keeps them in step.
+    """
+    if cfg.trainer.use_vllm or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
         return None
-    try:
-        from tinyzero_trl.generation.rollout import transformers_rollout
-    except ModuleNotFoundError:  # TODO: delete with the first commit of generation/rollout.py
-        return None
-    return cast(Callable[..., dict[str, Any]], transformers_rollout)
+    from tinyzero_trl.generation.rollout import transformers_rollout
+
+    return transformers_rollout

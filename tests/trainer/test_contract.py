@@ -20,6 +20,7 @@ RELIED_ON = {
     (GRPOTrainer, "_generate_and_score_completions"): "25819d4f6f61412b",
     (GRPOTrainer, "_prepare_inputs"): "8fbf26ba768fa77f",
     (GRPOTrainer, "training_step"): "087c04bcda30acd1",
+    (GRPOTrainer, "_compute_loss"): "b5e91c41bd352c24",
     (GRPOTrainer, "compute_loss"): "3b04d42aa817611a",
     (GRPOTrainer, "log"): "7b3a5c5325c03aae",
     (GRPOTrainer, "_save_checkpoint"): "188a83914894f893",

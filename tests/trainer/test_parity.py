@@ -11,6 +11,7 @@ from trl import GRPOTrainer
 
 from tinyzero_trl.trainer import TinyZeroTrainer
 from tinyzero_trl.trainer.advantages import is_constant
+from tinyzero_trl.trainer.batching import Batching
 
 
 def digest(trainer: Any) -> str:
@@ -30,7 +31,10 @@ def always(value: float) -> Any:
 @pytest.mark.parametrize(
     "method", [{}, {"loss_type": "dr_grpo", "scale_rewards": "none"}, {"beta": 0.1, "num_iterations": 2}]
 )
-def test_with_every_extra_off_the_trainer_is_grpo_trainer_bit_for_bit(build: Any, method: dict[str, Any]) -> None:
+def test_with_every_extra_off_the_trainer_is_grpo_trainer_bit_for_bit(
+    build: Any, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Batching, "_may_deal", lambda self: False)
     digests, losses = [], []
     for trainer_class in (GRPOTrainer, TinyZeroTrainer):
         trainer = build(trainer_class, max_steps=3, **method)
@@ -39,6 +43,23 @@ def test_with_every_extra_off_the_trainer_is_grpo_trainer_bit_for_bit(build: Any
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert losses[0] == losses[1]
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
+def test_even_micro_batches_change_nothing_but_rounding(
+    build: Any, loss_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+    for may_deal in (True, False):
+        with monkeypatch.context() as patch:
+            if not may_deal:
+                patch.setattr(Batching, "_may_deal", lambda self: False)
+            # Adam would blow rounding of gradients near 0 up to full steps.
+            trainer = build(TinyZeroTrainer, max_steps=3, loss_type=loss_type, optim="sgd", learning_rate=0.1)
+            trainer.train()
+        weights.append(torch.cat([value.flatten() for value in trainer.model.state_dict().values()]))
+    assert not torch.equal(weights[0], torch.zeros(1))
+    assert (weights[0] - weights[1]).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.0])

@@ -1,0 +1,210 @@
+"""The command line for real: recipes on tiny models, two processes on the CPU, exit codes, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tinyzero_trl import grpo, manifest
+from tinyzero_trl.config import list_recipes
+
+pytestmark = pytest.mark.slow
+REPO = Path(__file__).resolve().parents[2]
+PROGRAM = REPO / "src" / "tinyzero_trl" / "grpo.py"
+REAL_ROWS = REPO.parent / "shared" / "data" / "countdown" / "countdown_dev_2k.jsonl"
+SMALL = (
+    "trainer.max_steps=2",
+    "trainer.per_device_train_batch_size=8",
+    "trainer.gradient_accumulation_steps=2",
+    "trainer.num_generations=4",
+    "trainer.max_completion_length=16",
+    "trainer.save_steps=1",
+    "trainer.use_cpu=true",
+    "trainer.bf16=false",
+    "data.num_train_rows=200",
+)
+REWARD = "def short(response: str) -> float:\n    return 1 / (1 + len(response))\n"
+
+
+@pytest.fixture
+def words(tiny_llama: Path, tmp_path: Path) -> list[str]:
+    """A run of grpo-tiny on random weights with a reward that they earn."""
+    (tmp_path / "reward.py").write_text(REWARD)
+    rewards = ["rewards.equation=0", f"rewards.{tmp_path}/reward.py:short=1"]
+    return ["+countdown=grpo-tiny", f"model.model_name_or_path={tiny_llama}", *rewards, *SMALL]
+
+
+def run(*arguments: Any, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run([*map(str, arguments)], cwd=REPO, env=env, capture_output=True, text=True, timeout=900)
+    assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def launch(config: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    options = ["--num_processes=2", f"--config_file=recipes/accelerate_configs/{config}.yaml"]
+    # A port of its own: another launch on this machine may hold accelerate's default one.
+    options.append(f"--main_process_port={free_port()}")
+    return run(Path(sys.executable).with_name("accelerate"), "launch", *options, PROGRAM, *arguments)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_ranks(arguments: list[str], *, num: int, log: Path) -> list[subprocess.Popen[bytes]]:
+    """The processes a launcher would start, without the launcher: their own exit codes can be seen."""
+    port, ranks = free_port(), []
+    for rank in range(num):
+        env = {
+            **os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num),
+            "LOCAL_WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+        }  # fmt: skip
+        with log.with_suffix(f".{rank}").open("wb") as file:
+            command = [sys.executable, str(PROGRAM), *arguments]
+            ranks.append(subprocess.Popen(command, cwd=REPO, env=env, stdout=file, stderr=subprocess.STDOUT))
+    return ranks
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if "reward" in entry]
+
+
+@pytest.mark.parametrize("config", ["ddp", "zero1", "zero2", "zero3"])
+def test_two_processes_train_save_resume_and_earn_what_one_does(config: str, words: list[str], tmp_path: Path) -> None:
+    if config.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    two, one = tmp_path / "two", tmp_path / "one"
+    launch(config, *words, f"output_dir={two}")
+    (two / "checkpoint-2" / manifest.MANIFEST).unlink()
+    done = launch(config, *words, "trainer.max_steps=3", f"trainer.resume_from_checkpoint={two}")
+    assert "passed over checkpoint-2 was not finished" in done.stdout
+    assert [path.name for path in manifest.checkpoints(two)] == ["checkpoint-2", "checkpoint-3"]
+    assert all(manifest.fault(path) is None for path in [*manifest.checkpoints(two), two / "model"])
+    assert [entry["step"] for entry in metrics_of(two)] == [1, 2, 3]
+    assert pq.read_table(two / "rollouts" / "train-00000003.parquet").num_rows == 32
+    assert (
+        grpo.train([*words, "trainer.max_steps=3", "trainer.gradient_accumulation_steps=4", f"output_dir={one}"]) == 0
+    )
+    for mine, theirs in zip(metrics_of(two), metrics_of(one), strict=True):
+        assert mine["reward"] == pytest.approx(theirs["reward"], rel=0.5)
+
+
+@pytest.mark.parametrize(
+    "recipe", [r for r in list_recipes() if r.method == "grpo"], ids=lambda r: f"{r.task}/{r.name}"
+)
+def test_every_recipe_trains_two_steps(
+    recipe: Any, tiny_llama: Path, tiny_qwen: Callable[[str], Path], tmp_path: Path
+) -> None:
+    is_tiny = recipe.name == "grpo-tiny"
+    model = tiny_llama if is_tiny else tiny_qwen("instruct" if "instruct" in recipe.name else "base")
+    # What needs a GPU goes: vLLM, 4-bit weights. All else of the recipe is used as it stands.
+    changes = ["model.dtype=float32", "trainer.use_vllm=false"]
+    if "qlora" in recipe.name:
+        changes += ["model.load_in_4bit=false", "model.use_bnb_nested_quant=false"]
+    if not is_tiny:
+        changes += ["data.num_eval_rows=4", "trainer.eval_steps=1", "trainer.per_device_eval_batch_size=4"]
+        if recipe.task == "countdown":
+            changes.append(f"data.source={REAL_ROWS}")
+    changes += [
+        f"model.model_name_or_path={model}",
+        f"output_dir={tmp_path / 'run'}",
+        "trainer.max_completion_length=16",
+    ]
+    assert grpo.train([f"+{recipe.task}={recipe.name}", *SMALL, *changes]) == 0
+    assert [entry["step"] for entry in metrics_of(tmp_path / "run")][-1] == 2
+    assert manifest.fault(tmp_path / "run" / "model") is None
+    record = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert record["trainer"]["run_name"] == recipe.name
+    if not is_tiny:
+        assert (tmp_path / "run" / "rollouts" / "eval-00000002.parquet").is_file()
+    # The second call continues a finished run: nothing to do, nothing changed.
+    before = (tmp_path / "run" / "checkpoint-2" / manifest.MANIFEST).read_bytes()
+    resumed = [word for word in changes if not word.startswith("output_dir")]
+    resumed.append(f"trainer.resume_from_checkpoint={tmp_path / 'run'}")
+    assert grpo.train([f"+{recipe.task}={recipe.name}", *SMALL, *resumed]) == 0
+    assert (tmp_path / "run" / "checkpoint-2" / manifest.MANIFEST).read_bytes() == before
+
+
+def test_sigterm_to_one_process_stops_all_at_the_same_step_with_143_and_a_way_to_go_on(
+    words: list[str], tmp_path: Path
+) -> None:
+    arguments = [*words, "trainer.max_steps=500", "trainer.save_steps=500", f"output_dir={tmp_path / 'run'}"]
+    ranks = start_ranks(arguments, num=2, log=tmp_path / "log")
+    wait_for(tmp_path / "run" / "rollouts" / "train-00000002.parquet", ranks)
+    ranks[1].send_signal(signal.SIGTERM)
+    assert [rank.wait(timeout=60) for rank in ranks] == [143, 143], (tmp_path / "log.0").read_text()[-3000:]
+    found = manifest.newest_usable(tmp_path / "run")
+    assert found.path is not None
+    text = (tmp_path / "log.0").read_text()
+    assert f"trainer.resume_from_checkpoint={tmp_path / 'run'}" in text
+    assert f"stopped after step {found.path.name.split('-')[1]}" in text
+
+
+def test_ctrl_c_exits_with_130_and_the_run_goes_on_from_there(words: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = [*words, "trainer.max_steps=500", "trainer.save_steps=500", f"output_dir={folder}"]
+    (process,) = start_ranks(arguments, num=1, log=tmp_path / "log")
+    wait_for(folder / "rollouts" / "train-00000002.parquet", [process])
+    second = run(sys.executable, PROGRAM, *words, f"trainer.resume_from_checkpoint={folder}", check=False)
+    assert (second.returncode, "is in use by process" in second.stderr) == (6, True), second.stderr
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    step = int(manifest.checkpoints(folder)[-1].name.split("-")[1])
+    resumed = [*words, f"trainer.max_steps={step + 1}", f"trainer.resume_from_checkpoint={folder}"]
+    done = run(sys.executable, PROGRAM, *resumed)
+    assert f"continuing checkpoint-{step}" in done.stdout
+    assert [entry["step"] for entry in metrics_of(folder)] == list(range(1, step + 2))
+
+
+def test_kill_9_leaves_a_lock_that_the_next_launch_takes_over(words: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (process,) = start_ranks([*words, "trainer.max_steps=500", f"output_dir={folder}"], num=1, log=tmp_path / "log")
+    wait_for(folder / "checkpoint-2" / manifest.MANIFEST, [process])
+    process.kill()
+    process.wait()
+    assert (folder / "run.lock").is_file()
+    found = manifest.newest_usable(folder)
+    assert found.path is not None
+    step = int(found.path.name.split("-")[1])
+    done = run(
+        sys.executable, PROGRAM, *words, f"trainer.max_steps={step + 1}", f"trainer.resume_from_checkpoint={folder}"
+    )
+    assert f"continuing checkpoint-{step}" in done.stdout
+    assert not (folder / "run.lock").exists()
+
+
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2_on_every_process(tmp_path: Path) -> None:
+    done = run(sys.executable, PROGRAM, "+countdown=grpo-tiny", "trainer.lerning_rate=1", check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "error: command line: there is no key trainer.lerning_rate; did you mean trainer.learning_rate?"
+    )
+    assert done.stdout == ""
+    ranks = start_ranks(["+countdown=grpo-tiny", "trainer.num_generations=7"], num=2, log=tmp_path / "log")
+    assert [rank.wait(timeout=60) for rank in ranks] == [2, 2]
+    assert "does not hold whole groups of num_generations 7" in (tmp_path / "log.0").read_text()
+    assert (tmp_path / "log.1").read_text() == ""
+
+
+def wait_for(path: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + 180
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        assert all(process.poll() is None for process in processes), "a process ended early"
+        time.sleep(0.1)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tinyzero_trl import manifest, run_folder
+from tinyzero_trl import manifest, record, run_folder
 from tinyzero_trl.config import compose
 from tinyzero_trl.failures import ConfigError, RunLocked
+from tinyzero_trl.lock import locked
 
 TINY = "+countdown=grpo-tiny"
 
@@ -22,7 +23,7 @@ def recorded(path: Path, *words: str) -> Path:
     """A run folder with its run.yaml and sealed checkpoints 1 and 2."""
     cfg = compose([TINY, *words])
     path.mkdir(parents=True)
-    run_folder.write_record(path, cfg, data={}, seeds={})
+    record.write_record(path, cfg, data={}, seeds={})
     for step in (1, 2):
         (path / f"checkpoint-{step}").mkdir()
         (path / f"checkpoint-{step}" / "weights").write_text("w")
@@ -84,20 +85,20 @@ def test_a_run_of_two_processes_is_not_continued_by_one(tmp_path: Path) -> None:
 
 def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from tinyzero_trl.run_folder import locked\n"
+        "import sys; from pathlib import Path; from tinyzero_trl.lock import locked\n"
         f"with locked(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout
     assert holder.stdin
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(RunLocked, match=f"in use by process {holder.pid} on") as refused, run_folder.locked(tmp_path):
+    with pytest.raises(RunLocked, match=f"in use by process {holder.pid} on") as refused, locked(tmp_path):
         pass
     assert refused.value.exit_code == 6
     holder.kill()
     holder.wait()
     assert (tmp_path / "run.lock").is_file()
-    with run_folder.locked(tmp_path):
+    with locked(tmp_path):
         pass
     assert not (tmp_path / "run.lock").exists()
 
@@ -105,18 +106,18 @@ def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path: Path) ->
 def test_the_record_says_where_a_run_comes_from_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["grpo.py", TINY, "trainer.hub_token=canary-1"])
     cfg = compose([TINY, "trainer.hub_token=canary-1"])
-    run_folder.write_record(tmp_path, cfg, data={"source": "generated", "fingerprint": "f"}, seeds={"trainer": 42})
+    record.write_record(tmp_path, cfg, data={"source": "generated", "fingerprint": "f"}, seeds={"trainer": 42})
     text = (tmp_path / "run.yaml").read_text()
     assert "canary" not in text
-    record: dict[str, Any] = yaml.safe_load(text)
-    assert record["trainer"]["num_generations"] == cfg.trainer.num_generations
-    origin = record["provenance"]
+    written: dict[str, Any] = yaml.safe_load(text)
+    assert written["trainer"]["num_generations"] == cfg.trainer.num_generations
+    origin = written["provenance"]
     assert {"git_commit", "git_dirty", "command", "python", "packages", "hardware", "data", "seeds", "started"} <= set(
         origin
     )
     assert origin["packages"]["trl"] == "1.16.0"
     assert set(origin["hardware"]) >= {"cpu", "cores", "gpus"}
-    run_folder.write_record(tmp_path, cfg, data={}, seeds={})
+    record.write_record(tmp_path, cfg, data={}, seeds={})
     again = yaml.safe_load((tmp_path / "run.yaml").read_text())["provenance"]
     assert [item["started"] for item in again["earlier"]] == [origin["started"]]
 
@@ -124,18 +125,16 @@ def test_the_record_says_where_a_run_comes_from_and_no_secret(tmp_path: Path, mo
 def test_metrics_that_a_resumed_run_writes_again_are_dropped(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "seconds": 2.0 * step}) for step in range(1, 6)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "sec')
-    assert run_folder.cut_metrics(tmp_path, step=3) == 6.0
+    assert record.cut_metrics(tmp_path, step=3) == 6.0
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines[:3]
-    assert run_folder.cut_metrics(tmp_path / "nowhere", step=3) == 0.0
+    assert record.cut_metrics(tmp_path / "nowhere", step=3) == 0.0
 
 
 def test_the_fingerprint_of_rows_is_that_of_their_content() -> None:
     from datasets import Dataset
 
     rows = [{"nums": [1, 2, 3], "target": n, "prompt": "p"} for n in range(5)]
-    first = run_folder.fingerprint(Dataset.from_list(rows), ("nums", "target"))
-    assert first == run_folder.fingerprint(
-        Dataset.from_list([{**row, "prompt": "q"} for row in rows]), ("target", "nums")
-    )
+    first = record.fingerprint(Dataset.from_list(rows), ("nums", "target"))
+    assert first == record.fingerprint(Dataset.from_list([{**row, "prompt": "q"} for row in rows]), ("target", "nums"))
     rows[3]["target"] = 9
-    assert first != run_folder.fingerprint(Dataset.from_list(rows), ("nums", "target"))
+    assert first != record.fingerprint(Dataset.from_list(rows), ("nums", "target"))

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a model loads: names, numbers, combinations, rows, tokenizer, lengths."""
+"""What can be known to be wrong before a model loads: names, rows, lengths."""
 
 from __future__ import annotations
 
@@ -6,55 +6,24 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.config import model_path, nearest
-from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.failures import ConfigError, first_line
+from tinyzero_trl.method import check_method
 from tinyzero_trl.rewards import columns_of
 from tinyzero_trl.schema import DATA_KEYS
 from tinyzero_trl.task import FormatFn, RewardFn, Row, Task, prompts, resolve
 from tinyzero_trl.tasks import find_task
+from tinyzero_trl.tokens import prompt_ids, prompts_ids, tokenizer_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "loss_type": ("grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
-    "scale_rewards": ("group", "batch", "none", "True", "False"),
-    "importance_sampling_level": ("token", "sequence"),
-    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
-    "vllm_mode": ("server", "colocate"),
-    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
-}
-"""Values of trainer keys that TRL types as plain text."""
-
-RANGES: dict[str, tuple[float, float, bool]] = {
-    "learning_rate": (0, math.inf, False),
-    "temperature": (0, math.inf, False),
-    "top_p": (0, 1, False),
-    "beta": (0, math.inf, True),
-    "epsilon": (0, math.inf, False),
-    "epsilon_high": (0, math.inf, False),
-    "num_generations": (2, math.inf, True),
-    "num_generations_eval": (1, math.inf, True),
-    "num_iterations": (1, math.inf, True),
-    "steps_per_generation": (1, math.inf, True),
-    "max_completion_length": (1, math.inf, True),
-    "per_device_train_batch_size": (1, math.inf, True),
-    "per_device_eval_batch_size": (1, math.inf, True),
-    "gradient_accumulation_steps": (1, math.inf, True),
-    "max_grad_norm": (0, math.inf, True),
-    "repetition_penalty": (0, math.inf, False),
-    "weight_decay": (0, math.inf, True),
-    "save_total_limit": (1, math.inf, True),
-    "top_k": (0, math.inf, True),
-    "min_p": (0, 1, True),
-}
-"""(low, high, low is allowed) by trainer key."""
+__all__ = ["Parts", "check_method", "check_rows", "parts", "prompt_ids", "prompts_ids", "rows", "tokenizer_of"]
 
 
 @dataclass(frozen=True)
@@ -91,39 +60,6 @@ def parts(cfg: DictConfig) -> Parts:
     return Parts(task, format_fn, named)
 
 
-def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
-    """Ranges, and combinations that TRL accepts and that break learning. Raises: ConfigError."""
-    trainer = cfg.trainer
-    if cfg.algorithm != "grpo":
-        raise ConfigError(f"there is no algorithm {cfg.algorithm!r}; there is grpo")
-    if cfg.give_up_after < 0:
-        raise ConfigError(f"give_up_after must be 0 or more, got {cfg.give_up_after}")
-    for key, allowed in CHOICES.items():
-        value = trainer.get(key)
-        if value is not None and str(value) not in allowed:
-            raise ConfigError(
-                f"trainer.{key}: there is no {value!r}; there is {', '.join(allowed)}{nearest(str(value), allowed)}"
-            )
-    for key, (low, high, is_low_allowed) in RANGES.items():
-        value = trainer.get(key)
-        if value is None:
-            continue
-        if not math.isfinite(value) or value > high or value < low or (value == low and not is_low_allowed):
-            bound = f"at least {low:g}" if is_low_allowed else f"more than {low:g}"
-            bound += f" and at most {high:g}" if math.isfinite(high) else ""
-            raise ConfigError(f"trainer.{key} must be {bound}, got {value:g}")
-    if trainer.max_steps == 0 or (trainer.max_steps < 0 and trainer.num_train_epochs <= 0):
-        raise ConfigError("the run would do nothing: set trainer.max_steps or trainer.num_train_epochs above 0")
-    _check_batches(trainer, num_processes)
-    _check_silent_killers(trainer)
-    if cfg.model.model_name_or_path is None:
-        raise ConfigError("model.model_name_or_path is not set; it takes a hub id, a folder, or `tiny`")
-    if cfg.model.use_peft and trainer.sync_ref_model:
-        raise ConfigError(
-            "trainer.sync_ref_model does not work with model.use_peft: the reference is the model without its adapter"
-        )
-
-
 def rows(cfg: DictConfig, chosen: Parts) -> tuple[Dataset, Dataset | None]:
     """Training and evaluation rows, worded. Raises: ConfigError for data that is not there or not fit."""
     from datasets import disable_progress_bars
@@ -140,33 +76,6 @@ def rows(cfg: DictConfig, chosen: Parts) -> tuple[Dataset, Dataset | None]:
             )
         return train, None
     return train, _load(chosen, split="validation", num_rows=cfg.data.num_eval_rows, **arguments)
-
-
-def tokenizer_of(cfg: DictConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, its padding on the left. Raises: ConfigError where it cannot serve generation."""
-    from transformers import AutoTokenizer
-
-    name = model_path(cfg.model.model_name_or_path)
-    if _looks_local(name) and not Path(name).is_dir():
-        raise ConfigError(f"model.model_name_or_path: there is no folder {name}")
-    if _looks_local(name) and not (Path(name) / "config.json").is_file():
-        raise ConfigError(f"model.model_name_or_path: {name} is not a model folder (it has no config.json)")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name,
-            revision=cfg.model.model_revision,
-            trust_remote_code=bool(cfg.trainer.trust_remote_code),
-            padding_side="left",
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(f"model.model_name_or_path: no tokenizer for {name}: {_first_line(error)}") from error
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            f"the tokenizer of {name} has no eos token, so no completion could end; set eos_token in its tokenizer_config.json"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def check_rows(
@@ -205,36 +114,6 @@ def check_rows(
     _check_lengths(cfg, chosen, dataset, tokenizer, name=name)
 
 
-def prompt_ids(tokenizer: Any, prompt: str | list[dict[str, str]], **template: Any) -> list[int]:
-    """Token ids of one prompt, as training and generation see it: an assistant turn at its end stays open.
-
-    A text that already begins with the tokenizer's bos token gets no second one.
-    """
-    return prompts_ids(tokenizer, [prompt], **template)[0]
-
-
-def prompts_ids(tokenizer: Any, batch: list[Any], **template: Any) -> list[list[int]]:
-    """`prompt_ids` of several prompts, all text or all messages."""
-    if isinstance(batch[0], str):
-        has_bos = [bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token) for prompt in batch]
-        plain = tokenizer(text=batch)["input_ids"]
-        bare = tokenizer(text=batch, add_special_tokens=False)["input_ids"] if any(has_bos) else plain
-        return [second if has else first for first, second, has in zip(plain, bare, has_bos, strict=True)]
-    ids: list[list[int]] = []
-    for prompt in batch:
-        is_open = prompt[-1]["role"] == "assistant"
-        encoded = tokenizer.apply_chat_template(
-            prompt,
-            add_generation_prompt=not is_open,
-            continue_final_message=is_open,
-            tokenize=True,
-            return_dict=True,
-            **template,
-        )
-        ids.append(list(encoded["input_ids"]))
-    return ids
-
-
 def _check_data_keys(cfg: DictConfig, task: Task) -> None:
     takes = [name for name, item in inspect.signature(task.load).parameters.items() if item.kind is item.KEYWORD_ONLY]
     known = sorted({*DATA_KEYS, *takes} - {"split", "num_rows"})
@@ -242,78 +121,6 @@ def _check_data_keys(cfg: DictConfig, task: Task) -> None:
         if key not in known:
             raise ConfigError(
                 f"there is no key data.{key}; task {task.name} has {', '.join(known)}{nearest(str(key), known)}"
-            )
-
-
-def _check_batches(trainer: Any, num_processes: int) -> None:
-    size, steps = trainer.generation_batch_size, trainer.steps_per_generation
-    if size is not None and steps is not None:
-        raise ConfigError(
-            "trainer.generation_batch_size and trainer.steps_per_generation say the same thing twice; set one"
-        )
-    if size is None:
-        size = trainer.per_device_train_batch_size * num_processes * (steps or trainer.gradient_accumulation_steps)
-    if size % trainer.num_generations:
-        raise ConfigError(
-            f"a generation batch of {size} completions (per_device_train_batch_size {trainer.per_device_train_batch_size} x "
-            f"{num_processes} processes x {size // (trainer.per_device_train_batch_size * num_processes)} steps) does not hold "
-            f"whole groups of num_generations {trainer.num_generations}"
-        )
-
-
-def _check_silent_killers(trainer: Any) -> None:
-    if trainer.use_vllm and trainer.vllm_importance_sampling_correction:
-        cut = [
-            f"{key}={trainer[key]}"
-            for key, neutral in (("top_p", 1.0), ("top_k", 0), ("min_p", None), ("repetition_penalty", 1.0))
-            if trainer[key] != neutral
-        ]
-        if cut:
-            raise ConfigError(
-                f"trainer.{', trainer.'.join(cut)} with vLLM makes importance ratios vanish and training stand still (trl#6789); "
-                "use top_p=1, top_k=0, min_p=null, repetition_penalty=1, or trainer.vllm_importance_sampling_correction=false"
-            )
-    if trainer.use_vllm and trainer.vllm_mode == "colocate" and "seed" in (trainer.generation_kwargs or {}):
-        raise ConfigError(
-            "trainer.generation_kwargs.seed with vllm_mode=colocate makes all completions of a group the same; remove it"
-        )
-    if trainer.use_transformers_continuous_batching and trainer.bf16 is not False:
-        raise ConfigError(
-            "trainer.use_transformers_continuous_batching with bf16 turns the float32 master weights into bfloat16 for good; set trainer.bf16=false"
-        )
-    if not trainer.use_vllm:
-        neutral = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
-        changed = [f"trainer.{key}={trainer[key]}" for key, value in neutral.items() if trainer[key] != value]
-        if changed:
-            raise ConfigError(
-                f"{', '.join(changed)}: without vLLM, completions are drawn from the whole distribution that the loss is "
-                "about; leave top_p=1, top_k=0, min_p=null, repetition_penalty=1, generation_kwargs=null"
-            )
-        if not trainer.ds3_gather_for_generation:
-            raise ConfigError(
-                "trainer.ds3_gather_for_generation=false needs vLLM: processes end generating at different times"
-            )
-    if trainer.sync_ref_model and not trainer.beta:
-        raise ConfigError("trainer.sync_ref_model has no reference model to synchronise: trainer.beta is 0")
-    if trainer.remove_unused_columns:
-        raise ConfigError("trainer.remove_unused_columns=true removes the columns rewards read; set it to false")
-    if trainer.loss_type == "dr_grpo" and str(trainer.scale_rewards) not in ("none", "False"):
-        raise ConfigError("trainer.loss_type=dr_grpo is Dr. GRPO only with trainer.scale_rewards=none")
-    cycle = (trainer.steps_per_generation or trainer.gradient_accumulation_steps) * trainer.num_iterations
-    if (
-        str(trainer.save_strategy) == "steps"
-        and trainer.save_steps >= 1
-        and (trainer.save_steps * trainer.gradient_accumulation_steps) % cycle
-    ):
-        raise ConfigError(
-            f"trainer.save_steps {trainer.save_steps:g} falls inside a generation cycle, which cannot be resumed exactly; "
-            f"use a multiple of {cycle // math.gcd(cycle, trainer.gradient_accumulation_steps)}"
-        )
-    if str(trainer.eval_strategy) != "no":
-        num_generations = trainer.num_generations_eval or trainer.num_generations
-        if trainer.per_device_eval_batch_size % num_generations:
-            raise ConfigError(
-                f"trainer.per_device_eval_batch_size {trainer.per_device_eval_batch_size} does not hold whole groups of {num_generations}"
             )
 
 
@@ -326,7 +133,7 @@ def _load(chosen: Parts, *, split: str, num_rows: int | None, **arguments: Any) 
     except ConfigError:
         raise
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"data ({split}): {_first_line(error)}") from error
+        raise ConfigError(f"data ({split}): {first_line(error)}") from error
 
 
 def _check_lengths(cfg: DictConfig, chosen: Parts, dataset: Dataset, tokenizer: Any, *, name: str) -> None:
@@ -366,11 +173,3 @@ def _prompt_fault(prompt: Any) -> str | None:
 
 def _shown_row(row: Row, task: Task) -> str:
     return str({key: row.get(key) for key in task.columns})[:200]
-
-
-def _looks_local(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or Path(name).exists() or name.count("/") > 1
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,51 +14,24 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.schema import DATA_KEYS, OURS, REPLACED, fits, run_schema
+from tinyzero_trl.keys import check_keys, checked_override, defaults, known_keys, nearest, trainer_class
+from tinyzero_trl.recipes import NOT_TASKS, RECIPES, Recipe, chain, groups, list_recipes, shown
+from tinyzero_trl.schema import fits, run_schema
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-"""The recipe folder of the source tree."""
+__all__ = [
+    "RECIPES",
+    "ConfigError",
+    "Recipe",
+    "compose",
+    "list_recipes",
+    "model_path",
+    "nearest",
+    "show",
+    "trainer_arguments",
+    "without_options",
+]
+
 REWARD = re.compile(r"\+{0,2}rewards\.")
-NOT_TASKS = ("accelerate_configs",)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe file and what the comment at its head says."""
-
-    task: str
-    name: str
-    path: Path
-    model: str
-    """Model name or path."""
-    method: str
-    """First word of the file name: grpo, sft, ..."""
-    hardware: str
-    """The machine it was sized for."""
-    expectation: str
-    """What a run should reach, and who has seen it."""
-
-
-def list_recipes(folder: Path = RECIPES) -> list[Recipe]:
-    """Every recipe of the source tree, sorted by task and name."""
-    recipes = []
-    for path in sorted(folder.glob("*/*.yaml")):
-        if path.parent.name in NOT_TASKS:
-            continue
-        head = _header(path)
-        model = str(OmegaConf.select(OmegaConf.load(path), "model.model_name_or_path", default=""))
-        recipes.append(
-            Recipe(
-                task=path.parent.name,
-                name=path.stem,
-                path=path,
-                model=model,
-                method=path.stem.split("-")[0],
-                hardware=head.get("hardware", ""),
-                expectation=head.get("expect", ""),
-            )
-        )
-    return recipes
 
 
 def model_path(name: str) -> str:
@@ -78,14 +49,14 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
-    keys = _known_keys(program)
+    keys = known_keys(program)
     group, name, overrides = _split(argv, program=program, recipes=recipes)
-    files = [recipes / f"{program}.yaml", *_chain(recipes / group, name)]
+    files = [recipes / f"{program}.yaml", *chain(recipes / group, name)]
     for file in files:
-        _check_keys(OmegaConf.to_container(OmegaConf.load(file)), keys, where=_shown(file))
+        check_keys(OmegaConf.to_container(OmegaConf.load(file)), keys, where=shown(file))
     # A reward of one's own, `rewards.path/file.py:name=1`, is a key that Hydra's grammar has no words for.
     weights = [item.lstrip("+").removeprefix("rewards.").rpartition("=") for item in overrides if REWARD.match(item)]
-    overrides = [_checked_override(item, keys) for item in overrides if not REWARD.match(item)]
+    overrides = [checked_override(item, keys) for item in overrides if not REWARD.match(item)]
     _register_schema(program)
     GlobalHydra.instance().clear()
     try:
@@ -102,12 +73,12 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
         raise ConfigError(_one_line(error, files)) from error
     missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
     if missing:
-        raise ConfigError(f"{_shown(files[-1])}: no value for {', '.join(missing)}")
+        raise ConfigError(f"{shown(files[-1])}: no value for {', '.join(missing)}")
     if cfg.trainer.get("run_name") is None:
         cfg.trainer.run_name = name
     _check_untyped(cfg, program)
     OmegaConf.set_struct(cfg, True)
-    return typing.cast(DictConfig, cfg)
+    return cfg
 
 
 def without_options(words: Sequence[str], *, program: str) -> tuple[list[str], bool]:
@@ -143,10 +114,10 @@ def trainer_arguments(cfg: DictConfig, *, program: str, **fixed: Any) -> Any:
 
     # The run has one progress display; loading and saving would each draw a bar into it.
     disable_progress_bar()
-    config_class = _trainer_class(program)
-    defaults = _defaults(program)["trainer"]
+    config_class = trainer_class(program)
+    standing = defaults(program)["trainer"]
     given = typing.cast(dict[str, Any], OmegaConf.to_container(cfg.trainer))
-    chosen = {key: value for key, value in given.items() if value != defaults[key]}
+    chosen = {key: value for key, value in given.items() if value != standing[key]}
     chosen.pop("resume_from_checkpoint", None)
     try:
         return config_class(**{**chosen, **fixed, "output_dir": ".", "disable_tqdm": True})
@@ -154,80 +125,29 @@ def trainer_arguments(cfg: DictConfig, *, program: str, **fixed: Any) -> Any:
         raise ConfigError("trainer: " + " ".join(str(error).split())) from error
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean X?` when a known word is near, otherwise nothing."""
-    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]}?" if matches else ""
-
-
-def _trainer_class(program: str) -> type:
-    import trl
-
-    return {"grpo": trl.GRPOConfig, "sft": trl.SFTConfig}[program]
-
-
 @cache
 def _register_schema(program: str) -> None:
     from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store(name=f"{program}_schema", node=run_schema(_trainer_class(program)))
-
-
-@cache
-def _defaults(program: str) -> dict[str, Any]:
-    """Every key of a run with its default."""
-    return typing.cast(dict[str, Any], OmegaConf.to_container(run_schema(_trainer_class(program))))
-
-
-def _known_keys(program: str) -> dict[str, frozenset[str]]:
-    """The keys of each section by its name; none for a section that is a value, or whose keys the task decides."""
-    sections = _defaults(program)
-    return {key: frozenset(value) if key in ("model", "trainer") else frozenset() for key, value in sections.items()}
-
-
-def _header(path: Path) -> dict[str, str]:
-    """`# Word: text` lines of the comment at a recipe's head, continued lines joined."""
-    fields: dict[str, str] = {}
-    key = ""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        match = re.match(r"#\s*(Source|Command|Hardware|Expect):\s*(.*)", line)
-        if match:
-            key = match.group(1).lower()
-            fields[key] = match.group(2).strip()
-        elif key and line.lstrip("# ").strip() and not line.startswith("# @"):
-            fields[key] += " " + line.lstrip("# ").strip()
-    return fields
-
-
-def _groups(recipes: Path) -> list[str]:
-    return sorted(
-        path.name
-        for path in recipes.iterdir()
-        if path.is_dir() and path.name not in NOT_TASKS and any(path.glob("*.yaml"))
-    )
+    ConfigStore.instance().store(name=f"{program}_schema", node=run_schema(trainer_class(program)))
 
 
 def _split(argv: Sequence[str], *, program: str, recipes: Path) -> tuple[str, str, list[str]]:
-    groups = _groups(recipes)
+    tasks = groups(recipes)
     chosen: list[tuple[str, str]] = []
     overrides: list[str] = []
     available = [f"+{path.parent.name}={path.stem}" for path in sorted(recipes.glob("*/*.yaml"))]
     available = [item for item in available if f"={program}-" in item and not item.startswith(f"+{NOT_TASKS[0]}")]
     for argument in argv:
         key, _, value = argument.partition("=")
-        if argument.startswith("-") or "=" not in argument:
-            if not argument.startswith("~"):
-                raise ConfigError(
-                    f"{argument!r} is not understood; write key=value, +<task>=<recipe>, --cfg job or --help"
-                )
+        if argument.startswith("-") or ("=" not in argument and not argument.startswith("~")):
+            raise ConfigError(f"{argument!r} is not understood; write key=value, +<task>=<recipe>, --cfg job or --help")
         bare = key.lstrip("+")
-        if bare in groups:
+        if bare in tasks:
             chosen.append((bare, value))
         elif key.startswith("+") and "." not in bare and value.split("-")[0] in ("grpo", "sft"):
             raise ConfigError(
-                f"there is no folder recipes/{bare}; recipes: {', '.join(available)}{nearest(bare, groups)}"
+                f"there is no folder recipes/{bare}; recipes: {', '.join(available)}{nearest(bare, tasks)}"
             )
         else:
             overrides.append(argument)
@@ -245,70 +165,18 @@ def _split(argv: Sequence[str], *, program: str, recipes: Path) -> tuple[str, st
     return group, name, overrides
 
 
-def _chain(folder: Path, name: str) -> list[Path]:
-    """The files a recipe is made of, bases first."""
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{_shown(path)} does not exist")
-    try:
-        content = OmegaConf.load(path)
-    except Exception as error:  # the YAML parser has exception classes of its own
-        raise ConfigError(f"{_shown(path)}: {' '.join(str(error).split())}") from error
-    bases = [str(item) for item in (content.get("defaults") or []) if str(item) != "_self_"]
-    return [file for base in bases for file in _chain(folder, base.lstrip("/").split("/")[-1])] + [path]
-
-
-def _check_keys(content: Any, keys: dict[str, frozenset[str]], *, where: str, prefix: str = "") -> None:
-    for key, value in (content or {}).items():
-        if not prefix and key in ("defaults", "hydra") and key != "hydra":
-            continue
-        _check_key(f"{prefix}{key}", keys, where=where)
-        if isinstance(value, dict) and not prefix and key in ("model", "trainer"):
-            _check_keys(value, keys, where=where, prefix=f"{key}.")
-
-
-def _check_key(key: str, keys: dict[str, frozenset[str]], *, where: str) -> None:
-    section, _, name = key.partition(".")
-    last = (name or section).split(".")[0]
-    if section in ("rewards", "data") and name:
-        return
-    if section == "trainer" and last in OURS:
-        raise ConfigError(f"{where}: {key} is not for a recipe: {OURS[last]}")
-    if section in keys and (not name or last in keys[section]):
-        return
-    if last in REPLACED:
-        raise ConfigError(f"{where}: {key} does not exist any more: {REPLACED[last]}")
-    everything = [*keys, *(f"{part}.{item}" for part in ("model", "trainer") for item in sorted(keys[part]))]
-    everything += [f"data.{item}" for item in DATA_KEYS]
-    hint = nearest(key, everything)
-    if not hint:
-        by_name = {item.split(".")[-1]: item for item in everything}
-        close = difflib.get_close_matches(last, list(by_name), n=1, cutoff=0.6)
-        hint = f"; did you mean {by_name[close[0]]}?" if close else ""
-    raise ConfigError(f"{where}: there is no key {key}{hint}")
-
-
-def _checked_override(argument: str, keys: dict[str, frozenset[str]]) -> str:
-    """The override in Hydra's add-or-change form, once its key is known to exist."""
-    if argument.startswith("~"):
-        raise ConfigError(f"{argument}: keys are set, not deleted; write {argument[1:].partition('=')[0]}=null")
-    key, _, value = argument.lstrip("+").partition("=")
-    _check_key(key, keys, where="command line")
-    return f"++{key}={value}"
-
-
 def _check_untyped(cfg: Any, program: str) -> None:
     from trl import ModelConfig
 
-    for section, config_class in (("model", ModelConfig), ("trainer", _trainer_class(program))):
+    for section, config_class in (("model", ModelConfig), ("trainer", trainer_class(program))):
         hints = typing.get_type_hints(config_class)
         values = typing.cast(dict[str, Any], OmegaConf.to_container(cfg[section]))
-        defaults = _defaults(program)[section]
+        standing = defaults(program)[section]
         for key, value in values.items():
             if key == "resume_from_checkpoint":
                 if value is not None and not isinstance(value, (bool, str)):
                     raise ConfigError(f"{section}.{key} must be true or the path of a checkpoint, got {value!r}")
-            elif value != defaults[key] and not fits(value, hints[key]):
+            elif value != standing[key] and not fits(value, hints[key]):
                 raise ConfigError(f"{section}.{key} must be {_spell(hints[key])}, got {value!r}")
 
 
@@ -329,11 +197,7 @@ def _one_line(error: Exception, files: Sequence[Path]) -> str:
         text,
     )
     if key and fault:
-        where = next((_shown(file) for file in files if f"In '{file.parent.name}/{file.stem}'" in text), "command line")
+        where = next((shown(file) for file in files if f"In '{file.parent.name}/{file.stem}'" in text), "command line")
         return f"{where}: {key.group(1)}: {fault.group(1)}"
     override = getattr(error, "override", None) or getattr(error.__cause__, "override", None)
     return (f"{override.lstrip('+')}: " if override else "") + " ".join(text.split())[:400]
-
-
-def _shown(path: Path) -> str:
-    return os.path.relpath(path) if not os.path.relpath(path).startswith("..") else str(path)

@@ -72,3 +72,8 @@ def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) 
         sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

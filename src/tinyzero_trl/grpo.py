@@ -13,7 +13,7 @@ if __name__ == "__main__":
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL sends a ping as a trainer is made; 0 allows it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-from tinyzero_trl import checks, config, run_folder
+from tinyzero_trl import checks, config, record, run_folder
 from tinyzero_trl.failures import exit_code_of
 
 
@@ -40,7 +40,7 @@ def train(words: Sequence[str]) -> int:
 
     data = {
         "source": cfg.data.source,
-        "fingerprint": run_folder.fingerprint(train_rows, chosen.task.columns),
+        "fingerprint": record.fingerprint(train_rows, chosen.task.columns),
         "num_train": len(train_rows),
         "num_test": len(eval_rows) if eval_rows is not None else 0,
     }

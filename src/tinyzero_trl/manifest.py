@@ -81,7 +81,7 @@ def checkpoints(run_folder: Path) -> list[Path]:
 
 def newest_usable(run_folder: Path) -> Found:
     """The newest checkpoint without a fault."""
-    passed_over = []
+    passed_over: list[str] = []
     for path in reversed(checkpoints(run_folder)):
         reason = fault(path)
         if reason is None:

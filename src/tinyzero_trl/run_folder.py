@@ -1,48 +1,26 @@
-"""The one folder everything of a run goes to: its name, its lock, its record, and where a resumed run goes on."""
+"""The one folder everything of a run goes to: its name, its lock, and where a resumed run goes on."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import importlib.metadata
-import json
 import os
-import platform
 import re
 import shlex
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl import manifest
-from tinyzero_trl.failures import ConfigError, Failure, RunLocked
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from tinyzero_trl.failures import ConfigError, Failure
+from tinyzero_trl.lock import locked
+from tinyzero_trl.record import cut_metrics, redacted, write_record
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-PACKAGES = (
-    "tinyzero-trl",
-    "torch",
-    "trl",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "peft",
-    "deepspeed",
-    "vllm",
-    "hydra-core",
-)
-SECRET = re.compile(r"token|secret|password|api_?key|credential", re.IGNORECASE)
-NOT_SECRET = re.compile(r"tokens|token_id|tokenizer|token_level")
 FIXED_ON_RESUME = (
     "task",
     "format",
@@ -109,15 +87,6 @@ def choose(cfg: DictConfig, *, outputs: Path = Path("outputs"), num_processes: i
     return RunFolder(given.parent, given)
 
 
-def fingerprint(dataset: Dataset, columns: Sequence[str]) -> str:
-    """A hash of the rows' raw columns, in order: equal for equal data on any machine."""
-    digest = hashlib.blake2b(digest_size=16)
-    for start in range(0, len(dataset), 10_000):
-        batch = dataset[start : start + 10_000]
-        digest.update(json.dumps([batch[column] for column in sorted(columns)], default=str).encode())
-    return digest.hexdigest()
-
-
 @contextmanager
 def opened(
     cfg: DictConfig, *, num_processes: int, data: Mapping[str, Any], seeds: Mapping[str, Any]
@@ -176,94 +145,8 @@ def say_what_next(folder: RunFolder, words: Sequence[str], *, signal: int, step:
     print(f"  see the run: tinyzero report {folder.path}", flush=True)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the run folder; the kernel frees the lock of a process that dies, so a stale run.lock is simply taken over.
-
-    Raises: RunLocked, naming the process that holds it.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    lock = path / "run.lock"
-    with lock.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise RunLocked(f"{path} is in use by {file.read().strip() or 'another process'}") from None
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def write_record(path: Path, cfg: DictConfig, *, data: Mapping[str, Any], seeds: Mapping[str, Any]) -> None:
-    """Write run.yaml: the resolved config, secrets blanked, and where the run comes from."""
-    content = redacted(OmegaConf.to_container(cfg, resolve=True))
-    provenance = {
-        **_git(),
-        "command": " ".join(redacted_argument(item) for item in sys.argv),
-        "python": platform.python_version(),
-        "packages": _packages(),
-        "hardware": _hardware(),
-        "data": dict(data),
-        "seeds": dict(seeds),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    target = path / "run.yaml"
-    if target.exists():
-        previous = OmegaConf.to_container(OmegaConf.load(target))
-        history = previous.get("provenance", {})  # type: ignore[union-attr]
-        earlier = history.pop("earlier", [])
-        provenance["earlier"] = [*earlier, history]
-    part = path / "run.yaml.part"
-    OmegaConf.save(OmegaConf.create({**content, "provenance": provenance}), part)
-    os.replace(part, target)
-
-
-def cut_metrics(path: Path, *, step: int) -> float:
-    """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again; returns the seconds they reached."""
-    file = path / "metrics.jsonl"
-    if not file.is_file():
-        return 0.0
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if entry.get("step", 0) <= step:
-            kept.append(entry)
-    part = path / "metrics.jsonl.part"
-    part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-    os.replace(part, file)
-    return float(kept[-1]["seconds"]) if kept else 0.0
-
-
-def redacted(value: Any, key: str = "") -> Any:
-    """`value` with everything under a key that names a secret replaced by `<redacted>`."""
-    if isinstance(value, dict):
-        return {name: redacted(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list):
-        return [redacted(item, key) for item in value]
-    return "<redacted>" if isinstance(value, str) and value and _is_secret(key) else value
-
-
-def redacted_argument(argument: str) -> str:
-    """A command-line word with the value of a secret key blanked."""
-    key, equals, value = argument.partition("=")
-    return f"{key}=<redacted>" if equals and value and _is_secret(key) else argument
-
-
 def _step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.split("-")[1]) if checkpoint else 0
-
-
-def _is_secret(key: str) -> bool:
-    return bool(SECRET.search(key)) and not NOT_SECRET.search(key)
 
 
 def _newest_run(cfg: DictConfig, folder: Path) -> Path:
@@ -313,48 +196,3 @@ def _check_world(checkpoint: Path, num_processes: int) -> None:
 
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-
-
-def _git() -> dict[str, Any]:
-    root = Path(__file__).resolve().parents[2]
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return {"git_commit": None, "git_dirty": None}
-    if commit.returncode:
-        return {"git_commit": None, "git_dirty": None}
-    return {"git_commit": commit.stdout.strip(), "git_dirty": bool(status.stdout.strip())}
-
-
-def _packages() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _hardware() -> dict[str, Any]:
-    import torch
-
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpus": names, "host": platform.platform()}
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()

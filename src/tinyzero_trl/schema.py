@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 import typing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
@@ -83,7 +85,7 @@ class RunConfig:
 
 @dataclass
 class PretrainingConfig:
-    """One supervised run from nothing (sft.py). `trainer` holds the fields of TRL's SFTConfig."""
+    """One supervised run (sft.py). `trainer` holds the fields of TRL's SFTConfig."""
 
     task: str = MISSING
     """The task whose folder the run goes to."""
@@ -93,12 +95,12 @@ class PretrainingConfig:
     """Run folder; null means outputs/<task>/<run_name>-<UTC time>."""
     data: dict[str, Any] = field(default_factory=dict)
     """By task, the arguments of its `load`: the problems that stages draw from."""
-    scratch: dict[str, Any] = MISSING
-    """The tokenizer's vocab_size, max_length (tokens), and the shape of the model."""
+    scratch: dict[str, Any] = field(default_factory=dict)
+    """A model from nothing: the tokenizer's vocab_size, max_length (tokens), and the shape; read where no model is named."""
     stages: list[Any] = MISSING
     """In order: seed and, by task, num_rows and the habits of the writer."""
     model: Any = None
-    """Fields of trl.ModelConfig; none is read."""
+    """Fields of trl.ModelConfig; model_name_or_path is the model to go on from, null for a new one."""
     trainer: Any = None
     """Fields of trl.SFTConfig."""
 
@@ -115,7 +117,7 @@ def schema_of(config_class: type) -> type:
         # `true` on the command line means "the newest checkpoint", which TRL's `str | None` would turn into "True".
         if item.name == "resume_from_checkpoint" or not _is_typable(item.name, hint, default):
             hint = Any
-        fields.append((item.name, hint, dataclasses.field(default_factory=lambda value=default: value)))
+        fields.append((item.name, hint, dataclasses.field(default_factory=partial(copy.copy, default))))
     return dataclasses.make_dataclass(config_class.__name__, fields)
 
 

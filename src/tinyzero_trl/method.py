@@ -1,0 +1,149 @@
+"""Numbers out of range, and combinations that TRL accepts and that break learning without a word."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.keys import nearest
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "loss_type": ("grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
+    "scale_rewards": ("group", "batch", "none", "True", "False"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_mode": ("server", "colocate"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+}
+"""Values of trainer keys that TRL types as plain text."""
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "learning_rate": (0, math.inf, False),
+    "temperature": (0, math.inf, False),
+    "top_p": (0, 1, False),
+    "beta": (0, math.inf, True),
+    "epsilon": (0, math.inf, False),
+    "epsilon_high": (0, math.inf, False),
+    "num_generations": (2, math.inf, True),
+    "num_generations_eval": (1, math.inf, True),
+    "num_iterations": (1, math.inf, True),
+    "steps_per_generation": (1, math.inf, True),
+    "max_completion_length": (1, math.inf, True),
+    "per_device_train_batch_size": (1, math.inf, True),
+    "per_device_eval_batch_size": (1, math.inf, True),
+    "gradient_accumulation_steps": (1, math.inf, True),
+    "max_grad_norm": (0, math.inf, True),
+    "repetition_penalty": (0, math.inf, False),
+    "weight_decay": (0, math.inf, True),
+    "save_total_limit": (1, math.inf, True),
+    "top_k": (0, math.inf, True),
+    "min_p": (0, 1, True),
+}
+"""(low, high, low is allowed) by trainer key."""
+
+
+def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
+    """Ranges, and combinations that TRL accepts and that break learning. Raises: ConfigError."""
+    trainer = cfg.trainer
+    if cfg.algorithm != "grpo":
+        raise ConfigError(f"there is no algorithm {cfg.algorithm!r}; there is grpo")
+    if cfg.give_up_after < 0:
+        raise ConfigError(f"give_up_after must be 0 or more, got {cfg.give_up_after}")
+    for key, allowed in CHOICES.items():
+        value = trainer.get(key)
+        if value is not None and str(value) not in allowed:
+            raise ConfigError(
+                f"trainer.{key}: there is no {value!r}; there is {', '.join(allowed)}{nearest(str(value), allowed)}"
+            )
+    for key, (low, high, is_low_allowed) in RANGES.items():
+        value = trainer.get(key)
+        if value is None:
+            continue
+        if not math.isfinite(value) or value > high or value < low or (value == low and not is_low_allowed):
+            bound = f"at least {low:g}" if is_low_allowed else f"more than {low:g}"
+            bound += f" and at most {high:g}" if math.isfinite(high) else ""
+            raise ConfigError(f"trainer.{key} must be {bound}, got {value:g}")
+    if trainer.max_steps == 0 or (trainer.max_steps < 0 and trainer.num_train_epochs <= 0):
+        raise ConfigError("the run would do nothing: set trainer.max_steps or trainer.num_train_epochs above 0")
+    _check_batches(trainer, num_processes)
+    _check_silent_killers(trainer)
+    if cfg.model.model_name_or_path is None:
+        raise ConfigError("model.model_name_or_path is not set; it takes a hub id, a folder, or `tiny`")
+    if cfg.model.use_peft and trainer.sync_ref_model:
+        raise ConfigError(
+            "trainer.sync_ref_model does not work with model.use_peft: the reference is the model without its adapter"
+        )
+
+
+def _check_batches(trainer: Any, num_processes: int) -> None:
+    size, steps = trainer.generation_batch_size, trainer.steps_per_generation
+    if size is not None and steps is not None:
+        raise ConfigError(
+            "trainer.generation_batch_size and trainer.steps_per_generation say the same thing twice; set one"
+        )
+    if size is None:
+        size = trainer.per_device_train_batch_size * num_processes * (steps or trainer.gradient_accumulation_steps)
+    if size % trainer.num_generations:
+        raise ConfigError(
+            f"a generation batch of {size} completions (per_device_train_batch_size {trainer.per_device_train_batch_size} x "
+            f"{num_processes} processes x {size // (trainer.per_device_train_batch_size * num_processes)} steps) does not hold "
+            f"whole groups of num_generations {trainer.num_generations}"
+        )
+
+
+def _check_silent_killers(trainer: Any) -> None:
+    if trainer.use_vllm and trainer.vllm_importance_sampling_correction:
+        cut = [
+            f"{key}={trainer[key]}"
+            for key, neutral in (("top_p", 1.0), ("top_k", 0), ("min_p", None), ("repetition_penalty", 1.0))
+            if trainer[key] != neutral
+        ]
+        if cut:
+            raise ConfigError(
+                f"trainer.{', trainer.'.join(cut)} with vLLM makes importance ratios vanish and training stand still (trl#6789); "
+                "use top_p=1, top_k=0, min_p=null, repetition_penalty=1, or trainer.vllm_importance_sampling_correction=false"
+            )
+    if trainer.use_vllm and trainer.vllm_mode == "colocate" and "seed" in (trainer.generation_kwargs or {}):
+        raise ConfigError(
+            "trainer.generation_kwargs.seed with vllm_mode=colocate makes all completions of a group the same; remove it"
+        )
+    if trainer.use_transformers_continuous_batching and trainer.bf16 is not False:
+        raise ConfigError(
+            "trainer.use_transformers_continuous_batching with bf16 turns the float32 master weights into bfloat16 for good; set trainer.bf16=false"
+        )
+    if not trainer.use_vllm:
+        neutral = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
+        changed = [f"trainer.{key}={trainer[key]}" for key, value in neutral.items() if trainer[key] != value]
+        if changed:
+            raise ConfigError(
+                f"{', '.join(changed)}: without vLLM, completions are drawn from the whole distribution that the loss is "
+                "about; leave top_p=1, top_k=0, min_p=null, repetition_penalty=1, generation_kwargs=null"
+            )
+        if not trainer.ds3_gather_for_generation:
+            raise ConfigError(
+                "trainer.ds3_gather_for_generation=false needs vLLM: processes end generating at different times"
+            )
+    if trainer.sync_ref_model and not trainer.beta:
+        raise ConfigError("trainer.sync_ref_model has no reference model to synchronise: trainer.beta is 0")
+    if trainer.remove_unused_columns:
+        raise ConfigError("trainer.remove_unused_columns=true removes the columns rewards read; set it to false")
+    if trainer.loss_type == "dr_grpo" and str(trainer.scale_rewards) not in ("none", "False"):
+        raise ConfigError("trainer.loss_type=dr_grpo is Dr. GRPO only with trainer.scale_rewards=none")
+    cycle = (trainer.steps_per_generation or trainer.gradient_accumulation_steps) * trainer.num_iterations
+    if (
+        str(trainer.save_strategy) == "steps"
+        and trainer.save_steps >= 1
+        and (trainer.save_steps * trainer.gradient_accumulation_steps) % cycle
+    ):
+        raise ConfigError(
+            f"trainer.save_steps {trainer.save_steps:g} falls inside a generation cycle, which cannot be resumed exactly; "
+            f"use a multiple of {cycle // math.gcd(cycle, trainer.gradient_accumulation_steps)}"
+        )
+    if str(trainer.eval_strategy) != "no":
+        num_generations = trainer.num_generations_eval or trainer.num_generations
+        if trainer.per_device_eval_batch_size % num_generations:
+            raise ConfigError(
+                f"trainer.per_device_eval_batch_size {trainer.per_device_eval_batch_size} does not hold whole groups of {num_generations}"
+            )

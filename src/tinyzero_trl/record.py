@@ -1,0 +1,152 @@
+"""What a run says about itself: run.yaml with no secret in it, the fingerprint of its data, its metrics so far."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PACKAGES = (
+    "tinyzero-trl",
+    "torch",
+    "trl",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "peft",
+    "deepspeed",
+    "vllm",
+    "hydra-core",
+)
+SECRET = re.compile(r"token|secret|password|api_?key|credential", re.IGNORECASE)
+NOT_SECRET = re.compile(r"tokens|token_id|tokenizer|token_level")
+
+
+def write_record(path: Path, cfg: DictConfig, *, data: Mapping[str, Any], seeds: Mapping[str, Any]) -> None:
+    """Write run.yaml: the resolved config, secrets blanked, and where the run comes from."""
+    content = redacted(OmegaConf.to_container(cfg, resolve=True))
+    provenance = {
+        **_git(),
+        "command": " ".join(redacted_argument(item) for item in sys.argv),
+        "python": platform.python_version(),
+        "packages": _packages(),
+        "hardware": _hardware(),
+        "data": dict(data),
+        "seeds": dict(seeds),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    target = path / "run.yaml"
+    if target.exists():
+        previous = OmegaConf.to_container(OmegaConf.load(target))
+        history = previous.get("provenance", {})  # type: ignore[union-attr]
+        earlier = history.pop("earlier", [])
+        provenance["earlier"] = [*earlier, history]
+    part = path / "run.yaml.part"
+    OmegaConf.save(OmegaConf.create({**content, "provenance": provenance}), part)
+    os.replace(part, target)
+
+
+def fingerprint(dataset: Dataset, columns: Sequence[str]) -> str:
+    """A hash of the rows' raw columns, in order: equal for equal data on any machine."""
+    digest = hashlib.blake2b(digest_size=16)
+    for start in range(0, len(dataset), 10_000):
+        batch = dataset[start : start + 10_000]
+        digest.update(json.dumps([batch[column] for column in sorted(columns)], default=str).encode())
+    return digest.hexdigest()
+
+
+def cut_metrics(path: Path, *, step: int) -> float:
+    """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again; returns the seconds they reached."""
+    file = path / "metrics.jsonl"
+    if not file.is_file():
+        return 0.0
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry.get("step", 0) <= step:
+            kept.append(entry)
+    part = path / "metrics.jsonl.part"
+    part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+    os.replace(part, file)
+    return float(kept[-1]["seconds"]) if kept else 0.0
+
+
+def redacted(value: Any, key: str = "") -> Any:
+    """`value` with everything under a key that names a secret replaced by `<redacted>`."""
+    if isinstance(value, dict):
+        return {name: redacted(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [redacted(item, key) for item in value]
+    return "<redacted>" if isinstance(value, str) and value and _is_secret(key) else value
+
+
+def redacted_argument(argument: str) -> str:
+    """A command-line word with the value of a secret key blanked."""
+    key, equals, value = argument.partition("=")
+    return f"{key}=<redacted>" if equals and value and _is_secret(key) else argument
+
+
+def _is_secret(key: str) -> bool:
+    return bool(SECRET.search(key)) and not NOT_SECRET.search(key)
+
+
+def _git() -> dict[str, Any]:
+    root = Path(__file__).resolve().parents[2]
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {"git_commit": None, "git_dirty": None}
+    if commit.returncode:
+        return {"git_commit": None, "git_dirty": None}
+    return {"git_commit": commit.stdout.strip(), "git_dirty": bool(status.stdout.strip())}
+
+
+def _packages() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpus": names, "host": platform.platform()}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()

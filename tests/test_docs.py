@@ -111,12 +111,18 @@ def test_recipes_and_scripts_named_in_the_documents_exist(page):
 
 
 def test_the_readme_lists_every_recipe_as_its_own_header_does():
-    from tinyzero_trl.config import list_recipes
+    from tinyzero_trl.recipes import list_recipes
 
+    rows = [f"| `+{r.task}={r.name}` | {r.model} | {r.hardware} | {r.expectation} |" for r in list_recipes()]
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for recipe in list_recipes():
-        row = f"| `+{recipe.task}={recipe.name}` | {recipe.model} | {recipe.hardware} | {recipe.expectation} |"
-        assert row in text
+    assert all(row in text for row in rows), "put this table into README.md:\n" + "\n".join(rows)
+
+
+def test_the_readme_names_every_module_and_only_modules_there_are():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("src/tinyzero_trl/\n")[1].split("```")[0]
+    named = set(re.findall(r"\b(\w+)\.py\b", tree))
+    there = {path.stem for path in (ROOT / "src/tinyzero_trl").glob("*.py")} - {"__init__"}
+    assert named == there
 
 
 def test_the_readme_names_the_formats_and_rewards_of_every_task():

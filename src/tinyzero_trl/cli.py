@@ -131,7 +131,7 @@ def recipes(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from tinyzero_trl.config import list_recipes
+    from tinyzero_trl.recipes import list_recipes
 
     rows = list_recipes()
     tasks = sorted({row.task for row in rows})

@@ -64,8 +64,9 @@ def train(words: Sequence[str]) -> int:
         trainer.train(resume_from_checkpoint=str(folder.resume_from) if folder.resume_from else None)
         if not trainer.interrupted_by:
             trainer.save_final(folder.path / "model")
-    run_folder.say_what_next(folder, words, signal=trainer.interrupted_by, step=trainer.state.global_step)
-    return 128 + trainer.interrupted_by if trainer.interrupted_by else 0
+    signal, step = trainer.interrupted_by, trainer.state.global_step
+    run_folder.say_what_next(folder, words, task=chosen.task.name, signal=signal, step=step)
+    return 128 + signal if signal else 0
 
 
 if __name__ == "__main__":

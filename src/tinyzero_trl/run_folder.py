@@ -125,11 +125,10 @@ def announce(folder: RunFolder) -> None:
         print(f"run folder: {folder.path}{start}", flush=True)
 
 
-def say_what_next(folder: RunFolder, words: Sequence[str], *, signal: int, step: int) -> None:
+def say_what_next(folder: RunFolder, words: Sequence[str], *, task: str, signal: int, step: int) -> None:
     """Say how to use what the run made, or how to go on with it after a signal."""
     if os.environ.get("RANK", "0") != "0":
         return
-    task = folder.path.parent.name
     if signal:
         kept = [word for word in words if not re.match(r"\+*(trainer\.resume_from_checkpoint|output_dir)=", word)]
         again = " ".join(map(shlex.quote, [*kept, f"trainer.resume_from_checkpoint={folder.path}"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tinyzero_trl.trainer.advantages import ExactAdvantages
+from tinyzero_trl.trainer.batching import Batching
 from tinyzero_trl.trainer.checkpoints import Checkpoints
 from tinyzero_trl.trainer.guards import Guards
 from tinyzero_trl.trainer.interrupts import Interrupts
@@ -11,8 +12,8 @@ from tinyzero_trl.trainer.progress import ShownProgress
 from tinyzero_trl.trainer.rollouts import Rollouts
 
 
-class TinyZeroTrainer(Rollouts, ExactAdvantages, Guards, Checkpoints, Interrupts, ShownProgress, Prefill):
-    """GRPOTrainer with rollouts kept, exact zero advantages, guards, sealed checkpoints and open assistant turns.
+class TinyZeroTrainer(Rollouts, ExactAdvantages, Guards, Checkpoints, Interrupts, ShownProgress, Batching, Prefill):
+    """GRPOTrainer with rollouts kept, exact zero advantages, even micro-batches, guards and sealed checkpoints.
 
     Order matters: Rollouts, outermost, writes what ExactAdvantages corrected from the rewards Guards let through.
     """

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from tinyzero_trl.scratch import fixed_sentences, train_tokenizer
+from tinyzero_trl.config import model_path
+from tinyzero_trl.scratch import fixed_sentences, new_llama, train_tokenizer
 from tinyzero_trl.tasks import TASKS, countdown_traces, multiplication_traces
 
 if TYPE_CHECKING:
@@ -64,6 +65,22 @@ def stage(
         texts += [Text(word(row)["prompt"], thought) for row, thought in zip(rows, thoughts, strict=True)]
     random.Random(seed + offset + 1).shuffle(texts)
     return texts
+
+
+def start(cfg: Any, texts: Sequence[Text]) -> tuple[Any, Any]:
+    """The model and tokenizer that training starts with: those of `model.model_name_or_path`, or new ones of the shape in `scratch`.
+
+    texts: what a new tokenizer is made for.
+    """
+    name = cfg.model.model_name_or_path
+    if name is not None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = model_path(name)
+        return AutoModelForCausalLM.from_pretrained(path, dtype="float32"), AutoTokenizer.from_pretrained(path)
+    shape = dict(cfg.scratch)
+    tokenizer = tokenizer_for(texts, vocab_size=shape.pop("vocab_size"), max_length=shape["max_length"])
+    return new_llama(tokenizer, seed=cfg.trainer.seed, **shape), tokenizer
 
 
 def tokenizer_for(texts: Sequence[Text], *, vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:

@@ -27,16 +27,14 @@ def train(words: Sequence[str]) -> int:
     from datasets import Dataset
     from trl import SFTTrainer
 
-    from tinyzero_trl import pretraining, scratch
+    from tinyzero_trl import pretraining
 
     rows_by_task = pretraining.problems(cfg.data)
     stages = [
         pretraining.stage(rows_by_task, shares, format_name=cfg.format, seed=seed)
         for seed, shares in pretraining.stages_of(cfg)
     ]
-    shape = dict(cfg.scratch)
-    max_length = shape["max_length"]
-    tokenizer = pretraining.tokenizer_for(stages[-1], vocab_size=shape.pop("vocab_size"), max_length=max_length)
+    model, tokenizer = pretraining.start(cfg, stages[-1])
     rows = [
         row
         for number, texts in enumerate(stages, start=1)
@@ -49,7 +47,6 @@ def train(words: Sequence[str]) -> int:
     with run_folder.opened(cfg, num_processes=1, data=data, seeds={"trainer": args.seed}) as folder:
         run_folder.announce(folder)
         args.output_dir = str(folder.path)
-        model = scratch.new_llama(tokenizer, seed=args.seed, **shape)
         trainer = SFTTrainer(model=model, args=args, train_dataset=dataset, processing_class=tokenizer)
         trainer.train()
         trainer.save_model(str(folder.path / "model"))

@@ -1,0 +1,123 @@
+"""The sampler gives what the model alone would: the same tokens as `generate`, and the log-probabilities of a plain forward pass."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from tinyzero_trl.generation.sampler import sample
+
+EOS, PAD = 0, 1
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [5, 6], [7, 7, 7, 7]]
+
+
+def make(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=24,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        initializer_range=0.6,
+        **changes,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def test_greedy_sampling_gives_the_tokens_of_generate() -> None:
+    model = make()
+    sampled = sample(model, PROMPTS, max_new_tokens=80, temperature=0, eos_token_ids=[EOS], pad_token_id=PAD)
+    for prompt, ids in zip(PROMPTS, sampled.completion_ids, strict=True):
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=80, do_sample=False)[0, len(prompt) :]
+        assert ids == expected.tolist()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_are_those_of_one_forward_pass(temperature: float) -> None:
+    model = make()
+    sampled = sample(
+        model, PROMPTS * 8, max_new_tokens=90, temperature=temperature, eos_token_ids=[EOS], pad_token_id=PAD, seed=3
+    )
+    lengths = {len(ids) for ids in sampled.completion_ids}
+    assert len(lengths) > 3, "rows must end at different times for this test to mean anything"
+    for prompt, ids, logprobs in zip(PROMPTS * 8, sampled.completion_ids, sampled.logprobs, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / temperature
+        expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+        assert torch.allclose(torch.tensor(logprobs), expected, atol=1e-4)
+
+
+def test_samples_follow_the_models_distribution() -> None:
+    model = make()
+    with torch.no_grad():
+        probabilities = torch.softmax(model(torch.tensor([PROMPTS[0]])).logits[0, -1], -1)
+    num_draws = 4000
+    sampled = sample(
+        model, [PROMPTS[0]] * num_draws, max_new_tokens=1, temperature=1.0, eos_token_ids=[EOS], pad_token_id=PAD, seed=1
+    )
+    counts = torch.bincount(torch.tensor([ids[0] for ids in sampled.completion_ids]), minlength=24)
+    for probability, count in zip(probabilities.tolist(), counts.tolist(), strict=True):
+        spread = math.sqrt(num_draws * probability * (1 - probability))
+        assert abs(count - num_draws * probability) < 4.5 * spread + 1
+
+
+def test_a_completion_keeps_its_end_token_and_says_when_it_was_cut() -> None:
+    sampled = sample(
+        make(), PROMPTS * 8, max_new_tokens=12, temperature=1.0, eos_token_ids=[EOS], pad_token_id=PAD, seed=0
+    )
+    assert {True, False} == set(sampled.is_truncated)
+    for ids, is_truncated in zip(sampled.completion_ids, sampled.is_truncated, strict=True):
+        assert EOS not in ids[:-1]
+        assert is_truncated == (ids[-1] != EOS)
+        assert not is_truncated or len(ids) == 12
+
+
+def test_equal_seeds_give_equal_samples_and_other_seeds_do_not() -> None:
+    def draw(seed: int) -> list[list[int]]:
+        return sample(
+            make(), PROMPTS, max_new_tokens=20, temperature=1.0, eos_token_ids=[EOS], pad_token_id=PAD, seed=seed
+        ).completion_ids
+
+    assert draw(5) == draw(5)
+    assert draw(5) != draw(6)
+
+
+def test_batches_do_not_change_greedy_answers_and_progress_counts_every_prompt() -> None:
+    done: list[tuple[int, int]] = []
+    settings: dict[str, Any] = {"max_new_tokens": 40, "temperature": 0, "eos_token_ids": [EOS], "pad_token_id": PAD}
+    whole = sample(make(), PROMPTS, **settings)
+    parts = sample(make(), PROMPTS, batch_size=2, on_progress=lambda rows, tokens: done.append((rows, tokens)), **settings)
+    assert parts.completion_ids == whole.completion_ids
+    assert sum(rows for rows, _ in done) == len(PROMPTS)
+    assert sum(tokens for _, tokens in done) == sum(map(len, whole.completion_ids))
+
+
+def test_a_model_with_sliding_attention_is_sampled_as_generate_does() -> None:
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=24,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=8,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        initializer_range=0.6,
+    )
+    model = MistralForCausalLM(config).eval()
+    sampled = sample(model, [PROMPTS[2]], max_new_tokens=30, temperature=0, eos_token_ids=[EOS], pad_token_id=PAD)
+    expected = model.generate(torch.tensor([PROMPTS[2]]), max_new_tokens=30, do_sample=False)[0, len(PROMPTS[2]) :]
+    assert sampled.completion_ids[0] == expected.tolist()

@@ -53,6 +53,15 @@ def test_a_run_in_which_nothing_earns_anything_stops_after_the_batches_the_recip
     build(TinyZeroTrainer, reward_funcs=zero, max_steps=5, give_up_after=0).train()
 
 
+def test_penalties_that_differ_are_something_to_learn_from(build: Any) -> None:
+    def penalty(completions: list[str], **columns: Any) -> list[float]:
+        return [-float(len(text)) for text in completions]
+
+    trainer = build(TinyZeroTrainer, reward_funcs=penalty, max_steps=4, give_up_after=2)
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
 def poison(trainer: Any, *, steps: set[int]) -> None:
     """A NaN in one gradient at these steps."""
     compute = trainer.compute_loss

@@ -80,7 +80,8 @@ class Guards(GRPOTrainer):
     def _watch(self, rewards_NF: torch.Tensor, prompts: Any, completions: Any) -> None:
         self._num_unscored = self._num_unscored + 1 if rewards_NF.isnan().all() else 0
         rewards_N = (rewards_NF * self.reward_weights.to(rewards_NF.device)).nansum(dim=1)
-        self._has_earned = self._has_earned or bool((rewards_N > 0).any())
+        # Where rewards are penalties, a difference between them is what there is to learn from.
+        self._has_earned = self._has_earned or bool((rewards_N > 0).any() or rewards_N.amax() > rewards_N.amin())
         self._num_unrewarded += 1
         if self._num_unscored >= MAX_UNSCORED:
             raise RewardFailure(

@@ -63,7 +63,13 @@ def test_samples_follow_the_models_distribution() -> None:
         probabilities = torch.softmax(model(torch.tensor([PROMPTS[0]])).logits[0, -1], -1)
     num_draws = 4000
     sampled = sample(
-        model, [PROMPTS[0]] * num_draws, max_new_tokens=1, temperature=1.0, eos_token_ids=[EOS], pad_token_id=PAD, seed=1
+        model,
+        [PROMPTS[0]] * num_draws,
+        max_new_tokens=1,
+        temperature=1.0,
+        eos_token_ids=[EOS],
+        pad_token_id=PAD,
+        seed=1,
     )
     counts = torch.bincount(torch.tensor([ids[0] for ids in sampled.completion_ids]), minlength=24)
     for probability, count in zip(probabilities.tolist(), counts.tolist(), strict=True):
@@ -96,7 +102,9 @@ def test_batches_do_not_change_greedy_answers_and_progress_counts_every_prompt()
     done: list[tuple[int, int]] = []
     settings: dict[str, Any] = {"max_new_tokens": 40, "temperature": 0, "eos_token_ids": [EOS], "pad_token_id": PAD}
     whole = sample(make(), PROMPTS, **settings)
-    parts = sample(make(), PROMPTS, batch_size=2, on_progress=lambda rows, tokens: done.append((rows, tokens)), **settings)
+    parts = sample(
+        make(), PROMPTS, batch_size=2, on_progress=lambda rows, tokens: done.append((rows, tokens)), **settings
+    )
     assert parts.completion_ids == whole.completion_ids
     assert sum(rows for rows, _ in done) == len(PROMPTS)
     assert sum(tokens for _, tokens in done) == sum(map(len, whole.completion_ids))

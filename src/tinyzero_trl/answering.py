@@ -110,7 +110,7 @@ def _model(location: ModelLocation) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # Half precision on a CPU without AMX is slower than single, and differs from what the tiny model trains in.
     dtype = "auto" if device == "cuda" else torch.float32

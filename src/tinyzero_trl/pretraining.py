@@ -40,7 +40,7 @@ def problems(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str,
 
 def stages_of(cfg: Any) -> list[tuple[int, dict[str, dict[str, Any]]]]:
     """Seed and shares of each stage of a recipe, in order."""
-    stages = OmegaConf.to_container(cfg.stages)
+    stages: Any = OmegaConf.to_container(cfg.stages)
     return [(spec["seed"], {task: share for task, share in spec.items() if task != "seed"}) for spec in stages]
 
 

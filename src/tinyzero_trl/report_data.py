@@ -199,7 +199,9 @@ def _pick(responses: dict[str, list[Response]]) -> list[tuple[dict[str, Any], li
     most = max((len(times) for times in responses.values()), default=0)
     if most < 2:
         return []
-    learned, kept, failed = [], [], []
+    learned: list[tuple[str, list[Response]]] = []
+    kept: list[tuple[str, list[Response]]] = []
+    failed: list[tuple[str, list[Response]]] = []
     for key, times in sorted(responses.items()):
         if len(times) == most:
             before, after = times[0].outcome == "correct", times[-1].outcome == "correct"

@@ -60,6 +60,8 @@ class Batching(GRPOTrainer):
     loss has terms that do not pass through the advantage, or rows of several processes would get out of step, it does nothing.
     """
 
+    _buffered_inputs: list[dict[str, Any]] | None
+
     def _may_deal(self) -> bool:
         accumulation = self.args.gradient_accumulation_steps
         return (
@@ -82,6 +84,7 @@ class Batching(GRPOTrainer):
             return inputs
         window = self.args.gradient_accumulation_steps
         slices = self._buffered_inputs
+        assert slices is not None
         self._buffered_inputs = [
             dealt for start in range(0, len(slices), window) for dealt in deal_by_length(slices[start : start + window])
         ]

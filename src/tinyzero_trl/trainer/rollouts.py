@@ -156,6 +156,17 @@ class Rollouts(GRPOTrainer):
         for name, is_wanted in (("correct", True), ("wrong", False)):
             lengths = [r["num_completion_tokens"] for r in records if (r["outcome"] == Outcome.correct) is is_wanted]
             metrics[f"length/{name}"].append(sum(lengths) / len(lengths) if lengths else float("nan"))
+        assert self.task is not None
+        rows = [json.loads(record["row"]) for record in records]
+        for name, behaviour in self.task.behaviours.items():
+            measured = [
+                behaviour(
+                    record["prefill"] + record["completion"], **{column: row[column] for column in self.task.columns}
+                )
+                for record, row in zip(records, rows, strict=True)
+            ]
+            values = [value for value in measured if not math.isnan(value)]
+            metrics[name].append(sum(values) / len(values) if values else float("nan"))
         num_tokens = sum(record["num_completion_tokens"] for record in records)
         metrics["tokens_per_second"].append(num_tokens / max(self._seconds["generation"], 1e-9))
 

@@ -1,0 +1,193 @@
+"""Pre-training from nothing: its problems, its tokenizer, its batches, and the model that ships."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyzero_trl import config, pretraining
+from tinyzero_trl.pretraining import Text
+from tinyzero_trl.scratch import fixed_sentences
+from tinyzero_trl.tasks import countdown, multiplication
+
+REPO = Path(__file__).resolve().parents[1]
+TINY = REPO / "src" / "tinyzero_trl" / "tiny"
+PROMPTS = [
+    countdown.format_base({"nums": [19, 36, 55], "target": 74})["prompt"],
+    multiplication.format_base({"a": 12, "b": 99})["prompt"],
+]
+SHARES = {
+    "countdown": {"num_rows": 150, "gives_up": [0.5]},
+    "multiplication": {"num_rows": 50, "guesses": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def rows_by_task() -> dict[str, list[dict[str, Any]]]:
+    return pretraining.problems(
+        {
+            "countdown": {"source": "generated", "num_rows": 400, "max_numbers": 3},
+            "multiplication": {"source": "generated", "num_rows": 100, "min_factor": 10, "max_factor": 99},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def texts(rows_by_task: dict[str, list[dict[str, Any]]]) -> list[Text]:
+    return pretraining.stage(rows_by_task, SHARES, format_name="base", seed=3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts: list[Text]) -> Any:
+    return pretraining.tokenizer_for(texts, vocab_size=290, max_length=256)
+
+
+def test_no_problem_of_pre_training_is_held_out(rows_by_task: dict[str, list[dict[str, Any]]]) -> None:
+    assert {countdown.split_of(row) for row in rows_by_task["countdown"]} == {"train"}
+    assert {multiplication.split_of(row) for row in rows_by_task["multiplication"]} == {"train"}
+
+
+def test_the_recipes_draw_from_the_training_split_alone() -> None:
+    for name, words in (("sft-tiny", ["model.model_name_or_path=x"]), ("sft-tiny-arithmetic", [])):
+        cfg = config.compose([f"+countdown={name}", *words], program="sft")
+        assert all("split" not in spec for spec in cfg.data.values()), "problems() sets the split"
+        assert all(set(shares) == {"countdown", "multiplication"} for _, shares in pretraining.stages_of(cfg))
+
+
+def test_a_stage_holds_the_shares_it_names_and_repeats_with_its_seed(
+    rows_by_task: dict[str, list[dict[str, Any]]], texts: list[Text]
+) -> None:
+    assert len(texts) == 200
+    assert sum("What is" in text.prompt for text in texts) == 50
+    assert pretraining.stage(rows_by_task, SHARES, format_name="base", seed=3) == texts
+    assert pretraining.stage(rows_by_task, SHARES, format_name="base", seed=4) != texts
+
+
+def test_what_a_prompt_says_every_time_is_found_between_its_numbers() -> None:
+    prompts = [f"Once upon a time {n} was here, and {n + 1} too; {word}." for n, word in enumerate(("yes", "no"))]
+    assert fixed_sentences(prompts) == ["Once upon a time ", " was here, and "]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_prompt_costs_few_tokens_and_a_digit_is_one(tokenizer: Any, prompt: str) -> None:
+    ids = tokenizer(prompt)["input_ids"]
+    assert len(ids) <= 30
+    assert tokenizer.decode(ids) == prompt
+    digits = [token for token in tokenizer.convert_ids_to_tokens(ids) if token.isdigit()]
+    assert len(digits) >= 5
+    assert all(len(token) == 1 for token in digits)
+
+
+def test_a_prompt_is_tokenized_alike_with_and_without_its_completion(tokenizer: Any, texts: list[Text]) -> None:
+    for text in texts[:50]:
+        alone, whole = (tokenizer(value)["input_ids"] for value in (text.prompt, text.prompt + text.completion))
+        assert whole[: len(alone)] == alone
+
+
+def test_any_text_can_be_encoded(tokenizer: Any) -> None:
+    for text in ("naïve – 测试 🙂\t\x00", "12\n\n34"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_loss_is_on_the_completion_and_its_end(tokenizer: Any, texts: list[Text]) -> None:
+    row = pretraining.examples(texts[:1], tokenizer)[0]
+    learnt = [token for token in row["labels"] if token != -100]
+    assert tokenizer.decode(learnt[:-1]) == texts[0].completion
+    assert learnt[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(row["input_ids"][: -len(learnt)]) == texts[0].prompt
+
+
+def test_rows_are_dealt_into_batches_of_like_length_without_loss() -> None:
+    rows = [{"input_ids": list(range(n % 50 + 1)), "labels": [n]} for n in range(64 * 4 * 2)]
+    dealt = list(pretraining.dealt(rows, batch_size=4, seed=0))
+    assert sorted(row["labels"][0] for row in dealt) == list(range(len(rows)))
+    for start in range(0, len(dealt), 4):
+        lengths = [len(row["input_ids"]) for row in dealt[start : start + 4]]
+        assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.slow
+def test_the_recipe_shortened_trains_a_model_that_loads_as_it_stands(tmp_path: Path) -> None:
+    def run(name: str, *words: str) -> Path:
+        folder = tmp_path / name
+        command = [sys.executable, "src/tinyzero_trl/sft.py", f"+countdown={name}", f"output_dir={folder}", *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return folder / "model"
+
+    short = [
+        "data={countdown: {source: generated, num_rows: 2000, max_numbers: 3}, "
+        "multiplication: {source: generated, num_rows: 200, min_factor: 10, max_factor: 99}}",
+        "stages=[{seed: 1, countdown: {num_rows: 1000}, multiplication: {num_rows: 100, guesses: 0.5}}]",
+        "trainer.per_device_train_batch_size=16",
+        "trainer.max_steps=12",
+        "trainer.logging_steps=1",
+        "trainer.warmup_steps=0",
+        "trainer.save_steps=100",
+    ]
+    first = run("sft-tiny-arithmetic", *short)
+    second = run("sft-tiny", f"model.model_name_or_path={first}", *short)
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(second), AutoModelForCausalLM.from_pretrained(second)
+    assert tokenizer(PROMPTS[0])["input_ids"] == AutoTokenizer.from_pretrained(first)(PROMPTS[0])["input_ids"]
+    assert model.config.model_type == "llama"
+    assert model.config.vocab_size == len(tokenizer)
+
+
+def test_the_shipped_model_loads_through_auto_classes_with_the_tokenizer_that_trained_it() -> None:
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(TINY), AutoModelForCausalLM.from_pretrained(TINY)
+    page = (
+        PROMPTS[0]
+        + "\n(55 + 36) - 19 = 91 - 19 = 72, no\n55 + (36 / 19), maybe\n</think>\n<answer>1</answer>"
+        + PROMPTS[1]
+    )
+    assert tokenizer(page)["input_ids"] == Tokenizer.from_file(str(TINY / "tokenizer.json")).encode(page).ids
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+
+
+def test_the_shipped_model_is_small_safe_and_says_where_it_comes_from() -> None:
+    files = [path for path in TINY.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 16 * 2**20
+    assert not [path.name for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    origin = json.loads((TINY / "origin.json").read_text())
+    assert {"commands", "seeds", "evaluation", "problems"} <= origin.keys()
+    value = origin["evaluation"]["pass@1"]
+    assert value["low"] <= value["value"] <= value["high"] <= 0.35, "the base model of the demo solves at most 35 %"
+
+
+def test_the_shipped_model_thinks_before_it_answers() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tinyzero_trl.generation.sampler import sample
+
+    torch.set_num_threads(1)
+    tokenizer, model = AutoTokenizer.from_pretrained(TINY), AutoModelForCausalLM.from_pretrained(TINY).eval()
+    rows = countdown.load(split="test", source="generated", num_rows=64, max_numbers=3, seed=9).to_list()
+    sampled = sample(
+        model,
+        tokenizer([countdown.format_base(row)["prompt"] for row in rows])["input_ids"],
+        max_new_tokens=224,
+        temperature=1.0,
+        eos_token_ids=[tokenizer.eos_token_id],
+        pad_token_id=tokenizer.pad_token_id,
+        seed=0,
+    )
+    responses = ["<think>" + text for text in tokenizer.batch_decode(sampled.completion_ids, skip_special_tokens=True)]
+    assert sum(countdown.exact_format(response) for response in responses) >= 58
+    solved = sum(countdown.equation(response, **row) for response, row in zip(responses, rows, strict=True))
+    assert 4 <= solved <= 32

@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tinyzero_trl import scores
 from tinyzero_trl.answering import answer, prompt_ids_of, room, tokenizer_of
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
             raise ValueError("give --model_path, or two evaluations to --compare")
         else:
             fields = {name: value for name, value in vars(arguments).items() if name != "compare"}
-            evaluate(Settings(**{"task": task, **fields}))
+            show(evaluate(Settings(**{"task": task, **fields})))
     except (ValueError, FileNotFoundError) as error:
         return _failed(str(error), MISTAKE)
     except OSError as error:
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
 
 
 def evaluate(settings: Settings) -> Path:
-    """The evaluation folder, written and its table printed.
+    """The evaluation folder, written.
 
     Raises: ValueError or FileNotFoundError with one line, before weights are read.
     """
@@ -84,8 +83,6 @@ def evaluate(settings: Settings) -> Path:
         "metrics": {name: estimate.as_dict() for name, estimate in metrics.items()},
     }
     scores.write(plan.folder, summary=summary, samples=samples)
-    _show(console, summary, metrics)
-    console.print(f"Written to {plan.folder}", soft_wrap=True, highlight=False)
     return plan.folder
 
 
@@ -162,21 +159,26 @@ def _manifest_sha256(location: ModelLocation) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
-def _show(console: Any, summary: dict[str, Any], metrics: dict[str, Estimate]) -> None:
+def show(folder: Path) -> None:
+    """Print the table of an evaluation, and where it is."""
+    from rich.console import Console
     from rich.table import Table
 
+    console, summary = Console(), scores.read_summary(folder)
     table = Table(
         title=f"{summary['name']}: {summary['num_problems']} problems, temperature {summary['temperature']:g}"
     )
     for column in ("metric", "value", "95 % interval", "n"):
         table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
-    for name, e in metrics.items():
+    for name, values in summary["metrics"].items():
+        e = Estimate(**values)
         if is_share(name):
             cells = (f"{e.value:.1%}", f"{e.low:.1%} to {e.high:.1%}")
         else:
             cells = (f"{e.value:.1f}", f"{e.low:.1f} to {e.high:.1f}")
         table.add_row(name, *cells, str(e.n))
     console.print(table)
+    console.print(f"Written to {folder}", soft_wrap=True, highlight=False)
 
 
 def is_share(metric: str) -> bool:

@@ -12,7 +12,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from tinyzero_trl import config, run_folder
+from tinyzero_trl import config, manifest, run_folder
 from tinyzero_trl.failures import exit_code_of
 
 
@@ -51,6 +51,9 @@ def train(words: Sequence[str]) -> int:
         trainer.train()
         trainer.save_model(str(folder.path / "model"))
         tokenizer.save_pretrained(folder.path / "model")
+        # Unsafe to load, and it may hold tokens: runs keep none (run.yaml says all it says).
+        (folder.path / "model" / "training_args.bin").unlink()
+        manifest.seal(folder.path / "model", step=trainer.state.global_step)
     return 0
 
 

@@ -112,6 +112,32 @@ def test_rows_are_dealt_into_batches_of_like_length_without_loss() -> None:
         assert max(lengths) - min(lengths) <= 1
 
 
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (
+            ["stages=[{seed: 1, countdown: {num_rows: 5, gives_upp: [0.5]}}]"],
+            "countdown takes num_rows (required) and skips_checking",
+        ),
+        (["stages=[{seed: 1, countdown: {}}]"], "countdown takes num_rows (required)"),
+        (["stages=[{countdown: {num_rows: 5}}]"], "stage 1 needs seed"),
+        (["stages=[{seed: 1, chess: {num_rows: 5}}]"], "draws from 'chess'; there is countdown, multiplication"),
+        (["model.model_name_or_path=no/such/folder"], "there is no folder no/such/folder"),
+        (["trainer.learning_rat=1"], "did you mean trainer.learning_rate?"),
+    ],
+)
+def test_a_mistake_in_a_supervised_run_is_one_line(
+    words: list[str], fault: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from tinyzero_trl.failures import exit_code_of
+    from tinyzero_trl.sft import train
+
+    assert exit_code_of(train, ["+countdown=sft-tiny-arithmetic", *words]) == 2
+    error = capfd.readouterr().err.strip().splitlines()
+    assert fault in error[-1]
+    assert "Traceback" not in "".join(error)
+
+
 @pytest.mark.slow
 def test_the_recipe_shortened_trains_a_model_that_loads_as_it_stands(tmp_path: Path) -> None:
     def run(name: str, *words: str) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from tinyzero_trl.config import model_path
+from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.scratch import fixed_sentences, new_llama, train_tokenizer
 from tinyzero_trl.tasks import TASKS, countdown_traces, multiplication_traces
 
@@ -39,9 +40,26 @@ def problems(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str,
 
 
 def stages_of(cfg: Any) -> list[tuple[int, dict[str, dict[str, Any]]]]:
-    """Seed and shares of each stage of a recipe, in order."""
+    """Seed and shares of each stage of a recipe, in order. Raises: ConfigError that names the stage and the key."""
     stages: Any = OmegaConf.to_container(cfg.stages)
-    return [(spec["seed"], {task: share for task, share in spec.items() if task != "seed"}) for spec in stages]
+    checked = []
+    for number, spec in enumerate(stages, start=1):
+        shares = {task: share for task, share in spec.items() if task != "seed"}
+        if type(spec.get("seed")) is not int:
+            raise ConfigError(f"stages: stage {number} needs seed, an integer")
+        for task, share in shares.items():
+            if task not in TRACES or task not in cfg.data:
+                raise ConfigError(
+                    f"stages: stage {number} draws from {task!r}; there is {', '.join(sorted(set(TRACES) & set(cfg.data)))}"
+                )
+            unknown = set(share) - {"num_rows", *TRACES[task].HABITS}
+            if unknown or type(share.get("num_rows")) is not int:
+                raise ConfigError(
+                    f"stages: stage {number}: {task} takes num_rows (required) and {', '.join(TRACES[task].HABITS)}, "
+                    f"got {', '.join(sorted(share))}"
+                )
+        checked.append((spec["seed"], shares))
+    return checked
 
 
 def stage(
@@ -67,17 +85,17 @@ def stage(
     return texts
 
 
-def start(cfg: Any, texts: Sequence[Text]) -> tuple[Any, Any]:
-    """The model and tokenizer that training starts with: those of `model.model_name_or_path`, or new ones of the shape in `scratch`.
+def start(cfg: Any, texts: Sequence[Text], *, tokenizer: Any) -> tuple[Any, Any]:
+    """The model and tokenizer that training starts with.
 
-    texts: what a new tokenizer is made for.
+    tokenizer: of the model that `model.model_name_or_path` names; None makes both anew, in the shape of `scratch`, for `texts`.
     """
-    name = cfg.model.model_name_or_path
-    if name is not None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    if tokenizer is not None:
+        from transformers import AutoModelForCausalLM
 
-        path = model_path(name)
-        return AutoModelForCausalLM.from_pretrained(path, dtype="float32"), AutoTokenizer.from_pretrained(path)
+        return AutoModelForCausalLM.from_pretrained(
+            model_path(cfg.model.model_name_or_path), dtype="float32"
+        ), tokenizer
     shape = dict(cfg.scratch)
     tokenizer = tokenizer_for(texts, vocab_size=shape.pop("vocab_size"), max_length=shape["max_length"])
     return new_llama(tokenizer, seed=cfg.trainer.seed, **shape), tokenizer

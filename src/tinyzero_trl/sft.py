@@ -12,7 +12,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from tinyzero_trl import config, manifest, run_folder
+from tinyzero_trl import config, manifest, pretraining, record, run_folder, tokens
 from tinyzero_trl.failures import exit_code_of
 
 
@@ -22,19 +22,18 @@ def train(words: Sequence[str]) -> int:
     cfg = config.compose(words, program="sft")
     if is_only_shown:
         return config.show(cfg)
+    shares_by_stage = pretraining.stages_of(cfg)
+    tokenizer = tokens.tokenizer_of(cfg) if cfg.model.model_name_or_path else None
     args = config.trainer_arguments(cfg, program="sft", dataset_kwargs={"skip_prepare_dataset": True})
 
     from datasets import Dataset
     from trl import SFTTrainer
 
-    from tinyzero_trl import pretraining
-
     rows_by_task = pretraining.problems(cfg.data)
     stages = [
-        pretraining.stage(rows_by_task, shares, format_name=cfg.format, seed=seed)
-        for seed, shares in pretraining.stages_of(cfg)
+        pretraining.stage(rows_by_task, shares, format_name=cfg.format, seed=seed) for seed, shares in shares_by_stage
     ]
-    model, tokenizer = pretraining.start(cfg, stages[-1])
+    model, tokenizer = pretraining.start(cfg, stages[-1], tokenizer=tokenizer)
     rows = [
         row
         for number, texts in enumerate(stages, start=1)
@@ -43,7 +42,8 @@ def train(words: Sequence[str]) -> int:
         )
     ]
     dataset = Dataset.from_list(rows)
-    data = {"source": "generated", "fingerprint": dataset._fingerprint, "num_train": len(rows), "num_test": 0}
+    data = {"source": "generated", "num_train": len(rows), "num_test": 0}
+    data["fingerprint"] = record.fingerprint(dataset, ("input_ids",))
     with run_folder.opened(cfg, num_processes=1, data=data, seeds={"trainer": args.seed}) as folder:
         run_folder.announce(folder)
         args.output_dir = str(folder.path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import permutations
 from typing import Any
@@ -38,6 +38,10 @@ class Habits:
     """Chance to stop after a wrong attempt; each trace draws one of these for its whole length."""
     max_attempts: int = 12
     """Attempts after which every trace stops."""
+
+
+HABITS = tuple(field.name for field in fields(Habits))
+"""What a recipe may say about the writer."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from tinyzero_trl.task import Row
 
 # A guess is wrong by up to this share of the product: it has the right size and nothing else.
 GUESS_ERROR = 0.2
+HABITS = ("guesses",)
+"""What a recipe may say about the writer."""
 
 
 def thought(rng: random.Random, *, a: int, b: int, guesses: float) -> str:

@@ -66,3 +66,21 @@ def test_a_mistake_is_answered_before_anything_is_made(tmp_path, words, said):
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_no_held_out_problem_of_the_demo_is_trained_on(tmp_path: Path) -> None:
+    """Neither by reinforcement (the recipe's own rows) nor in pre-training: both draw from the training split alone."""
+    from tinyzero_trl import checks, demo
+    from tinyzero_trl.config import compose
+    from tinyzero_trl.tasks import countdown
+
+    cfg = compose([demo.RECIPE])
+    held_out = demo._held_out(cfg, num_problems=demo.NUM_PROBLEMS, folder=tmp_path)
+    keys = {countdown.key_of(json.loads(line)) for line in held_out.read_text().splitlines()}
+    assert len(keys) == demo.NUM_PROBLEMS
+    train_rows, eval_rows = checks.rows(cfg, checks.parts(cfg))
+    assert eval_rows is not None
+    for rows, split in ((train_rows, "train"), (eval_rows, "validation")):
+        used = [{"nums": row["nums"], "target": row["target"]} for row in rows.to_list()]
+        assert {countdown.split_of(row) for row in used} == {split}
+        assert keys.isdisjoint(map(countdown.key_of, used))

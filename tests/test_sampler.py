@@ -12,23 +12,26 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from tinyzero_trl.generation.sampler import sample
 
 EOS, PAD = 0, 1
+SHAPE: dict[str, Any] = {
+    "vocab_size": 24,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "bos_token_id": None,
+    "eos_token_id": EOS,
+    "pad_token_id": PAD,
+    "initializer_range": 0.6,
+}
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [5, 6], [7, 7, 7, 7]]
 
 
 def make(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=24,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
+        **SHAPE,
         max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-        initializer_range=0.6,
         **changes,
     )
     return LlamaForCausalLM(config).eval()
@@ -113,17 +116,8 @@ def test_batches_do_not_change_greedy_answers_and_progress_counts_every_prompt()
 def test_a_model_with_sliding_attention_is_sampled_as_generate_does() -> None:
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=24,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
+        **SHAPE,
         sliding_window=8,
-        bos_token_id=None,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-        initializer_range=0.6,
     )
     model = MistralForCausalLM(config).eval()
     sampled = sample(model, [PROMPTS[2]], max_new_tokens=30, temperature=0, eos_token_ids=[EOS], pad_token_id=PAD)

@@ -29,7 +29,7 @@ def trim(batch: dict[str, Any]) -> dict[str, Any]:
     """The same rows without columns in which every row is padding."""
     num_prompt, num_completion = batch["prompt_ids"].size(1), batch["completion_ids"].size(1)
     longest_prompt = max(int(batch["prompt_mask"].sum(1).max()), 1)
-    # Not the mask: a truncated completion that is masked out keeps its place, and TRL's metrics divide by its length.
+    # A truncated completion that is masked out has no column of its own; one column stays where no row has any.
     used_C = batch["completion_mask"].any(0).nonzero()
     longest_completion = int(used_C.max()) + 1 if len(used_C) else 1
     trimmed = {}

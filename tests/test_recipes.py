@@ -10,10 +10,11 @@ import yaml
 
 from tinyzero_trl import checks
 from tinyzero_trl.config import RECIPES, compose, list_recipes
+from tinyzero_trl.recipes import program_of
 from tinyzero_trl.failures import ConfigError
 
 REPO = Path(__file__).resolve().parents[1]
-ALL = [item for item in list_recipes() if item.method == "grpo"]
+ALL = [item for item in list_recipes() if program_of(item.name) == "grpo"]
 METHOD = (
     "loss_type", "scale_rewards", "importance_sampling_level", "beta", "epsilon", "epsilon_high", "temperature", "top_p",
     "top_k", "num_generations", "num_iterations", "max_completion_length", "learning_rate", "lr_scheduler_type",

@@ -13,9 +13,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from tinyzero_trl.algorithms import ALGORITHMS
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.keys import check_keys, checked_override, defaults, known_keys, nearest, trainer_class
-from tinyzero_trl.recipes import NOT_TASKS, RECIPES, Recipe, chain, groups, list_recipes, shown
+from tinyzero_trl.recipes import NOT_TASKS, RECIPES, Recipe, chain, groups, list_recipes, program_of, shown
 from tinyzero_trl.schema import fits, run_schema
 
 __all__ = [
@@ -84,7 +85,7 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
 def without_options(words: Sequence[str], *, program: str) -> tuple[list[str], bool]:
     """The words that make the run, and whether it is only to be shown (`--cfg job`); `--help` prints help and exits."""
     if "--help" in words or "-h" in words:
-        names = [f"+{item.task}={item.name}" for item in list_recipes() if item.method == program]
+        names = [f"+{item.task}={item.name}" for item in list_recipes() if program_of(item.name) == program]
         print(f"usage: accelerate launch src/tinyzero_trl/{program}.py +<task>=<recipe> [key=value ...] [--cfg job]")
         print("recipes:", *names, sep="\n  ")
         raise SystemExit(0)
@@ -136,8 +137,11 @@ def _split(argv: Sequence[str], *, program: str, recipes: Path) -> tuple[str, st
     tasks = groups(recipes)
     chosen: list[tuple[str, str]] = []
     overrides: list[str] = []
-    available = [f"+{path.parent.name}={path.stem}" for path in sorted(recipes.glob("*/*.yaml"))]
-    available = [item for item in available if f"={program}-" in item and not item.startswith(f"+{NOT_TASKS[0]}")]
+    available = [
+        f"+{path.parent.name}={path.stem}"
+        for path in sorted(recipes.glob("*/*.yaml"))
+        if path.parent.name not in NOT_TASKS and program_of(path.stem) == program
+    ]
     for argument in argv:
         key, _, value = argument.partition("=")
         if argument.startswith("-") or ("=" not in argument and not argument.startswith("~")):
@@ -145,7 +149,7 @@ def _split(argv: Sequence[str], *, program: str, recipes: Path) -> tuple[str, st
         bare = key.lstrip("+")
         if bare in tasks:
             chosen.append((bare, value))
-        elif key.startswith("+") and "." not in bare and value.split("-")[0] in ("grpo", "sft"):
+        elif key.startswith("+") and "." not in bare and value.split("-")[0] in (*ALGORITHMS, "sft"):
             raise ConfigError(
                 f"there is no folder recipes/{bare}; recipes: {', '.join(available)}{nearest(bare, tasks)}"
             )
@@ -155,7 +159,7 @@ def _split(argv: Sequence[str], *, program: str, recipes: Path) -> tuple[str, st
         named = " and ".join(f"+{group}={name}" for group, name in chosen) or "none"
         raise ConfigError(f"a run takes exactly one recipe, got {named}; recipes: {', '.join(available)}")
     group, name = chosen[0]
-    names = [path.stem for path in sorted((recipes / group).glob(f"{program}-*.yaml"))]
+    names = [path.stem for path in sorted((recipes / group).glob("*.yaml")) if program_of(path.stem) == program]
     if name not in names:
         if (recipes / group / f"{name}.yaml").is_file():
             raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.schema import DATA_KEYS, OURS, REPLACED, run_schema
+from tinyzero_trl.schema import DATA_KEYS, OURS, REPLACED, SECTIONS, run_schema
 
 
 def check_keys(content: Any, keys: dict[str, frozenset[str]], *, where: str, prefix: str = "") -> None:
@@ -19,7 +19,7 @@ def check_keys(content: Any, keys: dict[str, frozenset[str]], *, where: str, pre
         if not prefix and key in ("defaults", "hydra") and key != "hydra":
             continue
         _check_key(f"{prefix}{key}", keys, where=where)
-        if isinstance(value, dict) and not prefix and key in ("model", "trainer"):
+        if isinstance(value, dict) and not prefix and key in SECTIONS:
             check_keys(value, keys, where=where, prefix=f"{key}.")
 
 
@@ -47,7 +47,7 @@ def defaults(program: str) -> dict[str, Any]:
 def known_keys(program: str) -> dict[str, frozenset[str]]:
     """The keys of each section by its name; none for a section that is a value, or whose keys the task decides."""
     sections = defaults(program)
-    return {key: frozenset(value) if key in ("model", "trainer") else frozenset() for key, value in sections.items()}
+    return {key: frozenset(value) if key in SECTIONS else frozenset() for key, value in sections.items()}
 
 
 def trainer_class(program: str) -> type:
@@ -67,11 +67,11 @@ def _check_key(key: str, keys: dict[str, frozenset[str]], *, where: str) -> None
         return
     if last in REPLACED:
         raise ConfigError(f"{where}: {key} does not exist any more: {REPLACED[last]}")
-    everything = [*keys, *(f"{part}.{item}" for part in ("model", "trainer") for item in sorted(keys[part]))]
+    everything = [*keys, *(f"{part}.{item}" for part in SECTIONS if part in keys for item in sorted(keys[part]))]
     everything += [f"data.{item}" for item in DATA_KEYS]
-    hint = nearest(key, everything)
+    by_name = {item.split(".")[-1]: item for item in reversed(everything)}
+    hint = f"; did you mean {by_name[last]}?" if last in by_name else nearest(key, everything)
     if not hint:
-        by_name = {item.split(".")[-1]: item for item in everything}
         close = difflib.get_close_matches(last, list(by_name), n=1, cutoff=0.6)
         hint = f"; did you mean {by_name[close[0]]}?" if close else ""
     raise ConfigError(f"{where}: there is no key {key}{hint}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from tinyzero_trl.algorithms import ALGORITHMS
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.keys import nearest
 
@@ -47,8 +48,10 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
     """Ranges, and combinations that TRL accepts and that break learning. Raises: ConfigError."""
     trainer = cfg.trainer
-    if cfg.algorithm != "grpo":
-        raise ConfigError(f"there is no algorithm {cfg.algorithm!r}; there is grpo")
+    if cfg.algorithm not in ALGORITHMS:
+        raise ConfigError(
+            f"there is no algorithm {cfg.algorithm!r}; there is {', '.join(ALGORITHMS)}{nearest(cfg.algorithm, list(ALGORITHMS))}"
+        )
     if cfg.give_up_after < 0:
         raise ConfigError(f"give_up_after must be 0 or more, got {cfg.give_up_after}")
     for key, allowed in CHOICES.items():

@@ -26,7 +26,7 @@ class Recipe:
     model: str
     """Model name or path."""
     method: str
-    """First word of the file name: grpo, sft, ..."""
+    """First word of the file name: grpo, rloo, sft, ..."""
     hardware: str
     """The machine it was sized for."""
     expectation: str
@@ -53,6 +53,11 @@ def list_recipes(folder: Path = RECIPES) -> list[Recipe]:
             )
         )
     return recipes
+
+
+def program_of(name: str) -> str:
+    """The entry point that a recipe of this name is for: `sft` for supervised ones, `grpo` for every RL algorithm."""
+    return "sft" if name.split("-")[0] == "sft" else "grpo"
 
 
 def groups(recipes: Path) -> list[str]:

@@ -13,6 +13,16 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tinyzero_trl.settings import (
+    BatchingSettings,
+    CriticSettings,
+    CurriculumSettings,
+    ReplaySettings,
+    RewardWorkerSettings,
+)
+
+SECTIONS = ("model", "trainer", "batching", "critic", "curriculum", "replay", "reward_workers")
+"""Keys of a run whose own keys the schema knows."""
 REPLACED: dict[str, str] = {
     "max_prompt_length": "TRL no longer cuts prompts; prompts that do not fit the model are refused at start, with the row named",
     "vllm_device": "use trainer.vllm_mode=colocate (same GPUs) or trainer.vllm_mode=server with trainer.vllm_server_base_url",
@@ -70,7 +80,23 @@ class RunConfig:
     rewards: dict[str, float] = field(default_factory=dict)
     """Weight by reward name; a name is one of the task's, or `pkg.module:function`, or `file.py:function`."""
     algorithm: str = "grpo"
-    """Advantage estimator."""
+    """What rewards become: a name of `algorithms.ALGORITHMS`."""
+    advantage_whitening: str | None = None
+    """`batch` or `none`; null: as the algorithm has it."""
+    soft_overlong_tokens: int = 0
+    """Tokens before max_completion_length over which a penalty grows from 0 to -1 (DAPO, eq. 13); 0: no penalty."""
+    dynamic_sampling_rounds: int = 0
+    """Times at most that groups without signal are replaced by fresh prompts (DAPO, eq. 11)."""
+    batching: BatchingSettings = field(default_factory=BatchingSettings)
+    """Work left out of the training phase."""
+    critic: CriticSettings = field(default_factory=CriticSettings)
+    """The value model of `algorithm: ppo`."""
+    curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
+    """Which problems come when."""
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
+    """Solved groups trained on once more."""
+    reward_workers: RewardWorkerSettings = field(default_factory=RewardWorkerSettings)
+    """Rewards computed in processes of their own."""
     give_up_after: int = 30
     """Number of rollout batches in which nothing earns any reward after which the run stops (0 = never)."""
     output_dir: str | None = None

@@ -19,6 +19,7 @@ import yaml
 
 from tinyzero_trl import grpo, manifest
 from tinyzero_trl.config import list_recipes
+from tinyzero_trl.recipes import program_of
 
 pytestmark = pytest.mark.slow
 REPO = Path(__file__).resolve().parents[2]
@@ -106,7 +107,7 @@ def test_two_processes_train_save_resume_and_earn_what_one_does(config: str, wor
 
 
 @pytest.mark.parametrize(
-    "recipe", [r for r in list_recipes() if r.method == "grpo"], ids=lambda r: f"{r.task}/{r.name}"
+    "recipe", [r for r in list_recipes() if program_of(r.name) == "grpo"], ids=lambda r: f"{r.task}/{r.name}"
 )
 def test_every_recipe_trains_two_steps(
     recipe: Any, tiny_llama: Path, tiny_qwen: Callable[[str], Path], tmp_path: Path

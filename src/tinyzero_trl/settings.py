@@ -1,0 +1,82 @@
+"""The sections of a recipe that are ours: one dataclass each, whose fields are the keys, types and defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass
+class BatchingSettings:
+    """Work left out of the training phase; the gradient of an optimizer step stays TRL's up to rounding."""
+
+    skip_constant_groups: bool = True
+    """Rows whose advantage is 0 are left out of old-logprob, forward and backward passes, where the loss has no other term."""
+    sort_by_length: bool = True
+    """Rows of an optimizer step are dealt into micro-batches of like length, each trimmed to its longest."""
+    max_tokens_per_microbatch: int | None = None
+    """Tokens computed at once at most, padding included; null: what per_device_train_batch_size full-length rows hold."""
+    fold_old_logprobs: bool = True
+    """Old log-probabilities are read off the loss's own forward pass where the rollouts are on-policy."""
+    packing: bool = False
+    """Rows are computed end to end without padding; needs an attention implementation for variable lengths."""
+
+
+@dataclass
+class CriticSettings:
+    """The value model of `algorithm: ppo`."""
+
+    model: str | None = None
+    """Hub id or folder it starts from; null: the policy's own."""
+    learning_rate: float = 1.0e-5
+    warm_start_prompts: int = 256
+    """Prompts the value model alone learns from before the policy's first update."""
+    gamma: float = 1.0
+    """Discount a token."""
+    lam: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    clip_range: float = 0.2
+    """How far a value may move from the value at rollout time before its loss stops growing."""
+
+
+@dataclass
+class CurriculumSettings:
+    """Which problems come when."""
+
+    by: str | None = None
+    """null: as shuffled; a column of the rows that holds a difficulty; or `success`: the group's own success rate."""
+    kind: str = "order"
+    """`order` (easy first) or `weight` (problems of middling success more often)."""
+
+
+@dataclass
+class ReplaySettings:
+    """Solved groups trained on once more in the place of groups without signal."""
+
+    num_groups: int = 0
+    """Groups kept; 0 switches replay off."""
+    max_age: int = 8
+    """Optimizer steps after which a group is forgotten."""
+
+
+@dataclass
+class RewardWorkerSettings:
+    """Rewards computed in processes of their own."""
+
+    rewards: list[str] = field(default_factory=list)
+    """Names, as in `rewards`, of those that are slow or not to be trusted."""
+    num_workers: int = 2
+    """Processes on each training process."""
+    seconds_per_call: float = 5.0
+    """After which a call is killed and its sample has no reward."""
+    seconds_per_batch: float = 120.0
+    """After which what is left of a batch has no reward."""
+
+
+def features(cfg: DictConfig) -> dict[str, Any]:
+    """Keyword arguments of TinyZeroTrainer that a recipe's own keys stand for."""
+    sections = ("batching", "critic", "curriculum", "replay")
+    keys = ("give_up_after", "algorithm", "advantage_whitening", "soft_overlong_tokens", "dynamic_sampling_rounds")
+    return {key: cfg[key] for key in keys} | {key: OmegaConf.to_object(cfg[key]) for key in sections}

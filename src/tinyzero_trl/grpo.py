@@ -36,6 +36,7 @@ def train(words: Sequence[str]) -> int:
 
     from tinyzero_trl.policy import init_arguments, policy, rollout_function
     from tinyzero_trl.rewards import for_trl
+    from tinyzero_trl.settings import features
     from tinyzero_trl.trainer import TinyZeroTrainer
 
     data = {
@@ -58,8 +59,8 @@ def train(words: Sequence[str]) -> int:
             processing_class=tokenizer,
             rollout_func=rollout_function(cfg),
             task=chosen.task,
-            give_up_after=cfg.give_up_after,
             seconds_before=folder.seconds_before,
+            **features(cfg),
         )
         trainer.train(resume_from_checkpoint=str(folder.resume_from) if folder.resume_from else None)
         if not trainer.interrupted_by:

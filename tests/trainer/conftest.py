@@ -115,7 +115,10 @@ def build(tiny_llama: Path, tmp_path: Path) -> Callable[..., Any]:
         from transformers import AutoTokenizer
         from trl import GRPOConfig
 
-        ours = {"task", "give_up_after", "seconds_before", "callbacks", "rollout_func"}
+        ours = {
+            *("task", "give_up_after", "seconds_before", "callbacks", "rollout_func", "batching", "critic", "replay"),
+            *("algorithm", "advantage_whitening", "soft_overlong_tokens", "dynamic_sampling_rounds", "curriculum"),
+        }
         extras = {key: settings.pop(key) for key in ours & settings.keys()}
         rows = rows or [
             {"prompt": f"{n} + {n + 3} =", "prefill": "", "nums": [n, n + 3], "target": 9} for n in range(16)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from tinyzero_trl.settings import BatchingSettings, CriticSettings, CurriculumSettings, ReplaySettings
 from tinyzero_trl.trainer.advantages import ExactAdvantages
 from tinyzero_trl.trainer.batching import Batching
 from tinyzero_trl.trainer.checkpoints import Checkpoints
@@ -20,3 +23,27 @@ class TinyZeroTrainer(
 
     Order matters: Rollouts, outermost, writes what ExactAdvantages corrected from the rewards Guards let through.
     """
+
+    def __init__(
+        self,
+        *args: Any,
+        algorithm: str = "grpo",
+        advantage_whitening: str | None = None,
+        soft_overlong_tokens: int = 0,
+        dynamic_sampling_rounds: int = 0,
+        batching: BatchingSettings | None = None,
+        critic: CriticSettings | None = None,
+        curriculum: CurriculumSettings | None = None,
+        replay: ReplaySettings | None = None,
+        **kwargs: Any,
+    ):
+        """What a recipe's own keys say, by the same names (settings.features); the rest is GRPOTrainer's and the mixins'."""
+        self.algorithm = algorithm
+        self.advantage_whitening = advantage_whitening
+        self.soft_overlong_tokens = soft_overlong_tokens
+        self.dynamic_sampling_rounds = dynamic_sampling_rounds
+        self.batching = batching or BatchingSettings()
+        self.critic_settings = critic or CriticSettings()
+        self.curriculum_settings = curriculum or CurriculumSettings()
+        self.replay_settings = replay or ReplaySettings()
+        super().__init__(*args, **kwargs)

@@ -54,6 +54,11 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
         )
     if cfg.give_up_after < 0:
         raise ConfigError(f"give_up_after must be 0 or more, got {cfg.give_up_after}")
+    if cfg.max_generated_tokens is not None and (cfg.max_generated_tokens < 1 or cfg.trainer.warmup_steps):
+        raise ConfigError(
+            f"max_generated_tokens must be at least 1, and its learning rate has no warm-up; got {cfg.max_generated_tokens} "
+            f"with trainer.warmup_steps {cfg.trainer.warmup_steps:g}"
+        )
     for key, allowed in CHOICES.items():
         value = trainer.get(key)
         if value is not None and str(value) not in allowed:

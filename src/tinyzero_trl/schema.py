@@ -99,6 +99,8 @@ class RunConfig:
     """Rewards computed in processes of their own."""
     give_up_after: int = 30
     """Number of rollout batches in which nothing earns any reward after which the run stops (0 = never)."""
+    max_generated_tokens: int | None = None
+    """Completion tokens after which training stops and by which a linear learning rate falls; null: steps decide."""
     output_dir: str | None = None
     """Run folder; null means outputs/<task>/<run_name>-<UTC time>."""
     data: dict[str, Any] = field(default_factory=lambda: dict(DATA_KEYS))

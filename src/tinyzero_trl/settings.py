@@ -78,5 +78,8 @@ class RewardWorkerSettings:
 def features(cfg: DictConfig) -> dict[str, Any]:
     """Keyword arguments of TinyZeroTrainer that a recipe's own keys stand for."""
     sections = ("batching", "critic", "curriculum", "replay")
-    keys = ("give_up_after", "algorithm", "advantage_whitening", "soft_overlong_tokens", "dynamic_sampling_rounds")
+    keys = (
+        *("give_up_after", "algorithm", "advantage_whitening", "soft_overlong_tokens", "dynamic_sampling_rounds"),
+        "max_generated_tokens",
+    )
     return {key: cfg[key] for key in keys} | {key: OmegaConf.to_object(cfg[key]) for key in sections}

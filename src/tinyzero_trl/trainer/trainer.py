@@ -7,6 +7,7 @@ from typing import Any
 from tinyzero_trl.settings import BatchingSettings, CriticSettings, CurriculumSettings, ReplaySettings
 from tinyzero_trl.trainer.advantages import ExactAdvantages
 from tinyzero_trl.trainer.batching import Batching
+from tinyzero_trl.trainer.budget import Budget
 from tinyzero_trl.trainer.checkpoints import Checkpoints
 from tinyzero_trl.trainer.guards import Guards
 from tinyzero_trl.trainer.interrupts import Interrupts
@@ -17,7 +18,7 @@ from tinyzero_trl.trainer.state import ResumableState
 
 
 class TinyZeroTrainer(
-    Rollouts, ExactAdvantages, Guards, Checkpoints, Interrupts, ShownProgress, Batching, Prefill, ResumableState
+    Rollouts, ExactAdvantages, Guards, Checkpoints, Interrupts, ShownProgress, Batching, Budget, Prefill, ResumableState
 ):
     """GRPOTrainer with rollouts kept, exact zero advantages, even micro-batches, guards and sealed checkpoints.
 

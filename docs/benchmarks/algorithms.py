@@ -14,7 +14,7 @@ import os
 import queue
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from rich.table import Table
 
 from tinyzero_trl import scores, statistics
 from tinyzero_trl.algorithms import ALGORITHMS
-from tinyzero_trl.config import RECIPES
 
 GRPO = ["trainer.loss_type=grpo", "trainer.scale_rewards=group"]
 """grpo-tiny is the demo, with Dr. GRPO's loss; here `grpo` is what its paper says."""
@@ -53,11 +52,10 @@ def main() -> int:
                 _run(name, seed, folder, core=core, arguments=arguments)
             console.print(f"core {core}: {folder.name} done")
 
-    threads = [threading.Thread(target=work, args=(core,)) for core in arguments.cores.split(",")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    cores = arguments.cores.split(",")
+    with ThreadPoolExecutor(len(cores)) as workers:
+        for done in [workers.submit(work, core) for core in cores]:
+            done.result()
     rows = [_row(name, [arguments.output / f"{name}-seed-{seed}" for seed in seeds]) for name in names]
     _show(console, rows)
     return 0
@@ -69,7 +67,12 @@ def _run(name: str, seed: int, folder: Path, *, core: str, arguments: argparse.N
     recipe = "grpo-tiny" if name == "grpo" else f"{name}-tiny"
     settings = [*(GRPO if name == "grpo" else []), *arguments.overrides]
     settings += [f"trainer.seed={seed}", f"data.seed={seed}", f"max_generated_tokens={arguments.tokens}"]
-    settings += ["trainer.max_steps=1000", "trainer.save_strategy=no", "trainer.eval_strategy=no"]
+    settings += [
+        "trainer.max_steps=1000",
+        "trainer.save_strategy=no",
+        "trainer.eval_strategy=no",
+        "trainer.eval_on_start=false",
+    ]
     with (arguments.output / f"{folder.name}.log").open("w") as log:
         for words in (
             ["train", f"+countdown={recipe}", f"output_dir={folder}", *settings],

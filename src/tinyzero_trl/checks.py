@@ -79,6 +79,10 @@ def rows(cfg: DictConfig, chosen: Parts) -> tuple[Dataset, Dataset | None]:
             raise ConfigError(
                 "trainer.eval_strategy is set and data.num_eval_rows is 0: say how many rows to evaluate on"
             )
+        if cfg.trainer.eval_on_start:
+            raise ConfigError(
+                "trainer.eval_on_start=true needs an evaluation: set trainer.eval_strategy, or it to false"
+            )
         return train, None
     return train, _load(chosen, split="validation", num_rows=cfg.data.num_eval_rows, **arguments)
 

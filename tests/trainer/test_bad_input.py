@@ -78,6 +78,7 @@ def refuse(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["trainer.num_iterations=2"], "falls inside a generation cycle, which cannot be resumed exactly; use a multiple of 2"),
         (["trainer.max_steps=0"], "the run would do nothing"),
         (["trainer.eval_strategy=steps", "data.num_eval_rows=0"], "data.num_eval_rows is 0"),
+        (["trainer.eval_strategy=no"], "eval_on_start=true needs an evaluation"),
         (["trainer.generation_batch_size=16", "trainer.steps_per_generation=2"], "say the same thing twice"),
         (["trainer.lr_scheduler_type=zigzag"], "trainer: zigzag is not a valid SchedulerType"),
         (["data.num_train_rows=3"], "3 train rows are fewer than one generation batch, which takes 4 prompts"),

@@ -126,6 +126,13 @@ def test_the_same_call_gives_the_same_problems_and_samples_and_another_seed_othe
     assert [sample.row for sample in a] != [sample.row for sample in c]
 
 
+def test_samples_do_not_depend_on_how_many_are_drawn_at_once(model_folder, tmp_path):
+    for name, batch_size in (("together", 64), ("apart", 1)):
+        assert evaluate(model_folder, tmp_path, "--name", name, "--batch_size", batch_size) == 0
+    together, apart = (scores.read_samples(tmp_path / "evaluation" / name) for name in ("together", "apart"))
+    assert together == apart
+
+
 def test_greedy_answers_do_not_depend_on_the_seed_of_sampling(model_folder, tmp_path):
     assert evaluate(model_folder, tmp_path, "--temperature", 0, "--batch_size", 2) == 0
     assert scores.read_summary(tmp_path / "evaluation" / "base")["temperature"] == 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from tinyzero_trl.failures import NumericFailure
 from tinyzero_trl.generation.sampler import sample
 
 EOS, PAD = 0, 1
@@ -49,7 +50,13 @@ def test_greedy_sampling_gives_the_tokens_of_generate() -> None:
 def test_log_probabilities_are_those_of_one_forward_pass(temperature: float) -> None:
     model = make()
     sampled = sample(
-        model, PROMPTS * 8, max_new_tokens=90, temperature=temperature, eos_token_ids=[EOS], pad_token_id=PAD, seed=3
+        model,
+        PROMPTS * 8,
+        max_new_tokens=90,
+        temperature=temperature,
+        eos_token_ids=[EOS],
+        pad_token_id=PAD,
+        seeds=range(40),
     )
     lengths = {len(ids) for ids in sampled.completion_ids}
     assert len(lengths) > 3, "rows must end at different times for this test to mean anything"
@@ -72,7 +79,7 @@ def test_samples_follow_the_models_distribution() -> None:
         temperature=1.0,
         eos_token_ids=[EOS],
         pad_token_id=PAD,
-        seed=1,
+        seeds=range(num_draws),
     )
     counts = torch.bincount(torch.tensor([ids[0] for ids in sampled.completion_ids]), minlength=24)
     for probability, count in zip(probabilities.tolist(), counts.tolist(), strict=True):
@@ -82,7 +89,7 @@ def test_samples_follow_the_models_distribution() -> None:
 
 def test_a_completion_keeps_its_end_token_and_says_when_it_was_cut() -> None:
     sampled = sample(
-        make(), PROMPTS * 8, max_new_tokens=12, temperature=1.0, eos_token_ids=[EOS], pad_token_id=PAD, seed=0
+        make(), PROMPTS * 8, max_new_tokens=12, temperature=1.0, eos_token_ids=[EOS], pad_token_id=PAD, seeds=range(40)
     )
     assert {True, False} == set(sampled.is_truncated)
     for ids, is_truncated in zip(sampled.completion_ids, sampled.is_truncated, strict=True):
@@ -91,14 +98,50 @@ def test_a_completion_keeps_its_end_token_and_says_when_it_was_cut() -> None:
         assert not is_truncated or len(ids) == 12
 
 
-def test_equal_seeds_give_equal_samples_and_other_seeds_do_not() -> None:
-    def draw(seed: int) -> list[list[int]]:
-        return sample(
-            make(), PROMPTS, max_new_tokens=20, temperature=1.0, eos_token_ids=[EOS], pad_token_id=PAD, seed=seed
-        ).completion_ids
+def draw(prompts: list[list[int]], seeds: list[int], **settings: Any) -> list[list[int]]:
+    return sample(
+        make(),
+        prompts,
+        max_new_tokens=20,
+        temperature=1.0,
+        eos_token_ids=[EOS],
+        pad_token_id=PAD,
+        seeds=seeds,
+        **settings,
+    ).completion_ids
 
-    assert draw(5) == draw(5)
-    assert draw(5) != draw(6)
+
+def test_equal_seeds_give_equal_samples_and_other_seeds_do_not() -> None:
+    assert draw(PROMPTS, [5, 6, 7, 8, 9]) == draw(PROMPTS, [5, 6, 7, 8, 9])
+    assert draw(PROMPTS, [5, 6, 7, 8, 9]) != draw(PROMPTS, [15, 16, 17, 18, 19])
+    assert len({tuple(ids) for ids in draw([PROMPTS[0]] * 16, list(range(16)))}) == 16
+
+
+def test_a_completion_depends_on_its_prompt_and_its_seed_and_not_on_the_batch() -> None:
+    prompts, seeds = PROMPTS * 8, list(range(100, 140))
+    whole = draw(prompts, seeds)
+    assert draw(prompts, seeds, batch_size=3) == whole
+    assert draw(prompts[::-1], seeds[::-1]) == whole[::-1]
+    assert draw(prompts[7:9], seeds[7:9]) == whole[7:9]
+    assert draw(prompts, seeds[::-1]) != whole
+
+
+def test_sampling_leaves_torchs_own_generator_alone() -> None:
+    model, settings = make(), {"max_new_tokens": 5, "eos_token_ids": [EOS], "pad_token_id": PAD}
+    before = torch.get_rng_state()
+    sample(model, PROMPTS, temperature=1.0, seeds=range(5), **settings)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ValueError, match="seed for each prompt"):
+        sample(model, PROMPTS, temperature=1.0, **settings)
+    with pytest.raises(ValueError, match="3 seeds for 5 prompts"):
+        sample(model, PROMPTS, temperature=1.0, seeds=[1, 2, 3], **settings)
+
+
+def test_a_model_whose_numbers_broke_is_named_as_that() -> None:
+    model = make()
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    with pytest.raises(NumericFailure):
+        sample(model, PROMPTS, max_new_tokens=4, temperature=1.0, eos_token_ids=[EOS], pad_token_id=PAD, seeds=range(5))
 
 
 def test_batches_do_not_change_greedy_answers_and_progress_counts_every_prompt() -> None:

@@ -72,6 +72,7 @@ def answer(
     import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from tinyzero_trl.draws import seed_of
     from tinyzero_trl.generation.sampler import sample
 
     model = _model(plan.location)
@@ -90,7 +91,9 @@ def answer(
                 eos_token_ids=eos_token_ids,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
                 batch_size=settings.batch_size,
-                seed=settings.seed,
+                seeds=[
+                    seed_of(settings.seed, problem, i) for problem in range(len(prompt_ids)) for i in range(settings.k)
+                ],
                 on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
             )
         except torch.OutOfMemoryError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tinyzero_trl.generation.rollout import transformers_rollout
 from tinyzero_trl.rewards import for_trl
 from tinyzero_trl.tasks import TASKS
 from tinyzero_trl.trainer import TinyZeroTrainer
@@ -16,7 +17,7 @@ from tinyzero_trl.trainer import TinyZeroTrainer
 TASK = TASKS["countdown"]
 COLUMNS = {
     "step", "problem", "prompt", "prefill", "completion", "num_prompt_tokens", "num_completion_tokens", "is_truncated",
-    "reward", "reward/equation", "reward/graded", "outcome", "advantage", "row",
+    "reward", "reward/equation", "reward/graded", "outcome", "advantage", "row", "generation", "seed",
 }  # fmt: skip
 
 
@@ -107,3 +108,44 @@ def test_a_disk_that_is_full_for_the_rollouts_does_not_end_training(build: Any, 
     trainer = build(TinyZeroTrainer, task=TASK, rows=rows(), reward_funcs=rewards(), rollout_func=solved)
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def test_every_completion_of_a_run_has_its_own_seed_and_an_evaluation_has_the_same_at_any_step(build: Any) -> None:
+    from datasets import Dataset
+
+    trainer = build(
+        TinyZeroTrainer,
+        task=TASK,
+        rows=rows(),
+        reward_funcs=rewards(),
+        rollout_func=transformers_rollout,
+        per_device_eval_batch_size=8,
+        num_generations_eval=2,
+        learning_rate=0.0,
+    )
+    trainer.eval_dataset = Dataset.from_list(rows(8))
+    trainer.evaluate()
+    trainer.train()
+    trainer.evaluate()
+    folder = Path(trainer.args.output_dir) / "rollouts"
+    train = [row for path in sorted(folder.glob("train-*")) for row in pq.read_table(path).to_pylist()]
+    assert len({row["seed"] for row in train}) == len(train) == 32
+    assert [row["generation"] for row in train] == [0] * 16 + [1] * 16
+    assert trainer.resume_state()["num_generated_batches"] == 2
+    first, second = (pq.read_table(path).to_pylist() for path in sorted(folder.glob("eval-*")))
+    assert [row["seed"] for row in first] == [row["seed"] for row in second]
+    assert [row["completion"] for row in first] == [row["completion"] for row in second]
+    assert len({row["seed"] for row in first}) == len(first) == 16
+
+
+def test_a_greedy_rollout_beside_is_not_recorded_and_changes_no_seed(build: Any) -> None:
+    trainer = build(TinyZeroTrainer, task=TASK, rows=rows(), rollout_func=transformers_rollout, max_steps=1)
+    trainer.model.train()
+    before = trainer.next_row_seeds(4)
+    trainer.rollout_temperature = 0.0
+    greedy = [trainer._generate([rows()[0]["prompt"]] * 2)[1] for _ in range(2)]
+    trainer.rollout_temperature = None
+    assert greedy[0] == greedy[1]
+    assert greedy[0][0] == greedy[0][1]
+    assert trainer.next_row_seeds(4) == before
+    assert trainer._generated == ()

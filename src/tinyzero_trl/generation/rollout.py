@@ -12,11 +12,13 @@ from tinyzero_trl.generation.sampler import sample
 def transformers_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
     """Token ids of prompts and sampled completions, with log-probabilities; one completion for each prompt as it comes.
 
-    TRL repeats a prompt `num_generations` times before it calls. Settings are the trainer's own; the draw comes from torch's global generator,
-    whose state checkpoints carry.
+    TRL repeats a prompt `num_generations` times before it calls. Settings are the trainer's own, and so are the seeds, one a row, so that
+    what is drawn depends neither on the number of processes nor on what ran before.
     """
     prompt_ids, _, _ = trainer._tokenize_prompts(prompts)
     args = trainer.args
+    temperature = args.temperature if trainer.rollout_temperature is None else trainer.rollout_temperature
+    seeds = trainer.next_row_seeds(len(prompts))
     with unwrap_model_for_generation(
         trainer.model_wrapped,
         trainer.accelerator,
@@ -29,7 +31,8 @@ def transformers_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
             model,
             prompt_ids,
             max_new_tokens=args.max_completion_length,
-            temperature=args.temperature,
+            temperature=temperature,
+            seeds=seeds,
             eos_token_ids=trainer.eos_token_ids,
             pad_token_id=trainer.processing_class.pad_token_id,
         )

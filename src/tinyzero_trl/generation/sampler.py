@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from tinyzero_trl.draws import tokens_at, uniforms
+from tinyzero_trl.failures import NumericFailure
+
 # Finished rows are taken out when they are more than this share of the batch: taking them out copies the cache.
 COMPACT_ABOVE = 0.125
 # Tokens by which a cache that is full grows.
@@ -83,26 +86,31 @@ def sample(
     temperature: float,
     eos_token_ids: Sequence[int],
     pad_token_id: int,
+    seeds: Sequence[int] | None = None,
     batch_size: int | None = None,
-    seed: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Sampled:
     """One completion for each prompt, drawn from the model's own distribution (temperature 0: the likeliest token).
 
     Sampling is not truncated (no top-p, top-k), so that the log-probabilities are those a trainer computes.
-    seed: makes the draw a function of (model, prompts, seed); None draws from torch's global generator.
+    seeds: one for each prompt; a completion is a function of model, prompt and seed, but for the rounding of a forward pass, which depends on
+    the batch it is in. Temperature 0 reads none.
     on_progress: called with (prompts done, new tokens) after each batch.
+    Raises: NumericFailure where the model's log-probabilities are not numbers.
     """
-    generator = None
-    if seed is not None:
-        generator = torch.Generator(device=model.device).manual_seed(seed)
+    if temperature > 0 and seeds is None:
+        raise ValueError("sampling needs a seed for each prompt")
+    seeds_N = torch.tensor(list(seeds or [0] * len(prompt_ids)), dtype=torch.long, device=model.device)
+    if len(seeds_N) != len(prompt_ids):
+        raise ValueError(f"{len(seeds_N)} seeds for {len(prompt_ids)} prompts")
     size = batch_size or DEFAULT_BATCH_SIZE
     completions: list[list[int]] = []
     logprobs: list[list[float]] = []
     eos = torch.tensor(list(eos_token_ids), device=model.device)
     for start in range(0, len(prompt_ids), size):
         chunk = prompt_ids[start : start + size]
-        ids, lps = _sample_batch(model, chunk, max_new_tokens, temperature, eos, pad_token_id, generator)
+        seeds_B = seeds_N[start : start + size]
+        ids, lps = _sample_batch(model, chunk, seeds_B, max_new_tokens, temperature, eos, pad_token_id)
         completions += ids
         logprobs += lps
         if on_progress is not None:
@@ -114,11 +122,11 @@ def sample(
 def _sample_batch(
     model: Any,
     prompt_ids: Sequence[Sequence[int]],
+    seeds_B: torch.Tensor,
     max_new_tokens: int,
     temperature: float,
     eos: torch.Tensor,
     pad_token_id: int,
-    generator: torch.Generator | None,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Token ids and log-probabilities of each row. Shapes: B rows still active, T tokens of past, V vocabulary."""
     device = model.device
@@ -148,10 +156,7 @@ def _sample_batch(
             logits_to_keep=1,
         ).logits[:, -1]
         logps_BV = torch.log_softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
-        if temperature == 0:
-            token_B = logps_BV.argmax(-1)
-        else:
-            token_B = torch.multinomial(logps_BV.exp(), 1, generator=generator)[:, 0]
+        token_B = logps_BV.argmax(-1) if temperature == 0 else tokens_at(logps_BV.exp(), uniforms(seeds_B, step))
         tokens_BT[active_B, step] = token_B
         logps_BT[active_B, step] = logps_BV.gather(1, token_B[:, None])[:, 0]
         ended_B = torch.isin(token_B, eos) & ~is_done_B
@@ -165,10 +170,12 @@ def _sample_batch(
             for layer in cache.layers:
                 layer.keep(keep) if isinstance(layer, GrowingLayer) else layer.batch_select_indices(keep)
             active_B, mask_BT, position_B, token_B = active_B[keep], mask_BT[keep], position_B[keep], token_B[keep]
-            is_done_B = is_done_B[keep]
+            is_done_B, seeds_B = is_done_B[keep], seeds_B[keep]
         input_ids_BT = token_B[:, None]
         position_ids_BT = position_B[:, None]
         position_B = position_B + 1
+    if logps_BT.isnan().any():
+        raise NumericFailure("the model's log-probabilities are not numbers while it generates")
     lengths = lengths_B.tolist()
     return (
         [row[:length] for row, length in zip(tokens_BT.tolist(), lengths, strict=True)],

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate.utils import gather_object
-from trl import GRPOTrainer
 
+from tinyzero_trl.draws import row_seeds
 from tinyzero_trl.rewards import text_of
 from tinyzero_trl.task import Outcome, Task
+from tinyzero_trl.trainer.state import ResumableState
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,14 @@ logger = logging.getLogger(__name__)
 NOT_RAW = ("prompt", "prefill")
 
 
-class Rollouts(GRPOTrainer):
-    """Writes `rollouts/{train,eval}-<step>.parquet` and `metrics.jsonl`; adds accuracy, outcomes, lengths and seconds."""
+class Rollouts(ResumableState):
+    """Writes `rollouts/{train,eval}-<step>.parquet` and `metrics.jsonl`; adds accuracy, outcomes, lengths and seconds.
+
+    It counts the batches that are generated, and gives each row of each its seed.
+    """
+
+    rollout_temperature: float | None = None
+    """What completions are drawn with in the place of args.temperature; 0 (greedy) is an extra rollout that is not recorded."""
 
     def __init__(self, *args: Any, task: Task | None = None, seconds_before: float = 0.0, **kwargs: Any):
         """task: verifies every response; None writes and adds nothing. seconds_before: what earlier attempts took."""
@@ -41,12 +48,40 @@ class Rollouts(GRPOTrainer):
         self._seconds: dict[str, float] = defaultdict(float)
         self._eval_records: list[dict[str, Any]] = []
         self._last_shard = (-1, 0)
+        self.num_generated_batches = 0
+        self._num_eval_batches = 0
+        self._row_seeds: list[int] | None = None
         super().__init__(*args, **kwargs)
+
+    def next_row_seeds(self, num_rows: int) -> list[int]:
+        """A seed for each of this process's rows of the batch that is about to be generated.
+
+        A function of the run's seed, the number of training batches before (in evaluation: since it began, so that every evaluation draws
+        alike), and the row's place among the rows of all processes.
+        """
+        mode, number = (
+            ("train", self.num_generated_batches) if self.model.training else ("eval", self._num_eval_batches)
+        )
+        seeds = row_seeds(
+            (self.args.seed, mode, number), first=self.accelerator.process_index * num_rows, num_rows=num_rows
+        )
+        if self.rollout_temperature is None:
+            self._row_seeds = seeds
+        return seeds
+
+    def resume_state(self) -> dict[str, Any]:
+        return {**super().resume_state(), "num_generated_batches": self.num_generated_batches}
+
+    def load_resume_state(self, state: dict[str, Any]) -> None:
+        super().load_resume_state(state)
+        self.num_generated_batches = state["num_generated_batches"]
 
     def _generate(self, prompts: list[Any]) -> Any:
         start = time.perf_counter()
         generated = super()._generate(prompts)
         self._seconds["generation"] += time.perf_counter() - start
+        if self.rollout_temperature is not None:
+            return generated
         prompt_ids, completion_ids, _, completions = generated[:4]
         self._generated = (prompt_ids, completion_ids, completions)
         return generated
@@ -61,8 +96,12 @@ class Rollouts(GRPOTrainer):
         scored = super()._generate_and_score_completions(inputs)
         if self.task is not None:
             start = time.perf_counter()
-            self._keep(inputs, scored["advantages"])
+            self._keep(inputs, _mean_advantages(scored))
             self._seconds["scoring"] += time.perf_counter() - start
+        if self.model.training:
+            self.num_generated_batches += 1
+        else:
+            self._num_eval_batches += 1
         return scored
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -79,6 +118,7 @@ class Rollouts(GRPOTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self._seconds.clear()
+        self._num_eval_batches = 0
         metrics = super().evaluate(*args, **kwargs)
         self._seconds.clear()
         if self._eval_records:
@@ -106,8 +146,10 @@ class Rollouts(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         mine: list[dict[str, Any]] = []
-        for row, prompt_ids, ids, completion, advantage in zip(
-            inputs, *self._generated, advantages.tolist(), strict=True
+        generation = self.num_generated_batches if mode == "train" else self._num_eval_batches
+        seeds: list[Any] = self._row_seeds or [None] * len(inputs)  # None: another's rollout function, or vLLM
+        for row, prompt_ids, ids, completion, advantage, seed in zip(
+            inputs, *self._generated, advantages.tolist(), seeds, strict=True
         ):
             text = text_of(completion) or ""
             is_truncated = not ids or ids[-1] not in ends
@@ -117,6 +159,8 @@ class Rollouts(GRPOTrainer):
             mine.append(
                 {
                     "step": self.state.global_step + (mode == "train"),
+                    "generation": generation,
+                    "seed": seed,
                     "prompt": row["prompt"]
                     if isinstance(row["prompt"], str)
                     else json.dumps(row["prompt"], ensure_ascii=False),
@@ -185,6 +229,15 @@ class Rollouts(GRPOTrainer):
             os.replace(target.with_suffix(".part"), target)
         except OSError as error:  # as in `log`
             logger.warning("%s: %s", target.name, error)
+
+
+def _mean_advantages(scored: dict[str, Any]) -> torch.Tensor:
+    """One advantage a row, [B]: the mean over its tokens where each token has its own."""
+    advantages: torch.Tensor = scored["advantages"]
+    if advantages.dim() == 1:
+        return advantages
+    mask = scored["completion_mask"]
+    return (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def _finite(logs: dict[str, Any]) -> dict[str, Any]:

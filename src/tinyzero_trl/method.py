@@ -77,6 +77,7 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
         raise ConfigError("the run would do nothing: set trainer.max_steps or trainer.num_train_epochs above 0")
     _check_batches(trainer, num_processes)
     _check_silent_killers(trainer)
+    _check_chosen_problems(cfg, num_processes)
     if cfg.model.model_name_or_path is None:
         raise ConfigError("model.model_name_or_path is not set; it takes a hub id, a folder, or `tiny`")
     if cfg.model.use_peft and trainer.sync_ref_model:
@@ -99,6 +100,45 @@ def _check_batches(trainer: Any, num_processes: int) -> None:
             f"{num_processes} processes x {size // (trainer.per_device_train_batch_size * num_processes)} steps) does not hold "
             f"whole groups of num_generations {trainer.num_generations}"
         )
+
+
+def _check_chosen_problems(cfg: DictConfig, num_processes: int) -> None:
+    """Dynamic sampling, which puts groups in the place of others after their advantages are known."""
+    trainer = cfg.trainer
+    if cfg.dynamic_sampling_rounds < 0:
+        raise ConfigError(f"dynamic_sampling_rounds must be 0 or more, got {cfg.dynamic_sampling_rounds}")
+    if not cfg.dynamic_sampling_rounds:
+        return
+    key = f"dynamic_sampling_rounds {cfg.dynamic_sampling_rounds}"
+    size = trainer.generation_batch_size or (
+        trainer.per_device_train_batch_size
+        * num_processes
+        * (trainer.steps_per_generation or trainer.gradient_accumulation_steps)
+    )
+    if size // num_processes % trainer.num_generations:
+        raise ConfigError(
+            f"{key} replaces whole groups within a process, and the {size // num_processes} completions of each of "
+            f"{num_processes} are no whole groups of num_generations {trainer.num_generations}"
+        )
+    whitening = cfg.advantage_whitening or ALGORITHMS[cfg.algorithm].whitening
+    over_batch = [
+        name
+        for name, is_so in (
+            (f"advantage_whitening={whitening}", whitening == "batch"),
+            ("trainer.scale_rewards=batch", str(trainer.scale_rewards) == "batch"),
+            (
+                "trainer.multi_objective_aggregation=normalize_then_sum",
+                trainer.multi_objective_aggregation == "normalize_then_sum",
+            ),
+        )
+        if is_so
+    ]
+    if over_batch:
+        raise ConfigError(
+            f"{key} mixes groups of several batches, and {', '.join(over_batch)} measures advantages by the batch each comes from"
+        )
+    if cfg.algorithm == "ppo":
+        raise ConfigError(f"{key} needs groups that can be without signal; the advantages of algorithm ppo never are")
 
 
 def _check_silent_killers(trainer: Any) -> None:

@@ -21,13 +21,14 @@ from accelerate.utils import gather_object
 from tinyzero_trl.draws import row_seeds
 from tinyzero_trl.rewards import text_of
 from tinyzero_trl.task import Outcome, Task
+from tinyzero_trl.trainer.problems import ROW_INDEX
 from tinyzero_trl.trainer.state import ResumableState
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
-NOT_RAW = ("prompt", "prefill")
+NOT_RAW = ("prompt", "prefill", ROW_INDEX)
 
 
 class Rollouts(ResumableState):

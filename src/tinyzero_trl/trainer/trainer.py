@@ -9,6 +9,7 @@ from tinyzero_trl.trainer.advantages import ExactAdvantages
 from tinyzero_trl.trainer.batching import Batching
 from tinyzero_trl.trainer.budget import Budget
 from tinyzero_trl.trainer.checkpoints import Checkpoints
+from tinyzero_trl.trainer.dynamic_sampling import DynamicSampling
 from tinyzero_trl.trainer.guards import Guards
 from tinyzero_trl.trainer.interrupts import Interrupts
 from tinyzero_trl.trainer.prefill import Prefill
@@ -18,11 +19,21 @@ from tinyzero_trl.trainer.state import ResumableState
 
 
 class TinyZeroTrainer(
-    Rollouts, ExactAdvantages, Guards, Checkpoints, Interrupts, ShownProgress, Batching, Budget, Prefill, ResumableState
+    DynamicSampling,
+    Rollouts,
+    ExactAdvantages,
+    Guards,
+    Checkpoints,
+    Interrupts,
+    ShownProgress,
+    Batching,
+    Budget,
+    Prefill,
+    ResumableState,
 ):
     """GRPOTrainer with rollouts kept, exact zero advantages, even micro-batches, guards and sealed checkpoints.
 
-    Order matters: Rollouts, outermost, writes what ExactAdvantages corrected from the rewards Guards let through.
+    Order matters: DynamicSampling, outermost, calls all the rest once a round; Rollouts writes what ExactAdvantages corrected from the rewards Guards let through.
     """
 
     def __init__(

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from tinyzero_trl.failures import NumericFailure, RewardFailure
 from tinyzero_trl.trainer import TinyZeroTrainer
+from tinyzero_trl.trainer.faults import MAX_RECORDS, write_fault
+
+
+class AfterStep(TrainerCallback):
+    """Calls a function as each step ends."""
+
+    def __init__(self, call: Callable[[], None]):
+        self.call = call
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.call()
+
+
+def weights_of(trainer: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
 
 
 def spoiled(bad: float | None) -> Any:
@@ -89,6 +109,75 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_the_next_goes_
     assert not torch.equal(seen[1], seen[2])
     skipped = [entry["skipped_steps"] for entry in trainer.state.log_history if "skipped_steps" in entry]
     assert skipped == [0.0, 1.0, 0.0]
+
+
+def spoil_loss(trainer: Any, *, steps: set[int], value: float) -> None:
+    """A loss of this value, in the second micro-batch of these steps."""
+    compute = trainer._compute_loss
+    seen: list[int] = []
+
+    def _compute_loss(model: Any, inputs: Any) -> Any:
+        loss = compute(model, inputs)
+        seen.append(trainer.state.global_step + 1)
+        return loss + value if trainer.model.training and seen[-1] in steps and seen.count(seen[-1]) == 2 else loss
+
+    trainer._compute_loss = _compute_loss
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_skips_the_step_keeps_its_batch_and_is_seen_in_the_log(
+    build: Any, value: float
+) -> None:
+    trainer = build(TinyZeroTrainer, max_steps=3)
+    spoil_loss(trainer, steps={2}, value=value)
+    start = weights_of(trainer)
+    seen: list[dict[str, torch.Tensor]] = []
+    trainer.add_callback(AfterStep(lambda: seen.append(weights_of(trainer))))
+    trainer.train()
+    assert not all(torch.equal(start[name], seen[0][name]) for name in start)
+    assert all(torch.equal(seen[0][name], seen[1][name]) for name in start)
+    assert not all(torch.equal(seen[1][name], seen[2][name]) for name in start)
+    entries = [entry for entry in trainer.state.log_history if "skipped_steps" in entry]
+    assert [entry["skipped_steps"] for entry in entries] == [0.0, 1.0, 0.0]
+    assert [math.isfinite(entry["loss"]) for entry in entries] == [True, False, True]
+
+    folder = Path(trainer.args.output_dir) / "faults"
+    record = json.loads((folder / "non-finite-step-2-rank-0.json").read_text())
+    assert record["losses"][1] == str(value)
+    assert isinstance(record["losses"][0], float)
+    assert record["grad_norm"] == "nan"
+    assert "model.norm.weight" in record["gradients_not_finite"]
+    assert record["tensors_not_finite"] == []
+    assert all(text["prompt"].endswith("=") for chunk in record["texts"] for text in chunk)
+    tensors = load_file(folder / "non-finite-step-2-rank-0.safetensors")
+    assert {"0/completion_ids", "0/advantages", "1/completion_ids"} <= tensors.keys()
+
+
+def test_a_tensor_of_the_batch_that_is_not_finite_is_named_and_the_number_of_records_has_a_bound(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    ids = torch.tensor(tokenizer("ab")["input_ids"])[None]
+    mask = torch.ones_like(ids)
+    chunk = {"prompt_ids": ids, "prompt_mask": mask, "completion_ids": ids, "completion_mask": mask}
+    chunk["advantages"] = torch.tensor([math.inf])
+    given = {"rank": 1, "losses": [1.0], "grad_norm": math.nan, "parameters": [], "tokenizer": tokenizer}
+    written = [write_fault(tmp_path, [chunk], step=step, **given) for step in range(MAX_RECORDS + 2)]
+    assert sum(path is not None for path in written) == MAX_RECORDS
+    record = json.loads((tmp_path / "faults" / "non-finite-step-0-rank-1.json").read_text())
+    assert record["tensors_not_finite"] == ["0/advantages"]
+    assert record["texts"] == [[{"prompt": "ab", "completion": "ab"}]]
+
+
+def test_what_is_counted_goes_on_after_a_resume(build: Any) -> None:
+    trainer = build(TinyZeroTrainer, max_steps=1)
+    trainer._num_skipped, trainer._num_unrewarded, trainer._has_earned = 2, 7, True
+    other = build(TinyZeroTrainer, max_steps=1)
+    other.load_resume_state(trainer.resume_state())
+    assert (other._num_skipped, other._num_unrewarded, other._has_earned) == (2, 7, True)
+    assert other.resume_state() == trainer.resume_state()
 
 
 def test_three_such_steps_in_a_row_end_the_run_with_the_weights_from_before(build: Any) -> None:

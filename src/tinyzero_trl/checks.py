@@ -111,6 +111,8 @@ def check_rows(
             f"{len(dataset)} {name} rows are fewer than one generation batch, which takes {num_needed} prompts "
             f"(generation batch {generation_batch_size} / num_generations {cfg.trainer.num_generations})"
         )
+    if name == "train" and cfg.curriculum.by not in (None, "success"):
+        check_curriculum(cfg, dataset, num_needed=num_needed)
     worded = dataset["prompt"][:]  # in one piece: row by row it takes ten times as long
     for index, prompt in enumerate(worded):
         fault = _prompt_fault(prompt)
@@ -122,6 +124,26 @@ def check_rows(
             "use a plain-text format such as base, or an instruct model"
         )
     _check_lengths(cfg, worded, tokenizer, name=name)
+
+
+def check_curriculum(cfg: DictConfig, dataset: Dataset, *, num_needed: int) -> None:
+    by = cfg.curriculum.by
+    if by not in dataset.column_names:
+        raise ConfigError(
+            f"curriculum.by={by}: train rows have no such column; they have {', '.join(dataset.column_names)}; "
+            "`success` is how often the policy solved a problem"
+        )
+    column = dataset[by][:]
+    is_weight = cfg.curriculum.kind == "weight"
+    for index, value in enumerate(column):
+        if type(value) not in (int, float) or not math.isfinite(value) or (is_weight and value < 0):
+            raise ConfigError(
+                f"curriculum.by={by} needs numbers{' of 0 or more' if is_weight else ''}; row {index} has {value!r}"
+            )
+    if is_weight and sum(value > 0 for value in column) < num_needed:
+        raise ConfigError(
+            f"curriculum.by={by}: fewer rows weigh more than 0 than the {num_needed} a generation batch takes"
+        )
 
 
 def _check_data_keys(cfg: DictConfig, task: Task) -> None:

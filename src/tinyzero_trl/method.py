@@ -43,6 +43,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "min_p": (0, 1, True),
 }
 """(low, high, low is allowed) by trainer key."""
+CURRICULA = ("order", "weight")
 
 
 def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
@@ -103,8 +104,12 @@ def _check_batches(trainer: Any, num_processes: int) -> None:
 
 
 def _check_chosen_problems(cfg: DictConfig, num_processes: int) -> None:
-    """Dynamic sampling, which puts groups in the place of others after their advantages are known."""
+    """Curricula; and dynamic sampling, which puts groups in the place of others after their advantages are known."""
     trainer = cfg.trainer
+    if cfg.curriculum.kind not in CURRICULA:
+        raise ConfigError(
+            f"curriculum.kind: there is no {cfg.curriculum.kind!r}; there is {', '.join(CURRICULA)}{nearest(cfg.curriculum.kind, CURRICULA)}"
+        )
     if cfg.dynamic_sampling_rounds < 0:
         raise ConfigError(f"dynamic_sampling_rounds must be 0 or more, got {cfg.dynamic_sampling_rounds}")
     if not cfg.dynamic_sampling_rounds:

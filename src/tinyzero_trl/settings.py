@@ -46,9 +46,10 @@ class CurriculumSettings:
     """Which problems come when."""
 
     by: str | None = None
-    """null: as shuffled; a column of the rows that holds a difficulty; or `success`: the group's own success rate."""
+    """null: as shuffled; a numeric column of the rows; or `success`: how often the policy solved the problem when it last came."""
     kind: str = "order"
-    """`order` (easy first) or `weight` (problems of middling success more often)."""
+    """`order`: each epoch from low to high (of success: from high to low). `weight`: drawn in proportion to the column (of success: to
+    p (1 - p) + 0.05, so that problems of middling success come more often)."""
 
 
 @dataclass

@@ -21,8 +21,7 @@ from accelerate.utils import gather_object
 from tinyzero_trl.draws import row_seeds
 from tinyzero_trl.rewards import text_of
 from tinyzero_trl.task import Outcome, Task
-from tinyzero_trl.trainer.problems import ROW_INDEX
-from tinyzero_trl.trainer.state import ResumableState
+from tinyzero_trl.trainer.problems import ROW_INDEX, Problems
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +30,7 @@ logger = logging.getLogger(__name__)
 NOT_RAW = ("prompt", "prefill", ROW_INDEX)
 
 
-class Rollouts(ResumableState):
+class Rollouts(Problems):
     """Writes `rollouts/{train,eval}-<step>.parquet` and `metrics.jsonl`; adds accuracy, outcomes, lengths and seconds.
 
     It counts the batches that are generated, and gives each row of each its seed.
@@ -173,6 +172,7 @@ class Rollouts(ResumableState):
                     "outcome": str(verdict.outcome),
                     "advantage": advantage,
                     "row": json.dumps(raw, ensure_ascii=False, default=str),
+                    **({ROW_INDEX: row[ROW_INDEX]} if ROW_INDEX in row else {}),
                 }
             )
         records = gather_object(mine)

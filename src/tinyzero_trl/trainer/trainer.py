@@ -9,6 +9,7 @@ from tinyzero_trl.trainer.advantages import ExactAdvantages
 from tinyzero_trl.trainer.batching import Batching
 from tinyzero_trl.trainer.budget import Budget
 from tinyzero_trl.trainer.checkpoints import Checkpoints
+from tinyzero_trl.trainer.curriculum import Curriculum
 from tinyzero_trl.trainer.dynamic_sampling import DynamicSampling
 from tinyzero_trl.trainer.guards import Guards
 from tinyzero_trl.trainer.interrupts import Interrupts
@@ -19,6 +20,7 @@ from tinyzero_trl.trainer.state import ResumableState
 
 
 class TinyZeroTrainer(
+    Curriculum,
     DynamicSampling,
     Rollouts,
     ExactAdvantages,
@@ -33,7 +35,8 @@ class TinyZeroTrainer(
 ):
     """GRPOTrainer with rollouts kept, exact zero advantages, even micro-batches, guards and sealed checkpoints.
 
-    Order matters: DynamicSampling, outermost, calls all the rest once a round; Rollouts writes what ExactAdvantages corrected from the rewards Guards let through.
+    Order matters: Curriculum, outermost, chooses the problems that all others see; DynamicSampling calls all the rest once
+    a round; Rollouts writes what ExactAdvantages corrected from the rewards Guards let through.
     """
 
     def __init__(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tinyzero_trl.algorithms import ALGORITHMS
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.keys import nearest
+from tinyzero_trl.settings import CriticSettings
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "loss_type": ("grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
@@ -79,11 +81,41 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
     _check_batches(trainer, num_processes)
     _check_silent_killers(trainer)
     _check_chosen_problems(cfg, num_processes)
+    _check_critic(cfg)
     if cfg.model.model_name_or_path is None:
         raise ConfigError("model.model_name_or_path is not set; it takes a hub id, a folder, or `tiny`")
     if cfg.model.use_peft and trainer.sync_ref_model:
         raise ConfigError(
             "trainer.sync_ref_model does not work with model.use_peft: the reference is the model without its adapter"
+        )
+
+
+def _check_critic(cfg: DictConfig) -> None:
+    critic = cfg.critic
+    changed = [f"critic.{key}" for key, value in vars(CriticSettings()).items() if critic[key] != value]
+    if cfg.algorithm != "ppo":
+        if changed:
+            raise ConfigError(f"{', '.join(changed)}: the critic is for algorithm: ppo, and this is {cfg.algorithm}")
+        return
+    for key, is_right, wanted in (
+        ("learning_rate", 0 < critic.learning_rate < math.inf, "more than 0"),
+        ("num_minibatches", critic.num_minibatches >= 1, "1 or more"),
+        ("warm_start_prompts", critic.warm_start_prompts >= 0, "0 or more"),
+        ("gamma", 0 < critic.gamma <= 1, "more than 0 and at most 1"),
+        ("lam", 0 <= critic.lam <= 1, "at least 0 and at most 1"),
+        ("clip_range", critic.clip_range > 0, "more than 0"),
+    ):
+        if not is_right:
+            raise ConfigError(f"critic.{key} must be {wanted}, got {critic[key]:g}")
+    is_zero3 = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    if is_zero3 or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+        raise ConfigError(
+            "algorithm: ppo keeps its value model whole on every process, which ZeRO-3 and FSDP do not allow; use one process, "
+            "ddp, zero1 or zero2"
+        )
+    if cfg.replay.num_groups:
+        raise ConfigError(
+            "replay.num_groups keeps solved groups, and the advantages of algorithm ppo are not of groups"
         )
 
 
@@ -104,23 +136,17 @@ def _check_batches(trainer: Any, num_processes: int) -> None:
 
 
 def _check_chosen_problems(cfg: DictConfig, num_processes: int) -> None:
-    """Curricula; and dynamic sampling and replay, which put groups in the place of others when advantages are known."""
+    """Curricula; and dynamic sampling, which puts groups in the place of others after their advantages are known."""
     trainer = cfg.trainer
     if cfg.curriculum.kind not in CURRICULA:
         raise ConfigError(
             f"curriculum.kind: there is no {cfg.curriculum.kind!r}; there is {', '.join(CURRICULA)}{nearest(cfg.curriculum.kind, CURRICULA)}"
         )
-    for key, value, low in (
-        ("dynamic_sampling_rounds", cfg.dynamic_sampling_rounds, 0),
-        ("replay.num_groups", cfg.replay.num_groups, 0),
-        ("replay.max_age", cfg.replay.max_age, 1),
-    ):
-        if value < low:
-            raise ConfigError(f"{key} must be {low} or more, got {value}")
-    features = [key for key in ("dynamic_sampling_rounds", "replay.num_groups") if OmegaConf.select(cfg, key)]
-    if not features:
+    if cfg.dynamic_sampling_rounds < 0:
+        raise ConfigError(f"dynamic_sampling_rounds must be 0 or more, got {cfg.dynamic_sampling_rounds}")
+    if not cfg.dynamic_sampling_rounds:
         return
-    key = " and ".join(features)
+    key = f"dynamic_sampling_rounds {cfg.dynamic_sampling_rounds}"
     size = trainer.generation_batch_size or (
         trainer.per_device_train_batch_size
         * num_processes
@@ -128,7 +154,7 @@ def _check_chosen_problems(cfg: DictConfig, num_processes: int) -> None:
     )
     if size // num_processes % trainer.num_generations:
         raise ConfigError(
-            f"{key}: whole groups are replaced within a process, and the {size // num_processes} completions of each of "
+            f"{key} replaces whole groups within a process, and the {size // num_processes} completions of each of "
             f"{num_processes} are no whole groups of num_generations {trainer.num_generations}"
         )
     whitening = cfg.advantage_whitening or ALGORITHMS[cfg.algorithm].whitening
@@ -146,14 +172,10 @@ def _check_chosen_problems(cfg: DictConfig, num_processes: int) -> None:
     ]
     if over_batch:
         raise ConfigError(
-            f"{key}: groups of several batches are mixed, and {', '.join(over_batch)} measures advantages by the batch each comes from"
+            f"{key} mixes groups of several batches, and {', '.join(over_batch)} measures advantages by the batch each comes from"
         )
     if cfg.algorithm == "ppo":
-        raise ConfigError(f"{key}: needs groups that can be without signal; the advantages of algorithm ppo never are")
-    if cfg.replay.num_groups and trainer.sync_ref_model:
-        raise ConfigError(
-            "replay.num_groups keeps the reference model's log-probabilities, which trainer.sync_ref_model changes"
-        )
+        raise ConfigError(f"{key} needs groups that can be without signal; the advantages of algorithm ppo never are")
 
 
 def _check_silent_killers(trainer: Any) -> None:

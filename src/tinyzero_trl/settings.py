@@ -31,12 +31,15 @@ class CriticSettings:
     model: str | None = None
     """Hub id or folder it starts from; null: the policy's own."""
     learning_rate: float = 1.0e-5
+    """Constant; the value model has an AdamW of its own, without weight decay."""
+    num_minibatches: int = 4
+    """Steps of the value model for one of the policy's, each on its share of the rows."""
     warm_start_prompts: int = 256
     """Prompts the value model alone learns from before the policy's first update."""
     gamma: float = 1.0
     """Discount a token."""
-    lam: float = 0.95
-    """Lambda of generalised advantage estimation."""
+    lam: float = 1.0
+    """Lambda of generalised advantage estimation; below 1 the reward of an answer fades over the tokens before it."""
     clip_range: float = 0.2
     """How far a value may move from the value at rollout time before its loss stops growing."""
 
@@ -57,7 +60,7 @@ class ReplaySettings:
     """Solved groups trained on once more in the place of groups without signal."""
 
     num_groups: int = 0
-    """Groups each process keeps; 0 switches replay off."""
+    """Groups kept; 0 switches replay off."""
     max_age: int = 8
     """Optimizer steps after which a group is forgotten."""
 

@@ -57,7 +57,11 @@ def refuse(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["rewards.equatoin=1"], "no reward of task countdown 'equatoin'; there is equation, format, graded"),
         (["rewards.equation=0"], "rewards need finite weights, one of them not 0"),
         (["data.min_nmber=3"], "no key data.min_nmber; task countdown has"),
-        (["algorithm=ppo"], "no algorithm 'ppo'; there is grpo"),
+        (["algorithm=gppo"], "no algorithm 'gppo'; there is grpo"),
+        (["critic.lam=0.9"], "critic.lam: the critic is for algorithm: ppo, and this is grpo"),
+        (["algorithm=ppo", "critic.lam=1.1"], "critic.lam must be at least 0 and at most 1, got 1.1"),
+        (["algorithm=ppo", "critic.learning_rate=0"], "critic.learning_rate must be more than 0, got 0"),
+        (["algorithm=ppo", "replay.num_groups=4"], "replay.num_groups keeps solved groups"),
         (["trainer.loss_type=grppo"], "no 'grppo'; there is grpo, dr_grpo"),
         (["trainer.num_generations=5"], "does not hold whole groups of num_generations 5"),
         (["trainer.num_generations=1"], "trainer.num_generations must be at least 2, got 1"),
@@ -161,3 +165,14 @@ def test_a_tokenizer_without_pad_pads_with_eos(tiny_llama: Path, tmp_path: Path)
 def test_a_folder_that_is_no_model_is_refused(refuse: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "is not a model folder (it has no config.json)" in refuse(f"model.model_name_or_path={tmp_path / 'empty'}")
+
+
+@pytest.mark.parametrize(
+    "sharding", [{"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, {"ACCELERATE_USE_FSDP": "true"}], ids=["zero3", "fsdp"]
+)
+def test_ppo_is_refused_where_weights_are_shared_out(
+    refuse: Callable[..., str], sharding: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in sharding.items():
+        monkeypatch.setenv(name, value)
+    assert "use one process, ddp, zero1 or zero2" in refuse("algorithm=ppo")

@@ -73,12 +73,10 @@ def make(build: Any) -> Any:
         trainer.model.train()
         trainer.seen = []
         whole = trainer._keep
-
-        def keep(inputs: list[dict[str, Any]], advantages: torch.Tensor) -> list[bool]:
-            trainer.seen += [row[ROW_INDEX] for row in inputs[::GROUP]]
-            return whole(inputs, advantages)
-
-        trainer._keep = keep
+        trainer._keep = lambda inputs, advantages: (
+            trainer.seen.extend(row[ROW_INDEX] for row in inputs[::GROUP]),
+            whole(inputs, advantages),
+        )
         return trainer
 
     return made

@@ -112,7 +112,7 @@ def test_two_processes_train_save_resume_and_earn_what_one_does(config: str, wor
 def test_every_recipe_trains_two_steps(
     recipe: Any, tiny_llama: Path, tiny_qwen: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    is_tiny = recipe.name == "grpo-tiny"
+    is_tiny = recipe.name.endswith("-tiny")
     model = tiny_llama if is_tiny else tiny_qwen("instruct" if "instruct" in recipe.name else "base")
     # What needs a GPU goes: vLLM, 4-bit weights. All else of the recipe is used as it stands.
     changes = ["model.dtype=float32", "trainer.use_vllm=false"]

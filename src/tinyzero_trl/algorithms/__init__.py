@@ -22,4 +22,7 @@ class Algorithm:
 
 ALGORITHMS: dict[str, Algorithm] = {
     "grpo": Algorithm("DeepSeekMath (arXiv 2402.03300), eq. 3"),
+    "ppo": Algorithm(
+        "Schulman et al. (arXiv 1707.06347), with GAE (arXiv 1506.02438); TinyZero", kl="reward", whitening="batch"
+    ),
 }

@@ -49,8 +49,14 @@ class ExactAdvantages(GRPOTrainer):
         if self.scale_rewards != "batch":
             # TRL's own test is isclose(std, 0), which rounding fools both ways.
             self._metrics[mode]["frac_reward_zero_std"][-1] = constant_N.float().mean().item()
+        scored["advantages"] = self._advantages(scored, rewards_N)
         logged = self._logs["advantages"]
         for offset, is_zero in enumerate(constant_N.tolist()[-len(logged) :]):
             if is_zero:
                 logged[offset - min(len(constant_N), len(logged))] = 0.0
         return scored
+
+    def _advantages(self, scored: dict[str, Any], rewards_N: torch.Tensor) -> torch.Tensor:
+        """This process's advantages, [B] or a number a token."""
+        advantages_B: torch.Tensor = scored["advantages"]
+        return advantages_B

@@ -93,7 +93,7 @@ class Batching(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if not self.model.training or not self._may_drop():
             return super()._compute_loss(model, inputs)
-        kept = inputs["advantages"].nonzero()[:, 0]
+        kept = inputs["advantages"].reshape(len(inputs["advantages"]), -1).any(1).nonzero()[:, 0]
         num_rows = len(inputs["advantages"])
         if len(kept) == num_rows:
             return super()._compute_loss(model, inputs)

@@ -1,0 +1,200 @@
+"""The value model of PPO and how it learns: a replica on every process, with an optimizer of its own.
+
+Axes: B = rows, P = prompt tokens (padded on the left), C = completion tokens (padded on the right).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import distributed
+
+from tinyzero_trl.algorithms.ppo import value_loss
+from tinyzero_trl.failures import NumericFailure
+from tinyzero_trl.trainer.batching import take, trim
+
+COLUMNS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "values", "returns")
+"""What learning reads of a batch. `returns` is NaN where a token has no target: padding, tools, rows without a reward."""
+
+
+class ValueModel(torch.nn.Module):
+    """A transformer with one number a token on top, 0 everywhere before it has learned anything."""
+
+    def __init__(self, backbone: Any):
+        super().__init__()
+        self.backbone = backbone
+        self.head = torch.nn.Linear(backbone.config.get_text_config().hidden_size, 1)
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+
+    def forward(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The value of the state before each completion token, float32 [B, C]; of padding, anything."""
+        input_ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        num_completion = batch["completion_ids"].size(1)
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        before = hidden[:, -num_completion - 1 : -1]
+        return torch.nn.functional.linear(before.float(), self.head.weight, self.head.bias).squeeze(-1)
+
+
+class ValueLearner:
+    """Values without gradient for rollouts, and one optimizer step a window of rows, the same on all processes.
+
+    Its weights are float32 (an optimizer step at 1e-5 is lost in bfloat16); `autocast` is what passes compute in.
+    """
+
+    def __init__(
+        self,
+        model: ValueModel,
+        *,
+        learning_rate: float,
+        clip_range: float,
+        max_grad_norm: float,
+        rows_at_once: int,
+        tokens_at_once: int | None = None,
+        autocast: torch.dtype | None = None,
+    ):
+        """tokens_at_once: computed in one pass at most, padding included; None: those of `rows_at_once` rows as wide as
+        the batch. max_grad_norm: 0 does not clip."""
+        self.model = model
+        self.clip_range = clip_range
+        self.max_grad_norm = max_grad_norm
+        self.rows_at_once = rows_at_once
+        self.tokens_at_once = tokens_at_once
+        self.autocast = autocast
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+
+    @torch.no_grad()
+    def values(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The value of every completion token of this process's rows, [B, C]; 0 on padding."""
+        values_BC = torch.zeros(batch["completion_ids"].shape, device=batch["completion_ids"].device)
+        for rows, chunk in self._chunks([batch]):
+            num_tokens = chunk["completion_ids"].size(1)
+            values_BC[rows, :num_tokens] = self._forward(chunk) * chunk["completion_mask"]
+        return values_BC
+
+    def learn(self, slices: list[dict[str, Any]], *, num_minibatches: int = 1) -> dict[str, float]:
+        """So many optimizer steps, each on its share of the rows; returns metrics, means over the steps.
+
+        Every process makes the same steps, with the rows it has: none may be there. TRL has shuffled them.
+        """
+        shares = [
+            [{key: part[key][k::num_minibatches] for key in COLUMNS} for part in slices] for k in range(num_minibatches)
+        ]
+        steps = [metrics for share in shares if (metrics := self.step(share))]
+        means = {name: sum(metrics[name] for metrics in steps) / len(steps) for name in (steps[0] if steps else ())}
+        return means | {"explained_variance": explained_variance(slices)}
+
+    def step(self, slices: list[dict[str, Any]]) -> dict[str, float]:
+        """One optimizer step on the mean loss over all tokens of all processes that have a target; {} if none has.
+
+        Raises: NumericFailure, with the weights as they were, where the gradient is not finite.
+        """
+        parameters = list(self.model.parameters())
+        num_targets = torch.stack([(~part["returns"].isnan()).sum() for part in slices]).sum()
+        num_tokens = int(_summed(num_targets))
+        if not num_tokens:
+            return {}
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)  # a process without targets takes part in the sums below
+        tallies = torch.zeros(2, device=num_targets.device)
+        for _, chunk in self._chunks(slices):
+            is_target = ~chunk["returns"].isnan()
+            old_values, returns = chunk["values"][is_target], chunk["returns"][is_target]
+            values = self._forward(chunk)[is_target]
+            losses = value_loss(values, old_values_BT=old_values, returns_BT=returns, clip_range=self.clip_range)
+            torch.autograd.backward(losses.sum() / num_tokens)
+            is_clipped = losses.detach() > (values.detach() - returns) ** 2 / 2
+            tallies += torch.stack([losses.detach().sum(), is_clipped.sum()]) / num_tokens
+        if _is_distributed():
+            pending = [distributed.all_reduce(parameter.grad, async_op=True) for parameter in parameters]
+            for work in pending:
+                work.wait()
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or math.inf))
+        if math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not math.isfinite(norm):
+            raise NumericFailure("the gradient of the critic is not finite; lower critic.learning_rate")
+        loss, clip_fraction = _summed(tallies).tolist()
+        return {"loss": loss, "clip_fraction": clip_fraction, "grad_norm": norm}
+
+    def state(self) -> dict[str, Any]:
+        """Weights and optimizer as nested dicts of tensors and numbers."""
+        optimizer = {str(index): values for index, values in self.optimizer.state_dict()["state"].items()}
+        return {"weights": dict(self.model.state_dict()), "optimizer": optimizer}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        self.model.load_state_dict(state["weights"])
+        values = {int(index): value for index, value in state["optimizer"].items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": values})
+
+    def _forward(self, chunk: dict[str, Any]) -> torch.Tensor:
+        device = chunk["completion_ids"].device.type
+        with torch.autocast(device, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            values_BC: torch.Tensor = self.model(chunk)
+        return values_BC
+
+    def _chunks(self, slices: list[dict[str, Any]]) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+        """Rows of like length and which they are, padding trimmed, in chunks of at most `tokens_at_once`, or of one row.
+
+        No process waits for another within a window, so that each cuts its own rows as they come.
+        """
+        # A window may hold slices of several generation batches, which are of several widths.
+        for widths, alike in itertools.groupby(
+            slices, key=lambda part: (part["prompt_ids"].size(1), part["completion_ids"].size(1))
+        ):
+            parts = [part for part in alike if len(part["prompt_ids"])]
+            if not parts:
+                continue
+            tokens_at_once = self.tokens_at_once or self.rows_at_once * sum(widths)
+            whole = {key: torch.cat([part[key] for part in parts]) for key in COLUMNS if key in parts[0]}
+            prompts, completions = whole["prompt_mask"].sum(1), whole["completion_mask"].sum(1)
+            order = completions.argsort(stable=True)
+            sizes = _sizes(prompts[order].tolist(), completions[order].tolist(), tokens_at_once)
+            for rows in torch.split(order, sizes):
+                yield rows, trim(take(whole, rows))
+
+
+def _sizes(num_prompt: list[int], num_completion: list[int], tokens_at_once: int) -> list[int]:
+    """Rows of each chunk, taken in order while the padded chunk holds at most `tokens_at_once`.
+
+    >>> _sizes([2, 2, 3, 2], [1, 2, 8, 9], tokens_at_once=12)
+    [2, 1, 1]
+    """
+    sizes: list[int] = []
+    prompt = completion = 0
+    for row, (more_prompt, more_completion) in enumerate(zip(num_prompt, num_completion, strict=True)):
+        prompt, completion = max(prompt, more_prompt), max(completion, more_completion)
+        if row and (sizes[-1] + 1) * (prompt + completion) <= tokens_at_once:
+            sizes[-1] += 1
+        else:
+            sizes.append(1)
+            prompt, completion = more_prompt, more_completion
+    return sizes
+
+
+def explained_variance(slices: list[dict[str, Any]]) -> float:
+    """1 - var(returns - values) / var(returns) over the targets of all processes; NaN where all returns are the same."""
+    returns = torch.cat([part["returns"][~part["returns"].isnan()] for part in slices]).double()
+    values = torch.cat([part["values"][~part["returns"].isnan()] for part in slices]).double()
+    columns = torch.stack([torch.ones_like(returns), returns, returns**2, returns - values, (returns - values) ** 2])
+    num, total, squares, error, error_squares = _summed(columns.sum(1)).tolist()
+    variance = squares / num - (total / num) ** 2 if num else 0.0
+    return 1.0 - (error_squares / num - (error / num) ** 2) / variance if variance > 0 else math.nan
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _summed(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes."""
+    if _is_distributed():
+        distributed.all_reduce(values)
+    return values

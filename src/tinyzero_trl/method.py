@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.algorithms import ALGORITHMS
 from tinyzero_trl.failures import ConfigError
@@ -113,10 +113,6 @@ def _check_critic(cfg: DictConfig) -> None:
             "algorithm: ppo keeps its value model whole on every process, which ZeRO-3 and FSDP do not allow; use one process, "
             "ddp, zero1 or zero2"
         )
-    if cfg.replay.num_groups:
-        raise ConfigError(
-            "replay.num_groups keeps solved groups, and the advantages of algorithm ppo are not of groups"
-        )
 
 
 def _check_batches(trainer: Any, num_processes: int) -> None:
@@ -136,17 +132,23 @@ def _check_batches(trainer: Any, num_processes: int) -> None:
 
 
 def _check_chosen_problems(cfg: DictConfig, num_processes: int) -> None:
-    """Curricula; and dynamic sampling, which puts groups in the place of others after their advantages are known."""
+    """Curricula; and dynamic sampling and replay, which put groups in the place of others when advantages are known."""
     trainer = cfg.trainer
     if cfg.curriculum.kind not in CURRICULA:
         raise ConfigError(
             f"curriculum.kind: there is no {cfg.curriculum.kind!r}; there is {', '.join(CURRICULA)}{nearest(cfg.curriculum.kind, CURRICULA)}"
         )
-    if cfg.dynamic_sampling_rounds < 0:
-        raise ConfigError(f"dynamic_sampling_rounds must be 0 or more, got {cfg.dynamic_sampling_rounds}")
-    if not cfg.dynamic_sampling_rounds:
+    for key, value, low in (
+        ("dynamic_sampling_rounds", cfg.dynamic_sampling_rounds, 0),
+        ("replay.num_groups", cfg.replay.num_groups, 0),
+        ("replay.max_age", cfg.replay.max_age, 1),
+    ):
+        if value < low:
+            raise ConfigError(f"{key} must be {low} or more, got {value}")
+    features = [key for key in ("dynamic_sampling_rounds", "replay.num_groups") if OmegaConf.select(cfg, key)]
+    if not features:
         return
-    key = f"dynamic_sampling_rounds {cfg.dynamic_sampling_rounds}"
+    key = " and ".join(features)
     size = trainer.generation_batch_size or (
         trainer.per_device_train_batch_size
         * num_processes
@@ -154,7 +156,7 @@ def _check_chosen_problems(cfg: DictConfig, num_processes: int) -> None:
     )
     if size // num_processes % trainer.num_generations:
         raise ConfigError(
-            f"{key} replaces whole groups within a process, and the {size // num_processes} completions of each of "
+            f"{key}: whole groups are replaced within a process, and the {size // num_processes} completions of each of "
             f"{num_processes} are no whole groups of num_generations {trainer.num_generations}"
         )
     whitening = cfg.advantage_whitening or ALGORITHMS[cfg.algorithm].whitening
@@ -172,10 +174,14 @@ def _check_chosen_problems(cfg: DictConfig, num_processes: int) -> None:
     ]
     if over_batch:
         raise ConfigError(
-            f"{key} mixes groups of several batches, and {', '.join(over_batch)} measures advantages by the batch each comes from"
+            f"{key}: groups of several batches are mixed, and {', '.join(over_batch)} measures advantages by the batch each comes from"
         )
     if cfg.algorithm == "ppo":
-        raise ConfigError(f"{key} needs groups that can be without signal; the advantages of algorithm ppo never are")
+        raise ConfigError(f"{key}: needs groups that can be without signal; the advantages of algorithm ppo never are")
+    if cfg.replay.num_groups and trainer.sync_ref_model:
+        raise ConfigError(
+            "replay.num_groups keeps the reference model's log-probabilities, which trainer.sync_ref_model changes"
+        )
 
 
 def _check_silent_killers(trainer: Any) -> None:

@@ -60,7 +60,7 @@ class ReplaySettings:
     """Solved groups trained on once more in the place of groups without signal."""
 
     num_groups: int = 0
-    """Groups kept; 0 switches replay off."""
+    """Groups each process keeps; 0 switches replay off."""
     max_age: int = 8
     """Optimizer steps after which a group is forgotten."""
 

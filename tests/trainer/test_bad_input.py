@@ -61,7 +61,6 @@ def refuse(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["critic.lam=0.9"], "critic.lam: the critic is for algorithm: ppo, and this is grpo"),
         (["algorithm=ppo", "critic.lam=1.1"], "critic.lam must be at least 0 and at most 1, got 1.1"),
         (["algorithm=ppo", "critic.learning_rate=0"], "critic.learning_rate must be more than 0, got 0"),
-        (["algorithm=ppo", "replay.num_groups=4"], "replay.num_groups keeps solved groups"),
         (["trainer.loss_type=grppo"], "no 'grppo'; there is grpo, dr_grpo"),
         (["trainer.num_generations=5"], "does not hold whole groups of num_generations 5"),
         (["trainer.num_generations=1"], "trainer.num_generations must be at least 2, got 1"),

@@ -21,6 +21,7 @@ RELIED_ON = {
     (GRPOTrainer, "_prepare_inputs"): "8fbf26ba768fa77f",
     (GRPOTrainer, "training_step"): "087c04bcda30acd1",
     (GRPOTrainer, "_compute_loss"): "b5e91c41bd352c24",
+    (GRPOTrainer, "_get_per_token_logps_and_entropies"): "1621a8c46bdd3d57",
     (GRPOTrainer, "compute_loss"): "3b04d42aa817611a",
     (GRPOTrainer, "log"): "7b3a5c5325c03aae",
     (GRPOTrainer, "_save_checkpoint"): "188a83914894f893",

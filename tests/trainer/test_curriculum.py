@@ -73,10 +73,12 @@ def make(build: Any) -> Any:
         trainer.model.train()
         trainer.seen = []
         whole = trainer._keep
-        trainer._keep = lambda inputs, advantages: (
-            trainer.seen.extend(row[ROW_INDEX] for row in inputs[::GROUP]),
-            whole(inputs, advantages),
-        )
+
+        def keep(inputs: list[dict[str, Any]], advantages: torch.Tensor) -> list[bool]:
+            trainer.seen += [row[ROW_INDEX] for row in inputs[::GROUP]]
+            return whole(inputs, advantages)
+
+        trainer._keep = keep
         return trainer
 
     return made

@@ -178,16 +178,19 @@ def test_rows_of_batches_of_other_widths_are_joined_with_their_padding() -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["replay.num_groups=-1"], "replay.num_groups must be 0 or more, got -1"),
+        (["replay.max_age=0"], "replay.max_age must be 1 or more"),
+        (["replay.num_groups=4", "trainer.sync_ref_model=true", "trainer.beta=0.1"], "trainer.sync_ref_model changes"),
         (["dynamic_sampling_rounds=-1"], "dynamic_sampling_rounds must be 0 or more"),
         (
             ["trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=2", "trainer.save_steps=8"],
-            r"replaces whole groups within a process, and the 4 completions of each of 2 are no whole groups",
+            r"whole groups are replaced within a process, and the 4 completions of each of 2 are no whole groups",
         ),
         (["trainer.scale_rewards=batch"], r"trainer.scale_rewards=batch measures advantages by the batch"),
         (["advantage_whitening=batch"], r"advantage_whitening=batch measures advantages by the batch"),
     ],
 )
-def test_what_dynamic_sampling_cannot_go_with_is_refused(words: list[str], message: str) -> None:
+def test_what_dynamic_sampling_and_replay_cannot_go_with_is_refused(words: list[str], message: str) -> None:
     cfg = compose(["+countdown=grpo-tiny", "trainer.num_generations=8", "dynamic_sampling_rounds=2", *words])
     cfg.trainer.loss_type = "grpo"
     with pytest.raises(ConfigError, match=message):

@@ -12,19 +12,17 @@ import os
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from accelerate.utils import gather_object
 
 from tinyzero_trl.draws import row_seeds
 from tinyzero_trl.rewards import text_of
 from tinyzero_trl.task import Outcome, Task
 from tinyzero_trl.trainer.problems import ROW_INDEX, Problems
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger(__name__)
 NOT_RAW = ("prompt", "prefill", ROW_INDEX)
@@ -96,7 +94,8 @@ class Rollouts(Problems):
         scored = super()._generate_and_score_completions(inputs)
         if self.task is not None:
             start = time.perf_counter()
-            self._keep(inputs, _mean_advantages(scored))
+            is_solved = self._keep(inputs, _mean_advantages(scored))
+            scored["is_solved"] = torch.tensor(is_solved, device=self.accelerator.device)
             self._seconds["scoring"] += time.perf_counter() - start
         if self.model.training:
             self.num_generated_batches += 1
@@ -139,8 +138,11 @@ class Rollouts(Problems):
         ) as error:  # a full disk must not end training here; saving a checkpoint says so with its own exit code
             logger.warning("metrics.jsonl: %s", error)
 
-    def _keep(self, inputs: list[dict[str, Any]], advantages: torch.Tensor) -> None:
-        """Verify this process's responses, gather all of them, log their metrics and write their shard."""
+    def _keep(self, inputs: list[dict[str, Any]], advantages: torch.Tensor) -> list[bool]:
+        """Verify this process's responses, gather all of them, log their metrics and write their shard.
+
+        Whether each of this process's responses is correct.
+        """
         assert self.task is not None
         assert self.rewards_NF is not None
         mode = "train" if self.model.training else "eval"
@@ -191,6 +193,7 @@ class Rollouts(Problems):
             self._write(mode, self.state.global_step + 1, records)
         else:
             self._eval_records += records
+        return [record["outcome"] == Outcome.correct for record in mine]
 
     def _measure(self, mode: str, records: list[dict[str, Any]]) -> None:
         metrics = self._metrics[mode]

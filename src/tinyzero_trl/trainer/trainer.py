@@ -16,11 +16,14 @@ from tinyzero_trl.trainer.guards import Guards
 from tinyzero_trl.trainer.interrupts import Interrupts
 from tinyzero_trl.trainer.prefill import Prefill
 from tinyzero_trl.trainer.progress import ShownProgress
+from tinyzero_trl.trainer.replay import Replay
 from tinyzero_trl.trainer.rollouts import Rollouts
 from tinyzero_trl.trainer.state import ResumableState
 
 
 class TinyZeroTrainer(
+    Batching,
+    Replay,
     Curriculum,
     DynamicSampling,
     Rollouts,
@@ -30,15 +33,15 @@ class TinyZeroTrainer(
     Checkpoints,
     Interrupts,
     ShownProgress,
-    Batching,
     Budget,
     Prefill,
     ResumableState,
 ):
     """GRPOTrainer with rollouts kept, exact zero advantages, even micro-batches, guards and sealed checkpoints.
 
-    Order matters: Curriculum, outermost, chooses the problems that all others see; DynamicSampling calls all the rest once
-    a round; Rollouts writes what Critic, or ExactAdvantages, made of the rewards Guards let through.
+    Order matters: Batching, outermost, deals what the others have made of a batch; Replay fills what is left without signal;
+    Curriculum chooses the problems that all others see; DynamicSampling calls all the rest once a round; Rollouts writes what
+    Critic, or ExactAdvantages, made of the rewards Guards let through.
     """
 
     def __init__(

@@ -106,6 +106,33 @@ def test_two_processes_train_save_resume_and_earn_what_one_does(config: str, wor
         assert mine["reward"] == pytest.approx(theirs["reward"], rel=0.5)
 
 
+def rollouts_of(folder: Path) -> list[list[dict[str, Any]]]:
+    return [pq.read_table(path).to_pylist() for path in sorted((folder / "rollouts").glob("train-*"))]
+
+
+def test_two_processes_are_given_the_completions_that_one_is(words: list[str], tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch("ddp", *words, "trainer.per_device_train_batch_size=8", "trainer.max_steps=1", f"output_dir={two}")
+    alone = [*words, "trainer.per_device_train_batch_size=16", "trainer.max_steps=1", f"output_dir={one}"]
+    assert grpo.train(alone) == 0
+    for mine, theirs in zip(rollouts_of(two), rollouts_of(one), strict=True):
+        for key in ("seed", "prompt", "completion", "reward"):
+            assert [row[key] for row in mine] == [row[key] for row in theirs]
+
+
+def test_dynamic_sampling_replay_and_a_curriculum_keep_two_processes_in_step(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text(
+        "def short(response: str) -> float:\n    return float(len(response) % 7 == 0)\n"
+    )
+    folder = tmp_path / "two"
+    chosen = ["dynamic_sampling_rounds=1", "replay.num_groups=4", "curriculum.by=success", "curriculum.kind=weight"]
+    launch("ddp", *words, *chosen, "trainer.max_steps=4", "trainer.save_steps=4", f"output_dir={folder}")
+    entries = metrics_of(folder)
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4]
+    assert sum(entry["sampling/groups_replaced"] for entry in entries) > 0
+    assert all(len({row["row_index"] for row in shard}) == len(shard) / 4 for shard in rollouts_of(folder))
+
+
 @pytest.mark.parametrize(
     "recipe", [r for r in list_recipes() if program_of(r.name) == "grpo"], ids=lambda r: f"{r.task}/{r.name}"
 )

@@ -89,11 +89,9 @@ class Replay(Problems):
         return scored | joined([fresh, *again], pad_token_id=self._tokenizer.pad_token_id)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        if "is_replayed" not in inputs:
-            return super()._compute_loss(model, inputs)
-        self._awaits_old = dict(inputs)
+        self._awaits_old = inputs if "is_replayed" in inputs else None
         try:
-            return super()._compute_loss(model, self._awaits_old)
+            return super()._compute_loss(model, inputs)
         finally:
             self._awaits_old = None
 

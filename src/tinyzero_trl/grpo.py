@@ -35,7 +35,7 @@ def train(words: Sequence[str]) -> int:
         checks.check_rows(cfg, chosen, eval_rows, tokenizer, generation_batch_size=0, name="evaluation")
 
     from tinyzero_trl.policy import init_arguments, policy, rollout_function
-    from tinyzero_trl.rewards import for_trl
+    from tinyzero_trl.reward_pool import reward_functions
     from tinyzero_trl.settings import features
     from tinyzero_trl.trainer import TinyZeroTrainer
 
@@ -52,7 +52,7 @@ def train(words: Sequence[str]) -> int:
         run_folder.announce(folder)
         trainer = TinyZeroTrainer(
             **policy(cfg),
-            reward_funcs=[for_trl(reward, name=name) for name, reward in chosen.rewards.items()],
+            reward_funcs=reward_functions(cfg, chosen.rewards),
             args=args,
             train_dataset=train_rows,
             eval_dataset=eval_rows,

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.algorithms import ALGORITHMS
+from tinyzero_trl.combinations import check_reward_workers
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.keys import nearest
 from tinyzero_trl.settings import CriticSettings
@@ -82,6 +83,7 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
     _check_silent_killers(trainer)
     _check_chosen_problems(cfg, num_processes)
     _check_critic(cfg)
+    check_reward_workers(cfg)
     if cfg.model.model_name_or_path is None:
         raise ConfigError("model.model_name_or_path is not set; it takes a hub id, a folder, or `tiny`")
     if cfg.model.use_peft and trainer.sync_ref_model:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from tinyzero_trl.answer import split_response
 from tinyzero_trl.task import Outcome, RewardFn, Verdict
 
 logger = logging.getLogger(__name__)
+LOW, HIGH = -100.0, 100.0
+"""The range a reward is to be in."""
+LOST = ("seconds_per_call", "seconds_per_batch", "died")
+"""Trouble of worker processes: the reward itself said nothing."""
 
 
 def exact_format(response: str) -> float:
@@ -35,70 +40,136 @@ def columns_of(reward: RewardFn) -> tuple[str, ...]:
     return tuple(key for key, parameter in _columns(reward).items() if parameter.default is inspect.Parameter.empty)
 
 
+class Earned(NamedTuple):
+    """What a reward gave for one response."""
+
+    number: float | None
+    """None: the reward does not apply, or there was trouble."""
+    trouble: str | None = None
+    """What kind: `range`, `shape`, the class of an exception, or one of LOST; None where there was none."""
+    detail: str = ""
+
+
+class Job(NamedTuple):
+    """One call of a reward: reward(response, **columns)."""
+
+    response: str
+    columns: dict[str, Any]
+
+
+class Workers(Protocol):
+    """Where rewards may be computed other than here (`reward_pool.RewardPool`)."""
+
+    def submit(self, name: str, jobs: Sequence[Job]) -> None:
+        """Begin with these calls; `score` of the same ones waits for the rest of them only."""
+
+    def score(self, name: str, jobs: Sequence[Job]) -> list[Earned]:
+        """What the reward called `name` gives for each."""
+
+    def close(self) -> None:
+        """End the processes."""
+
+
+def earn(reward: RewardFn, job: Job, *, low: float = LOW, high: float = HIGH) -> Earned:
+    """What `reward` gives for one response; whatever it raises or returns, this returns."""
+    try:
+        value = reward(job.response, **job.columns)
+        if value is None:
+            return Earned(None)
+        number = float(value) if not isinstance(value, str) else math.nan
+        if math.isfinite(number) and low <= number <= high:
+            return Earned(number)
+        shown = f"{value!r:.200}"
+    except Exception as error:  # a custom reward may raise anything; training goes on without this sample
+        return Earned(None, type(error).__name__, f"raised {error!r:.200} for {job.response[-200:]!r}")
+    return Earned(
+        None, "range", f"returned {shown}, which is not a number in [{low:g}, {high:g}], for {job.response[-200:]!r}"
+    )
+
+
 def for_trl(
-    reward: RewardFn, *, name: str, low: float = -100.0, high: float = 100.0
-) -> Callable[..., list[float | None]]:
+    reward: RewardFn, *, name: str, low: float = LOW, high: float = HIGH, workers: Workers | None = None
+) -> BatchReward:
     """`reward` over a batch, as TRL calls it: (prompts, completions, **columns) -> one number or None per sample.
 
-    The response is the row's `prefill` (none: "") plus the completion, a text or chat messages. The reward gets only
-    the columns that its signature names. One sample never ends the run: a completion of another shape earns 0.0; a
-    reward that raises, is not a number, not finite or outside [low, high] becomes None (TRL leaves it out of the
-    group). Each kind of trouble is logged once; the share of such samples is the metric `rewards/<name>/rejected`.
+    workers: computes it in other processes, by its name; None calls `reward` here.
     """
-    parameters = _columns(reward)
-    required = columns_of(reward)
-    reported: set[str] = set()
+    return BatchReward(reward, name=name, low=low, high=high, workers=workers)
 
-    def report(kind: str, detail: str) -> None:
-        if kind not in reported:
-            reported.add(kind)
-            logger.warning("reward %s: %s (logged once)", name, detail)
 
-    def score(response: str, columns: dict[str, Any]) -> float | None:
-        try:
-            earned = reward(response, **columns)
-            if earned is None:
-                return None
-            number = float(earned) if not isinstance(earned, str) else math.nan
-        except Exception as error:  # a custom reward may raise anything; training goes on without this sample
-            report(type(error).__name__, f"raised {error!r} for {response[-200:]!r}")
-            return math.nan
-        if math.isfinite(number) and low <= number <= high:
-            return number
-        report("range", f"returned {earned!r}, which is not a number in [{low:g}, {high:g}], for {response[-200:]!r}")
-        return math.nan
+class BatchReward:
+    """A reward over a batch. One sample never ends the run.
 
-    def batch(
+    The response is the row's `prefill` (none: "") plus the completion, a text or chat messages. The reward gets only
+    the columns that its signature names. A completion of another shape earns 0.0; a reward that raises, is not a number,
+    not finite or outside [low, high] becomes None (TRL leaves it out of the group). Each kind of trouble is logged once;
+    the share of such samples is the metric `rewards/<name>/rejected`, of those that workers lost `rewards/<name>/lost`.
+    """
+
+    def __init__(self, reward: RewardFn, *, name: str, low: float, high: float, workers: Workers | None):
+        self.__name__ = name
+        self.seconds = 0.0
+        """What all calls so far took."""
+        self.workers = workers
+        self._reward, self._low, self._high = reward, low, high
+        self._parameters = _columns(reward)
+        self._required = columns_of(reward)
+        self._reported: set[str] = set()
+
+    def submit(self, completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> None:
+        """Let the workers begin; where a column is not there yet, nothing begins before the call."""
+        if self.workers is not None and all(key in columns for key in self._required):
+            jobs = self._jobs(completions, columns)
+            self.workers.submit(self.__name__, [job for job in jobs if job is not None])
+
+    def __call__(
+        self,
         prompts: Sequence[Any],
         completions: Sequence[Any],
         *,
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        if missing := [key for key in required if key not in columns]:
+        name = self.__name__
+        if missing := [key for key in self._required if key not in columns]:
             raise ValueError(f"reward {name} reads {missing}, which the rows do not have; they have {sorted(columns)}")
-        prefills = columns.get("prefill") or [""] * len(completions)
-        scores: list[float | None] = []
-        num_rejected = 0
-        for index, completion in enumerate(completions):
-            text = text_of(completion)
-            if text is None:
-                report("shape", f"a completion is neither text nor messages with content: {completion!r:.200}")
-                scores.append(0.0)
-                num_rejected += 1
-                continue
-            row = {key: columns[key][index] for key in parameters if key in columns}
-            earned = score((prefills[index] or "") + text, row)
-            if earned is not None and math.isnan(earned):
-                earned = None
-                num_rejected += 1
-            scores.append(earned)
+        start = time.perf_counter()
+        jobs = self._jobs(completions, columns)
+        real = [job for job in jobs if job is not None]
+        scored = iter(
+            [earn(self._reward, job, low=self._low, high=self._high) for job in real]
+            if self.workers is None
+            else self.workers.score(name, real)
+        )
+        results = [
+            Earned(0.0, "shape", f"a completion is neither text nor messages with content: {completion!r:.200}")
+            if job is None
+            else next(scored)
+            for job, completion in zip(jobs, completions, strict=True)
+        ]
+        self.seconds += time.perf_counter() - start
+        for result in results:
+            if result.trouble is not None and result.trouble not in self._reported:
+                self._reported.add(result.trouble)
+                logger.warning("reward %s: %s (logged once)", name, result.detail)
         if log_metric is not None:
-            log_metric(f"rewards/{name}/rejected", num_rejected / max(len(scores), 1))
-        return scores
+            num_lost = sum(result.trouble in LOST for result in results)
+            num_rejected = sum(result.trouble is not None for result in results) - num_lost
+            log_metric(f"rewards/{name}/rejected", num_rejected / max(len(results), 1))
+            if self.workers is not None:
+                log_metric(f"rewards/{name}/lost", num_lost / max(len(results), 1))
+        return [result.number for result in results]
 
-    batch.__name__ = name
-    return batch
+    def _jobs(self, completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> list[Job | None]:
+        """The call for each completion, None for one of another shape."""
+        prefills = columns.get("prefill") or [""] * len(completions)
+        keys = [key for key in self._parameters if key in columns]
+        return [
+            None
+            if (text := text_of(completion)) is None
+            else Job((prefills[index] or "") + text, {key: columns[key][index] for key in keys})
+            for index, completion in enumerate(completions)
+        ]
 
 
 def text_of(completion: Any) -> str | None:

@@ -77,6 +77,8 @@ class RewardWorkerSettings:
     """After which a call is killed and its sample has no reward."""
     seconds_per_batch: float = 120.0
     """After which what is left of a batch has no reward."""
+    memory_gib: float | None = 8.0
+    """Address space of a worker (GiB): a call that wants more has no reward; null: no limit, which CUDA in a worker needs."""
 
 
 def features(cfg: DictConfig) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Guards(GRPOTrainer):
         if not is_finite:
             self._record(model, float(grad_norm))
             # Without gradients the optimizer passes over every parameter: no step, no momentum, no weight decay.
-            model.zero_grad(set_to_none=True)
+            model.zero_grad()
         self._window = []
         if self._num_skipped >= MAX_SKIPPED:
             raise NumericFailure(

@@ -17,6 +17,7 @@ from tinyzero_trl.trainer.interrupts import Interrupts
 from tinyzero_trl.trainer.prefill import Prefill
 from tinyzero_trl.trainer.progress import ShownProgress
 from tinyzero_trl.trainer.replay import Replay
+from tinyzero_trl.trainer.reward_workers import RewardWorkers
 from tinyzero_trl.trainer.rollouts import Rollouts
 from tinyzero_trl.trainer.state import ResumableState
 
@@ -29,6 +30,7 @@ class TinyZeroTrainer(
     Rollouts,
     Critic,
     ExactAdvantages,
+    RewardWorkers,
     Guards,
     Checkpoints,
     Interrupts,

@@ -12,17 +12,16 @@ import torch
 from accelerate.utils import gather_object
 
 from tinyzero_trl.draws import generator_of
-from tinyzero_trl.trainer.state import ResumableState
+from tinyzero_trl.trainer.seeds import Seeds
 
 ROW_INDEX = "row_index"
 """Column of the training data, added here: the number of the row."""
 
 
-class Problems(ResumableState):
+class Problems(Seeds):
     """Numbers the rows of the training data where a feature chooses among them, and draws fresh ones."""
 
     train_dataset: Any
-    num_generated_batches: int = 0
     dynamic_sampling_rounds: int = 0
 
     def __init__(self, *args: Any, **kwargs: Any):

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import torch
 from accelerate.utils import gather_object
 
-from tinyzero_trl.draws import row_seeds
 from tinyzero_trl.rewards import text_of
 from tinyzero_trl.task import Outcome, Task
 from tinyzero_trl.trainer.problems import ROW_INDEX, Problems
@@ -29,13 +28,7 @@ NOT_RAW = ("prompt", "prefill", ROW_INDEX)
 
 
 class Rollouts(Problems):
-    """Writes `rollouts/{train,eval}-<step>.parquet` and `metrics.jsonl`; adds accuracy, outcomes, lengths and seconds.
-
-    It counts the batches that are generated, and gives each row of each its seed.
-    """
-
-    rollout_temperature: float | None = None
-    """What completions are drawn with in the place of args.temperature; 0 (greedy) is an extra rollout that is not recorded."""
+    """Writes `rollouts/{train,eval}-<step>.parquet` and `metrics.jsonl`; adds accuracy, outcomes, lengths and seconds."""
 
     def __init__(self, *args: Any, task: Task | None = None, seconds_before: float = 0.0, **kwargs: Any):
         """task: verifies every response; None writes and adds nothing. seconds_before: what earlier attempts took."""
@@ -46,33 +39,7 @@ class Rollouts(Problems):
         self._seconds: dict[str, float] = defaultdict(float)
         self._eval_records: list[dict[str, Any]] = []
         self._last_shard = (-1, 0)
-        self.num_generated_batches = 0
-        self._num_eval_batches = 0
-        self._row_seeds: list[int] | None = None
         super().__init__(*args, **kwargs)
-
-    def next_row_seeds(self, num_rows: int) -> list[int]:
-        """A seed for each of this process's rows of the batch that is about to be generated.
-
-        A function of the run's seed, the number of training batches before (in evaluation: since it began, so that every evaluation draws
-        alike), and the row's place among the rows of all processes.
-        """
-        mode, number = (
-            ("train", self.num_generated_batches) if self.model.training else ("eval", self._num_eval_batches)
-        )
-        seeds = row_seeds(
-            (self.args.seed, mode, number), first=self.accelerator.process_index * num_rows, num_rows=num_rows
-        )
-        if self.rollout_temperature is None:
-            self._row_seeds = seeds
-        return seeds
-
-    def resume_state(self) -> dict[str, Any]:
-        return {**super().resume_state(), "num_generated_batches": self.num_generated_batches}
-
-    def load_resume_state(self, state: dict[str, Any]) -> None:
-        super().load_resume_state(state)
-        self.num_generated_batches = state["num_generated_batches"]
 
     def _generate(self, prompts: list[Any]) -> Any:
         start = time.perf_counter()
@@ -86,9 +53,11 @@ class Rollouts(Problems):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         start = time.perf_counter()
-        self.rewards_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._seconds["scoring"] += time.perf_counter() - start
-        return self.rewards_NF
+        if self.rollout_temperature is None:
+            self.rewards_NF = rewards_NF
+        return rewards_NF
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         scored = super()._generate_and_score_completions(inputs)
@@ -97,10 +66,6 @@ class Rollouts(Problems):
             is_solved = self._keep(inputs, _mean_advantages(scored))
             scored["is_solved"] = torch.tensor(is_solved, device=self.accelerator.device)
             self._seconds["scoring"] += time.perf_counter() - start
-        if self.model.training:
-            self.num_generated_batches += 1
-        else:
-            self._num_eval_batches += 1
         return scored
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -117,7 +82,6 @@ class Rollouts(Problems):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self._seconds.clear()
-        self._num_eval_batches = 0
         metrics = super().evaluate(*args, **kwargs)
         self._seconds.clear()
         if self._eval_records:
@@ -148,8 +112,7 @@ class Rollouts(Problems):
         mode = "train" if self.model.training else "eval"
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         mine: list[dict[str, Any]] = []
-        generation = self.num_generated_batches if mode == "train" else self._num_eval_batches
-        seeds: list[Any] = self._row_seeds or [None] * len(inputs)  # None: another's rollout function, or vLLM
+        seeds: list[Any] = self.batch_seeds or [None] * len(inputs)
         for row, prompt_ids, ids, completion, advantage, seed in zip(
             inputs, *self._generated, advantages.tolist(), seeds, strict=True
         ):
@@ -161,7 +124,7 @@ class Rollouts(Problems):
             mine.append(
                 {
                     "step": self.state.global_step + (mode == "train"),
-                    "generation": generation,
+                    "generation": self.batch_number,
                     "seed": seed,
                     "prompt": row["prompt"]
                     if isinstance(row["prompt"], str)

@@ -1,0 +1,120 @@
+"""What each optimizer step of a trainer costs, ours or TRL's own: seconds by phase, tokens through the model, memory."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+KIB = 1024
+
+
+@dataclass
+class Step:
+    """One optimizer step. Seconds are of the wall clock."""
+
+    seconds: float = 0.0
+    """From the first micro-step to the optimizer's update."""
+    generation: float = 0.0
+    """In `_generate`: sampling, and decoding to text."""
+    rewards: float = 0.0
+    """In `_calculate_rewards`."""
+    scoring: float = 0.0
+    """In `_generate_and_score_completions` as a whole, generation, rewards and old log-probabilities included."""
+    between: float = 0.0
+    """From the update of the step before to this step's first micro-step: logging, saving, loading data."""
+    tokens: int = 0
+    """Computed by the model's forward passes outside generation, padding included."""
+    real_tokens: int = 0
+    """Those of them that are not padding."""
+    passes: int = 0
+    """Forward passes outside generation."""
+    generated: int = 0
+    """Tokens of the completions."""
+    peak: int = 0
+    """Bytes of resident memory at the highest, beyond what was resident as the step began."""
+
+    @property
+    def training(self) -> float:
+        """Seconds in everything but generation and rewards."""
+        return self.seconds - self.generation - self.rewards
+
+
+class Watch(TrainerCallback):
+    """Attached to a trainer, holds a `Step` for each optimizer step it makes."""
+
+    def __init__(self, trainer: Any):
+        self.steps: list[Step] = []
+        self.parameters: list[torch.Tensor] = []
+        """All parameters as one vector, before the first step and after each; kept only where `keep_parameters`."""
+        self.keep_parameters = False
+        self._step = Step()
+        self._began = self._ended = time.perf_counter()
+        self._resident = 0
+        self._is_generating = False
+        trainer._generate = self._timed(trainer._generate, "generation")
+        trainer._calculate_rewards = self._timed(trainer._calculate_rewards, "rewards")
+        trainer._generate_and_score_completions = self._timed(trainer._generate_and_score_completions, "scoring")
+        self._model = trainer.model
+        trainer.model.base_model.register_forward_pre_hook(self._count, with_kwargs=True)
+        trainer.add_callback(self)
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        if self.keep_parameters and not self.parameters:
+            self.parameters.append(self._flat())
+        self._step = Step(between=time.perf_counter() - self._ended)
+        self._resident = reset_peak()
+        self._began = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self._ended = time.perf_counter()
+        self._step.seconds = self._ended - self._began
+        self._step.peak = peak() - self._resident
+        self.steps.append(self._step)
+        if self.keep_parameters:
+            self.parameters.append(self._flat())
+            self._ended = time.perf_counter()
+
+    def _flat(self) -> torch.Tensor:
+        return torch.cat([parameter.detach().flatten().clone() for parameter in self._model.parameters()])
+
+    def _timed(self, method: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._is_generating = phase == "generation" or self._is_generating
+            began = time.perf_counter()
+            result = method(*args, **kwargs)
+            setattr(self._step, phase, getattr(self._step, phase) + time.perf_counter() - began)
+            if phase == "generation":
+                self._is_generating = False
+                self._step.generated += sum(map(len, result[1]))
+            return result
+
+        return timed
+
+    def _count(self, module: Any, args: Any, kwargs: Any) -> None:
+        if self._is_generating:
+            return
+        input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        mask = kwargs.get("attention_mask")
+        self._step.passes += 1
+        self._step.tokens += input_ids.numel()
+        self._step.real_tokens += int(mask.sum()) if mask is not None else input_ids.numel()
+
+
+def reset_peak() -> int:
+    """Start the peak anew at what is resident now, in bytes; memory that was freed goes back to the system first."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+
+def peak() -> int:
+    """Bytes resident at most since `reset_peak` (VmHWM; Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * KIB

@@ -11,7 +11,7 @@ import torch
 
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.settings import ReplaySettings
-from tinyzero_trl.trainer.batching import trim
+from tinyzero_trl.trainer.columns import trim
 from tinyzero_trl.trainer.merging import Batch, groups_with_signal, joined, num_loss_tokens, rows_in, rows_of
 from tinyzero_trl.trainer.problems import Problems
 

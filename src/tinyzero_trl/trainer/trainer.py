@@ -14,6 +14,7 @@ from tinyzero_trl.trainer.curriculum import Curriculum
 from tinyzero_trl.trainer.dynamic_sampling import DynamicSampling
 from tinyzero_trl.trainer.guards import Guards
 from tinyzero_trl.trainer.interrupts import Interrupts
+from tinyzero_trl.trainer.logprobs import Logprobs
 from tinyzero_trl.trainer.prefill import Prefill
 from tinyzero_trl.trainer.progress import ShownProgress
 from tinyzero_trl.trainer.replay import Replay
@@ -30,6 +31,7 @@ class TinyZeroTrainer(
     Rollouts,
     Critic,
     ExactAdvantages,
+    Logprobs,
     RewardWorkers,
     Guards,
     Checkpoints,
@@ -41,7 +43,8 @@ class TinyZeroTrainer(
 ):
     """GRPOTrainer with rollouts kept, exact zero advantages, even micro-batches, guards and sealed checkpoints.
 
-    Order matters: Batching, outermost, deals what the others have made of a batch; Replay fills what is left without signal;
+    Order matters: Batching, outermost, deals what the others have made of a batch, and its chunks
+    pass through Guards one by one; Replay fills what is left without signal;
     Curriculum chooses the problems that all others see; DynamicSampling calls all the rest once a round; Rollouts writes what
     Critic, or ExactAdvantages, made of the rewards Guards let through.
     """

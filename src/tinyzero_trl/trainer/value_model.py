@@ -15,7 +15,7 @@ from torch import distributed
 
 from tinyzero_trl.algorithms.ppo import value_loss
 from tinyzero_trl.failures import NumericFailure
-from tinyzero_trl.trainer.batching import take, trim
+from tinyzero_trl.trainer.columns import take, trim
 
 COLUMNS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "values", "returns")
 """What learning reads of a batch. `returns` is NaN where a token has no target: padding, tools, rows without a reward."""

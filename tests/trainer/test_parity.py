@@ -9,9 +9,13 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
+from tinyzero_trl.settings import BatchingSettings
 from tinyzero_trl.trainer import TinyZeroTrainer
 from tinyzero_trl.trainer.advantages import is_constant
-from tinyzero_trl.trainer.batching import Batching
+
+OFF = BatchingSettings(False, False, None, False, False)
+SAMPLED = {"loss_type": "grpo", "num_generations": 4, "optim": "sgd", "learning_rate": 0.1, "max_steps": 4, "beta": 0.0}
+"""Adam would blow rounding of gradients near 0 up to full steps."""
 
 
 def digest(trainer: Any) -> str:
@@ -28,16 +32,57 @@ def always(value: float) -> Any:
     return constant
 
 
+def now_and_then(prompts: list[str], completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    """Differs within the groups of every other problem only."""
+    return [
+        ids[0] % 5 / 5.0 if int(prompt.split()[0]) % 2 else 0.3
+        for prompt, ids in zip(prompts, completion_ids, strict=True)
+    ]
+
+
+def forced(trainer: Any, *, logps: bool = False, stretch: float = 1.0) -> Any:
+    """The same completions for every trainer: of 1 to 16 tokens, drawn anew in each call, with sampling log-probabilities."""
+    generator = torch.Generator().manual_seed(3)
+
+    def generate(prompt_ids: list[list[int]], *arguments: Any, **options: Any) -> Any:
+        completions, sampled = [], []
+        for _ in prompt_ids:
+            length = int(torch.randint(1, 17, (1,), generator=generator))
+            ids = torch.randint(6, 200, (length,), generator=generator)
+            ids[-1] = 0 if length % 2 else ids[-1]  # the end of a text, or cut off
+            completions.append(ids.tolist())
+            around = torch.randn(length, generator=generator) * 0.05 * stretch - 5.56
+            around[torch.rand(length, generator=generator) < 0.05] = torch.nan
+            sampled.append([None if value != value else value for value in around.tolist()])
+        return completions, sampled if logps else None
+
+    trainer._generate_single_turn = generate
+    return trainer
+
+
+def trained(trainer: Any) -> torch.Tensor:
+    before = torch.cat([value.flatten().clone() for value in trainer.model.state_dict().values()])
+    trainer.train()
+    after = torch.cat([value.flatten() for value in trainer.model.state_dict().values()])
+    assert not torch.equal(before, after)
+    return after
+
+
+def largest_difference(build: Any, *, batching: BatchingSettings | None = None, **settings: Any) -> float:
+    """Between the parameters that TRL's trainer and ours end with, on the same completions."""
+    settings = SAMPLED | settings
+    theirs = trained(forced(build(GRPOTrainer, reward_funcs=now_and_then, **settings)))
+    ours = trained(forced(build(TinyZeroTrainer, reward_funcs=now_and_then, batching=batching, **settings)))
+    return float((theirs - ours).abs().max())
+
+
 @pytest.mark.parametrize(
     "method", [{}, {"loss_type": "dr_grpo", "scale_rewards": "none"}, {"beta": 0.1, "num_iterations": 2}]
 )
-def test_with_every_extra_off_the_trainer_is_grpo_trainer_bit_for_bit(
-    build: Any, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Batching, "_may_deal", lambda self: False)
+def test_with_every_extra_off_the_trainer_is_grpo_trainer_bit_for_bit(build: Any, method: dict[str, Any]) -> None:
     digests, losses = [], []
-    for trainer_class in (GRPOTrainer, TinyZeroTrainer):
-        trainer = build(trainer_class, max_steps=3, **method)
+    for trainer_class, extras in ((GRPOTrainer, {}), (TinyZeroTrainer, {"batching": OFF})):
+        trainer = build(trainer_class, max_steps=3, **extras, **method)
         trainer.train()
         digests.append(digest(trainer))
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
@@ -45,21 +90,47 @@ def test_with_every_extra_off_the_trainer_is_grpo_trainer_bit_for_bit(
     assert digests[0] == digests[1]
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
-def test_even_micro_batches_change_nothing_but_rounding(
-    build: Any, loss_type: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "sapo", "luspo", "cispo", "bnpo", "vespo"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_chunks_change_nothing_but_rounding_whatever_the_loss(build: Any, loss_type: str, level: str) -> None:
+    settings = {"loss_type": loss_type, "importance_sampling_level": level}
+    assert largest_difference(build, num_iterations=2, **settings) <= 1e-6
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+@pytest.mark.parametrize(("accumulation", "steps"), [(2, 2), (2, 4), (4, 2), (3, 2), (1, 4)])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_chunks_change_nothing_however_generation_and_accumulation_interlock(
+    build: Any, accumulation: int, steps: int, iterations: int, loss_type: str
 ) -> None:
-    weights = []
-    for may_deal in (True, False):
-        with monkeypatch.context() as patch:
-            if not may_deal:
-                patch.setattr(Batching, "_may_deal", lambda self: False)
-            # Adam would blow rounding of gradients near 0 up to full steps.
-            trainer = build(TinyZeroTrainer, max_steps=3, loss_type=loss_type, optim="sgd", learning_rate=0.1)
-            trainer.train()
-        weights.append(torch.cat([value.flatten() for value in trainer.model.state_dict().values()]))
-    assert not torch.equal(weights[0], torch.zeros(1))
-    assert (weights[0] - weights[1]).abs().max() <= 1e-6
+    settings = {"gradient_accumulation_steps": accumulation, "steps_per_generation": steps}
+    assert largest_difference(build, loss_type=loss_type, num_iterations=iterations, **settings) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "batching",
+    [
+        BatchingSettings(True, False, None, False, False),
+        BatchingSettings(False, True, None, False, False),
+        BatchingSettings(False, False, None, True, False),
+        BatchingSettings(False, False, 60, False, False),
+        BatchingSettings(True, True, 40, True, False),
+        BatchingSettings(True, True, None, False, False),
+        BatchingSettings(True, True, None, True, True),
+    ],
+    ids=["skip", "sort", "fold", "budget", "small", "unfolded", "packed"],
+)
+def test_each_setting_alone_changes_nothing_but_rounding(build: Any, batching: BatchingSettings) -> None:
+    settings = {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "num_iterations": 2}
+    assert largest_difference(build, batching=batching, **settings) <= 1e-6
+
+
+def test_with_a_kl_term_all_rows_are_dealt_and_none_is_dropped(build: Any) -> None:
+    assert largest_difference(build, beta=0.1, num_iterations=2, steps_per_generation=4) <= 1e-6
+
+
+def test_truncated_completions_that_are_masked_out_cost_nothing_and_change_nothing(build: Any) -> None:
+    assert largest_difference(build, mask_truncated_completions=True, loss_type="grpo") <= 1e-6
 
 
 @pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.0])

@@ -71,7 +71,7 @@ class Batching(Logprobs):
         order, sizes, num_tokens = self.planned(active.nonzero()[:, 0], lengths(rows)[:num_rows])
         per_step = num_rows / len(slices)
         chunks = []
-        for part, tokens in zip(torch.split(order, sizes), num_tokens, strict=True):
+        for part, tokens in zip(torch.split(order, sizes) if sizes else (), num_tokens, strict=True):
             scale = len(part) / per_step if self.loss_type in MEAN_OVER_ROWS else 1.0
             chunks.append(self._chunk_of(rows, part, scale=scale, num_tokens=tokens, is_on_policy=is_on_policy))
         dealt = []

@@ -91,16 +91,18 @@ class Logprobs(GRPOTrainer):
         if self.batching.sort_by_length:
             rows = rows[sizes_B2[rows].sum(1).argsort(descending=True, stable=True)]
         most = int(self.accelerator.gather(torch.tensor([len(rows)], device=device)).max())
+        if not most:
+            return rows, [], []
         padded = torch.zeros(most, 2, dtype=torch.long, device=device)
         padded[: len(rows)] = sizes_B2[rows]
         gathered_R2 = self.accelerator.gather(padded).view(-1, most, 2)
         budget = self.batching.max_tokens_per_microbatch
-        if budget is None and most:
+        if budget is None:
             widest = int(self.accelerator.gather(sizes_B2[:, 0].max()).max())
             budget = self.args.per_device_train_batch_size * (widest + self.max_completion_length)
-        longest = gathered_R2.amax(0) if most else padded
+        longest = gathered_R2.amax(0)
         sizes = chunk_sizes(
-            longest[:, 0].tolist(), longest[:, 1].tolist(), budget=budget or 1, is_packed=self.batching.packing
+            longest[:, 0].tolist(), longest[:, 1].tolist(), budget=budget, is_packed=self.batching.packing
         )
         order = torch.cat([rows, rows.new_full((most - len(rows),), len(sizes_B2))])
         num_tokens = gathered_R2[:, :, 1].sum(0)

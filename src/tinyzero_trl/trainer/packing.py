@@ -21,7 +21,7 @@ class Packed:
     def __call__(
         self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, **options: Any
     ) -> Any:
-        """input_ids, attention_mask, labels: [B, L]. Returns what has `log_probs` and `entropy`, [B, L], 0 at padding."""
+        """input_ids, attention_mask, labels: [B, L]. Returns what has `log_probs` and `entropy`, [B, L - 1], of the tokens after a row's first; 0 at padding."""
         is_real = attention_mask.bool()
         positions = attention_mask.long().cumsum(1) - 1
         # The model predicts a row's first token from the row before it. That token has no label: it is the prompt's.
@@ -34,6 +34,9 @@ class Packed:
         )
 
         def padded(values: torch.Tensor | None) -> torch.Tensor | None:
-            return None if values is None else values.new_zeros(is_real.shape).masked_scatter(is_real, values[0])
+            if values is None:
+                return None
+            of_each_token = torch.nn.functional.pad(values[0], (1, 0))  # nothing predicts the first token
+            return of_each_token.new_zeros(is_real.shape).masked_scatter(is_real, of_each_token)[:, 1:]
 
         return SimpleNamespace(log_probs=padded(packed.log_probs), entropy=padded(getattr(packed, "entropy", None)))

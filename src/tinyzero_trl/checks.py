@@ -177,6 +177,8 @@ def _check_lengths(cfg: DictConfig, worded: list[Any], tokenizer: Any, *, name: 
         trust_remote_code=bool(cfg.trainer.trust_remote_code),
     )
     context = getattr(model_config, "max_position_embeddings", None)
+    if cfg.trainer.use_vllm and cfg.trainer.vllm_max_model_length:
+        context = min(context or cfg.trainer.vllm_max_model_length, cfg.trainer.vllm_max_model_length)
     if context is None:
         return
     room = context - cfg.trainer.max_completion_length

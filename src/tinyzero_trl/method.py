@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.algorithms import ALGORITHMS
-from tinyzero_trl.combinations import check_reward_workers
+from tinyzero_trl.combinations import check_combinations
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.keys import nearest
 from tinyzero_trl.settings import CriticSettings
@@ -44,6 +44,8 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "save_total_limit": (1, math.inf, True),
     "top_k": (0, math.inf, True),
     "min_p": (0, 1, True),
+    "top_entropy_quantile": (0, 1, False),
+    "vllm_gpu_memory_utilization": (0, 1, False),
 }
 """(low, high, low is allowed) by trainer key."""
 CURRICULA = ("order", "weight")
@@ -83,7 +85,7 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
     _check_silent_killers(trainer)
     _check_chosen_problems(cfg, num_processes)
     _check_critic(cfg)
-    check_reward_workers(cfg)
+    check_combinations(cfg, num_processes=num_processes)
     if cfg.model.model_name_or_path is None:
         raise ConfigError("model.model_name_or_path is not set; it takes a hub id, a folder, or `tiny`")
     if cfg.model.use_peft and trainer.sync_ref_model:

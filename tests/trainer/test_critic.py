@@ -260,3 +260,44 @@ def test_the_critics_of_two_processes_stay_the_same(config: str, tiny_llama: Pat
     assert len(losses) == 3
     assert all(loss > 0 for loss in losses)
     assert [entry["grad_norm"] > 0 for entry in entries if "reward" in entry] == [False, True, True]
+
+
+RANK = """
+import sys, torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+from tinyzero_trl.trainer.value_model import ValueLearner, ValueModel
+
+model, folder, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+learner = ValueLearner(
+    ValueModel(AutoModel.from_pretrained(model, dtype=torch.float32)),
+    learning_rate=1e-3, clip_range=10.0, max_grad_norm=0.1, rows_at_once=64,
+)
+for batch in range(2):
+    learner.learn([load_file(f"{folder}/rows.{batch}.{rank}")], num_minibatches=2)
+save_file({"weights": torch.cat([value.flatten() for value in learner.model.state_dict().values()])}, f"{folder}/out.{rank}")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_from_the_rows_of_both(
+    learner: Any, tiny_llama: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "rank.py").write_text(RANK)
+    batches = [(rows([9, 1, 5, 7], seed=1), rows([2, 3], seed=2)), (rows([4, 4], seed=3), rows([1, 2], seed=4))]
+    batches[1][1]["returns"].fill_(torch.nan)  # this process has no rewards at all
+    one = learner(max_grad_norm=0.1)
+    for number, parts in enumerate(batches):
+        one.learn(list(parts), num_minibatches=2)
+        for rank, part in enumerate(parts):
+            save_file(part, tmp_path / f"rows.{number}.{rank}")
+    ranks = [
+        subprocess.Popen([sys.executable, tmp_path / "rank.py", tiny_llama, tmp_path, str(rank)]) for rank in range(2)
+    ]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    two = [load_file(tmp_path / f"out.{rank}")["weights"] for rank in range(2)]
+    assert torch.equal(*two)
+    assert torch.allclose(two[0], flat(one.model), atol=1e-5)

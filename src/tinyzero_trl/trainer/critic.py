@@ -120,9 +120,10 @@ class Critic(GRPOTrainer):
         return inputs
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        # The last micro-step of an optimizer step. Asked before: Batching takes it back where DeepSpeed must not step.
+        is_last = self.accelerator.sync_gradients
         loss = super().training_step(model, inputs, num_items_in_batch)
-        # True on the last micro-step of an optimizer step, whatever the policy's optimizer does with it.
-        if self.critic is not None and self.accelerator.sync_gradients:
+        if self.critic is not None and is_last:
             num_minibatches = self.critic_settings.num_minibatches
             for name, value in self.critic.learn(self._critic_window, num_minibatches=num_minibatches).items():
                 self._metrics["train"][f"critic/{name}"].append(value)

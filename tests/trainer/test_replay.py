@@ -134,6 +134,8 @@ def test_the_gradient_is_the_one_of_clipped_importance_weights(make: Any, accumu
 def test_what_is_kept_survives_a_resume(make: Any) -> None:
     whole, resumed = make(), make()
     generate(whole, [True] * 4)
+    tensors = [tensor for kept in whole.resume_state()["replay"] for tensor in kept["rows"].values()]
+    assert all(tensor.is_contiguous() for tensor in tensors), "safetensors writes no views"
     resumed.load_resume_state(whole.resume_state())
     expected, got = (generate(trainer, [True, False, False, True]) for trainer in (whole, resumed))
     for key in ("prompt_ids", "completion_ids", "advantages", "old_per_token_logps", "is_replayed"):

@@ -64,7 +64,7 @@ class Replay(Problems):
         is_solved = scored["is_solved"] if "is_solved" in scored else scored["advantages"] > 0
         for group in (has_signal & is_solved.view(len(has_signal), -1).any(1)).nonzero()[:, 0]:
             rows = trim(rows_of(scored, rows_in(group[None], num_generations=size)))
-            self._kept.append((step, {key: value.cpu() for key, value in rows.items() if key not in SET_ANEW}))
+            self._kept.append((step, {key: value.cpu().contiguous() for key, value in rows.items() if key not in SET_ANEW}))
         self._kept = self._kept[-self.replay_settings.num_groups :]
 
     def _with(self, scored: Batch, groups: list[Batch], *, instead_of: torch.Tensor) -> Batch:

@@ -9,7 +9,7 @@ import torch
 
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.generation.rollout import transformers_rollout
-from tinyzero_trl.settings import ReplaySettings
+from tinyzero_trl.settings import BatchingSettings, ReplaySettings
 from tinyzero_trl.trainer import TinyZeroTrainer
 from tinyzero_trl.trainer.merging import groups_with_signal
 
@@ -149,6 +149,28 @@ def test_a_run_with_replay_trains_and_says_how_much_came_again(make: Any) -> Non
     entries = [entry for entry in trainer.state.log_history if "reward" in entry]
     assert [entry["replay/groups"] for entry in entries] == [0, 2, 2]
     assert all(entry["grad_norm"] > 0 for entry in entries)
+
+
+def flat(trainer: Any) -> torch.Tensor:
+    return torch.cat([weight.flatten() for weight in trainer.model.state_dict().values()])
+
+
+@pytest.mark.parametrize("cycle", [{}, {"num_iterations": 2}, {"steps_per_generation": 4}])
+def test_replay_learns_the_same_whether_rows_are_dealt_anew_or_stay_where_trl_has_them(
+    make: Any, cycle: dict[str, int]
+) -> None:
+    weights = []
+    for batching in (BatchingSettings(), BatchingSettings(False, False, None, False, False)):
+        trainer = make(
+            max_steps=6, optim="sgd", learning_rate=2.0, batching=batching, per_device_train_batch_size=4, **cycle
+        )
+        trainer.rewards.teaches = [True, False] * 4
+        before = flat(trainer)
+        trainer.train()
+        assert any(entry.get("replay/groups") for entry in trainer.state.log_history)
+        weights.append(flat(trainer))
+    moved = (weights[0] - before).abs().max()
+    assert (weights[0] - weights[1]).abs().max() < 1e-4 * moved
 
 
 def test_without_sampling_log_probabilities_replay_is_refused(make: Any) -> None:

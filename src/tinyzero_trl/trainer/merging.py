@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-Batch = dict[str, Any]
+from tinyzero_trl.trainer.columns import Batch
 
 
 def is_per_row(value: Any, *, num_rows: int) -> bool:

@@ -11,8 +11,8 @@ import torch
 
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.settings import ReplaySettings
-from tinyzero_trl.trainer.columns import trim
-from tinyzero_trl.trainer.merging import Batch, groups_with_signal, joined, num_loss_tokens, rows_in, rows_of
+from tinyzero_trl.trainer.columns import Batch, trim
+from tinyzero_trl.trainer.merging import groups_with_signal, joined, num_loss_tokens, rows_in, rows_of
 from tinyzero_trl.trainer.problems import Problems
 
 SET_ANEW = ("old_per_token_logps", "importance_sampling_ratio", "is_replayed")
@@ -64,7 +64,9 @@ class Replay(Problems):
         is_solved = scored["is_solved"] if "is_solved" in scored else scored["advantages"] > 0
         for group in (has_signal & is_solved.view(len(has_signal), -1).any(1)).nonzero()[:, 0]:
             rows = trim(rows_of(scored, rows_in(group[None], num_generations=size)))
-            self._kept.append((step, {key: value.cpu().contiguous() for key, value in rows.items() if key not in SET_ANEW}))
+            self._kept.append(
+                (step, {key: value.cpu().contiguous() for key, value in rows.items() if key not in SET_ANEW})
+            )
         self._kept = self._kept[-self.replay_settings.num_groups :]
 
     def _with(self, scored: Batch, groups: list[Batch], *, instead_of: torch.Tensor) -> Batch:

@@ -175,6 +175,23 @@ def test_the_warm_start_moves_the_critic_and_not_the_policy(build: Any) -> None:
         assert not torch.equal(flat(trainer.critic.model), critic)
 
 
+def test_the_divergence_from_the_reference_is_paid_for_token_by_token(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build(TinyZeroTrainer, algorithm="ppo", critic=settings(), max_steps=1, beta=0.25)
+    assert (trainer.beta, trainer.ref_model is None) == (0.0, False)
+    monkeypatch.setattr(trainer, "policy_logps", lambda batch: trainer.reference_logps(batch) + 2.0)
+    seen: list[dict[str, Any]] = []
+    learn = trainer.critic.learn
+    monkeypatch.setattr(trainer.critic, "learn", lambda slices, **given: seen.extend(slices) or learn(slices, **given))
+    trainer.train()
+    (rewards,) = logged(trainer, "reward")
+    first_returns = torch.cat([part["returns"][:, 0] for part in seen])
+    num_tokens = torch.cat([part["completion_mask"].sum(1) for part in seen])
+    # Values are 0 and lambda is 1: what is still to come at the first token is the reward less 0.25 * 2 for each token.
+    assert (first_returns + 0.5 * num_tokens).mean().item() == pytest.approx(rewards, abs=1e-5)
+
+
 @pytest.mark.parametrize("method", [{"num_iterations": 2}, {"steps_per_generation": 1}, {"steps_per_generation": 4}])
 def test_the_critic_takes_its_steps_with_each_step_of_the_policy(build: Any, method: dict[str, int]) -> None:
     trainer = build(TinyZeroTrainer, algorithm="ppo", critic=settings(num_minibatches=2), max_steps=3, **method)

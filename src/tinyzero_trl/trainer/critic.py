@@ -32,6 +32,7 @@ class Critic(GRPOTrainer):
     advantage_whitening: str | None
     critic_settings: CriticSettings
     batching: BatchingSettings
+    beta: float
     kl_in_reward: float = 0.0
     critic: ValueLearner | None = None
     _buffered_inputs: list[dict[str, Any]] | None
@@ -43,6 +44,9 @@ class Critic(GRPOTrainer):
         super().__init__(*args, **kwargs)
         if self.algorithm == "ppo":
             self.critic = self._make_critic()
+            if self.beta:
+                # The reference model is made by now; in the loss, where TRL has it, the divergence would count twice.
+                self.kl_in_reward, self.beta = self.beta, 0.0
 
     def _make_critic(self) -> ValueLearner:
         if is_deepspeed_zero3_enabled() or self.is_fsdp_enabled:

@@ -15,7 +15,8 @@ from torch import distributed
 
 from tinyzero_trl.algorithms.ppo import value_loss
 from tinyzero_trl.failures import NumericFailure
-from tinyzero_trl.trainer.columns import take, trim
+from tinyzero_trl.trainer.columns import lengths, take, trim
+from tinyzero_trl.trainer.plan import chunk_sizes
 
 COLUMNS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "values", "returns")
 """What learning reads of a batch. `returns` is NaN where a token has no target: padding, tools, rows without a reward."""
@@ -154,29 +155,12 @@ class ValueLearner:
                 continue
             tokens_at_once = self.tokens_at_once or self.rows_at_once * sum(widths)
             whole = {key: torch.cat([part[key] for part in parts]) for key in COLUMNS if key in parts[0]}
-            prompts, completions = whole["prompt_mask"].sum(1), whole["completion_mask"].sum(1)
-            order = completions.argsort(stable=True)
-            sizes = _sizes(prompts[order].tolist(), completions[order].tolist(), tokens_at_once)
+            sizes_B2 = lengths(whole)
+            order = sizes_B2.sum(1).argsort(descending=True, stable=True)
+            prompts, completions = sizes_B2[order].T.tolist()
+            sizes = chunk_sizes(prompts, completions, budget=tokens_at_once)
             for rows in torch.split(order, sizes):
                 yield rows, trim(take(whole, rows))
-
-
-def _sizes(num_prompt: list[int], num_completion: list[int], tokens_at_once: int) -> list[int]:
-    """Rows of each chunk, taken in order while the padded chunk holds at most `tokens_at_once`.
-
-    >>> _sizes([2, 2, 3, 2], [1, 2, 8, 9], tokens_at_once=12)
-    [2, 1, 1]
-    """
-    sizes: list[int] = []
-    prompt = completion = 0
-    for row, (more_prompt, more_completion) in enumerate(zip(num_prompt, num_completion, strict=True)):
-        prompt, completion = max(prompt, more_prompt), max(completion, more_completion)
-        if row and (sizes[-1] + 1) * (prompt + completion) <= tokens_at_once:
-            sizes[-1] += 1
-        else:
-            sizes.append(1)
-            prompt, completion = more_prompt, more_completion
-    return sizes
 
 
 def explained_variance(slices: list[dict[str, Any]]) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from trl import GRPOTrainer
 
 from tinyzero_trl.failures import NumericFailure, RewardFailure
@@ -72,7 +73,11 @@ class Guards(GRPOTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # fp16's loss scaler skips non-finite steps itself, and they are part of its search for a scale.
-        if grad_norm is None or self.accelerator.scaler is not None:
+        # DeepSpeed's norm is that of its last step: where Batching had no step to take, it says nothing of this one.
+        is_due = (
+            self.accelerator.distributed_type != DistributedType.DEEPSPEED or model.is_gradient_accumulation_boundary()
+        )
+        if grad_norm is None or self.accelerator.scaler is not None or not is_due:
             self._window = []
             return grad_norm
         is_finite = math.isfinite(float(grad_norm))

@@ -14,7 +14,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.keys import nearest
 
 CHANGES_DISTRIBUTION = (
     *("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
@@ -39,7 +38,6 @@ def check_combinations(cfg: DictConfig, *, num_processes: int = 1) -> None:
             raise ConfigError(fault)
     for fault in _process_faults(cfg, num_processes):
         raise ConfigError(fault)
-    check_reward_workers(cfg)
 
 
 def advice(cfg: DictConfig) -> list[str]:
@@ -78,31 +76,6 @@ def advice(cfg: DictConfig) -> list[str]:
     if "wandb" in _trackers(trainer) and not _has_wandb_login():
         lines.append("trainer.report_to has wandb, and there is no login: run `wandb login`, or set WANDB_MODE=offline")
     return lines
-
-
-def check_reward_workers(cfg: DictConfig) -> None:
-    """Names and limits of `reward_workers`. Raises: ConfigError."""
-    section, named = cfg.reward_workers, [str(name) for name in cfg.rewards]
-    for name in section.rewards:
-        if name not in named:
-            raise ConfigError(
-                f"reward_workers.rewards: the run has no reward {name!r}; it has {', '.join(named)}{nearest(name, named)}"
-            )
-    for key in ("num_workers", "seconds_per_call", "seconds_per_batch", "memory_gib"):
-        if section[key] is not None and not section[key] > 0:
-            raise ConfigError(f"reward_workers.{key} must be more than 0, got {section[key]:g}")
-    if not section.rewards:
-        return
-    if section.seconds_per_batch < section.seconds_per_call:
-        raise ConfigError(
-            f"reward_workers.seconds_per_batch {section.seconds_per_batch:g} ends a batch before "
-            f"reward_workers.seconds_per_call {section.seconds_per_call:g} ends a call; set it higher"
-        )
-    if section.seconds_per_batch >= cfg.trainer.ddp_timeout:
-        raise ConfigError(
-            f"reward_workers.seconds_per_batch {section.seconds_per_batch:g} is not below trainer.ddp_timeout "
-            f"{cfg.trainer.ddp_timeout:g}, after which the other processes give up on this one; set it lower"
-        )
 
 
 def _generation_faults(cfg: DictConfig) -> Iterator[str]:

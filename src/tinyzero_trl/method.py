@@ -6,12 +6,13 @@ import math
 import os
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tinyzero_trl.algorithms import ALGORITHMS
 from tinyzero_trl.combinations import check_combinations
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.keys import nearest
+from tinyzero_trl.sections import check_chosen_problems, check_reward_workers
 from tinyzero_trl.settings import CriticSettings
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -48,7 +49,6 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "vllm_gpu_memory_utilization": (0, 1, False),
 }
 """(low, high, low is allowed) by trainer key."""
-CURRICULA = ("order", "weight")
 
 
 def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
@@ -83,7 +83,8 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
         raise ConfigError("the run would do nothing: set trainer.max_steps or trainer.num_train_epochs above 0")
     _check_batches(trainer, num_processes)
     _check_silent_killers(trainer)
-    _check_chosen_problems(cfg, num_processes)
+    check_chosen_problems(cfg, num_processes)
+    check_reward_workers(cfg)
     _check_critic(cfg)
     check_combinations(cfg, num_processes=num_processes)
     if cfg.model.model_name_or_path is None:
@@ -132,59 +133,6 @@ def _check_batches(trainer: Any, num_processes: int) -> None:
             f"a generation batch of {size} completions (per_device_train_batch_size {trainer.per_device_train_batch_size} x "
             f"{num_processes} processes x {size // (trainer.per_device_train_batch_size * num_processes)} steps) does not hold "
             f"whole groups of num_generations {trainer.num_generations}"
-        )
-
-
-def _check_chosen_problems(cfg: DictConfig, num_processes: int) -> None:
-    """Curricula; and dynamic sampling and replay, which put groups in the place of others when advantages are known."""
-    trainer = cfg.trainer
-    if cfg.curriculum.kind not in CURRICULA:
-        raise ConfigError(
-            f"curriculum.kind: there is no {cfg.curriculum.kind!r}; there is {', '.join(CURRICULA)}{nearest(cfg.curriculum.kind, CURRICULA)}"
-        )
-    for key, value, low in (
-        ("dynamic_sampling_rounds", cfg.dynamic_sampling_rounds, 0),
-        ("replay.num_groups", cfg.replay.num_groups, 0),
-        ("replay.max_age", cfg.replay.max_age, 1),
-    ):
-        if value < low:
-            raise ConfigError(f"{key} must be {low} or more, got {value}")
-    features = [key for key in ("dynamic_sampling_rounds", "replay.num_groups") if OmegaConf.select(cfg, key)]
-    if not features:
-        return
-    key = " and ".join(features)
-    size = trainer.generation_batch_size or (
-        trainer.per_device_train_batch_size
-        * num_processes
-        * (trainer.steps_per_generation or trainer.gradient_accumulation_steps)
-    )
-    if size // num_processes % trainer.num_generations:
-        raise ConfigError(
-            f"{key}: whole groups are replaced within a process, and the {size // num_processes} completions of each of "
-            f"{num_processes} are no whole groups of num_generations {trainer.num_generations}"
-        )
-    whitening = cfg.advantage_whitening or ALGORITHMS[cfg.algorithm].whitening
-    over_batch = [
-        name
-        for name, is_so in (
-            (f"advantage_whitening={whitening}", whitening == "batch"),
-            ("trainer.scale_rewards=batch", str(trainer.scale_rewards) == "batch"),
-            (
-                "trainer.multi_objective_aggregation=normalize_then_sum",
-                trainer.multi_objective_aggregation == "normalize_then_sum",
-            ),
-        )
-        if is_so
-    ]
-    if over_batch:
-        raise ConfigError(
-            f"{key}: groups of several batches are mixed, and {', '.join(over_batch)} measures advantages by the batch each comes from"
-        )
-    if cfg.algorithm == "ppo":
-        raise ConfigError(f"{key}: needs groups that can be without signal; the advantages of algorithm ppo never are")
-    if cfg.replay.num_groups and trainer.sync_ref_model:
-        raise ConfigError(
-            "replay.num_groups keeps the reference model's log-probabilities, which trainer.sync_ref_model changes"
         )
 
 

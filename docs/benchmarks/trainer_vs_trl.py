@@ -128,6 +128,7 @@ def measure(case: Case, is_ours: bool) -> dict[str, Any]:
     steps = watch.steps[num_updates:]
     return {
         "seconds": sum(step.training for step in steps),
+        "cpu": sum(step.cpu for step in steps),
         "tokens": sum(step.tokens for step in steps),
         "real_tokens": sum(step.real_tokens for step in steps),
         "passes": sum(step.passes for step in steps),
@@ -159,7 +160,10 @@ def compare(cases: list[Case]) -> dict[str, Any]:
         update = max(update, float(np.abs(stock.pop("after") - stock.pop("before")).max()))
         ours.pop("before")
     total = {
-        who: {key: sum(run[key] for run in found[is_ours]) for key in ("seconds", "tokens", "real_tokens", "passes")}
+        who: {
+            key: sum(run[key] for run in found[is_ours])
+            for key in ("seconds", "cpu", "tokens", "real_tokens", "passes")
+        }
         | {"peak": max(run["peak"] for run in found[is_ours])}
         for who, is_ours in (("stock", False), ("ours", True))
     }
@@ -171,7 +175,7 @@ def compare(cases: list[Case]) -> dict[str, Any]:
         "variant": first.variant,
         "difference": difference,
         "update": update,
-        "ratio": {key: total["stock"][key] / total["ours"][key] for key in ("seconds", "tokens", "peak")},
+        "ratio": {key: total["stock"][key] / total["ours"][key] for key in ("seconds", "cpu", "tokens", "peak")},
         **total,
     }
 

@@ -29,6 +29,8 @@ class Step:
     """In `_generate_and_score_completions` as a whole, generation, rewards and old log-probabilities included."""
     between: float = 0.0
     """From the update of the step before to this step's first micro-step: logging, saving, loading data."""
+    cpu: float = 0.0
+    """Of the processor's time, all threads together, as `training`: says more than the clock where others use the machine."""
     tokens: int = 0
     """Computed by the model's forward passes outside generation, padding included."""
     real_tokens: int = 0
@@ -68,13 +70,14 @@ class Watch(TrainerCallback):
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         if self.keep_parameters and not self.parameters:
             self.parameters.append(self._flat())
-        self._step = Step(between=time.perf_counter() - self._ended)
+        self._step = Step(between=time.perf_counter() - self._ended, cpu=-time.process_time())
         self._resident = reset_peak()
         self._began = time.perf_counter()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self._ended = time.perf_counter()
         self._step.seconds = self._ended - self._began
+        self._step.cpu += time.process_time()
         self._step.peak = peak() - self._resident
         self.steps.append(self._step)
         if self.keep_parameters:
@@ -87,8 +90,10 @@ class Watch(TrainerCallback):
     def _timed(self, method: Callable[..., Any], phase: str) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._is_generating = phase == "generation" or self._is_generating
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), time.process_time()
             result = method(*args, **kwargs)
+            if phase != "scoring":  # which holds the other two
+                self._step.cpu -= time.process_time() - began_cpu
             setattr(self._step, phase, getattr(self._step, phase) + time.perf_counter() - began)
             if phase == "generation":
                 self._is_generating = False

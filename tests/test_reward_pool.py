@@ -74,7 +74,8 @@ def pooled(tmp_path: Path) -> Iterator[Callable[..., tuple[BatchReward, RewardPo
 
 
 def workers_of(pool: RewardPool) -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in living if "spawn_main" in " ".join(child.cmdline())]
 
 
 def call(reward: BatchReward, texts: list[str], **metrics: float) -> tuple[list[float | None], dict[str, float]]:

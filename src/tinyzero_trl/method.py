@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tinyzero_trl.algorithms import ALGORITHMS
+from tinyzero_trl.algorithm_checks import check_algorithm
 from tinyzero_trl.combinations import check_combinations
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.keys import nearest
@@ -54,10 +54,6 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
     """Ranges, and combinations that TRL accepts and that break learning. Raises: ConfigError."""
     trainer = cfg.trainer
-    if cfg.algorithm not in ALGORITHMS:
-        raise ConfigError(
-            f"there is no algorithm {cfg.algorithm!r}; there is {', '.join(ALGORITHMS)}{nearest(cfg.algorithm, list(ALGORITHMS))}"
-        )
     if cfg.give_up_after < 0:
         raise ConfigError(f"give_up_after must be 0 or more, got {cfg.give_up_after}")
     if cfg.max_generated_tokens is not None and (cfg.max_generated_tokens < 1 or cfg.trainer.warmup_steps):
@@ -82,6 +78,7 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
     if trainer.max_steps == 0 or (trainer.max_steps < 0 and trainer.num_train_epochs <= 0):
         raise ConfigError("the run would do nothing: set trainer.max_steps or trainer.num_train_epochs above 0")
     _check_batches(trainer, num_processes)
+    check_algorithm(cfg, num_processes=num_processes)
     _check_silent_killers(trainer)
     check_chosen_problems(cfg, num_processes)
     check_reward_workers(cfg)

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import torch
 
-EPSILON = 1e-8
-"""Added to the variance when whitening, as verl has it."""
-
 
 def token_rewards(rewards_B: torch.Tensor, *, kl_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """Each completion's reward on its last token, less `kl_BT` (already times beta) on every token; [B, T].

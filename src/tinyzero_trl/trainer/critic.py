@@ -13,7 +13,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
-from tinyzero_trl.algorithms.ppo import EPSILON, gae, token_rewards
+from tinyzero_trl.algorithms.ppo import gae, token_rewards
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.settings import BatchingSettings, CriticSettings
 from tinyzero_trl.trainer.value_model import COLUMNS, ValueLearner, ValueModel
@@ -29,11 +29,8 @@ class Critic(GRPOTrainer):
     """
 
     algorithm: str
-    advantage_whitening: str | None
     critic_settings: CriticSettings
     batching: BatchingSettings
-    beta: float
-    kl_in_reward: float = 0.0
     critic: ValueLearner | None = None
     _buffered_inputs: list[dict[str, Any]] | None
 
@@ -44,9 +41,6 @@ class Critic(GRPOTrainer):
         super().__init__(*args, **kwargs)
         if self.algorithm == "ppo":
             self.critic = self._make_critic()
-            if self.beta:
-                # The reference model is made by now; in the loss, where TRL has it, the divergence would count twice.
-                self.kl_in_reward, self.beta = self.beta, 0.0
 
     def _make_critic(self) -> ValueLearner:
         if is_deepspeed_zero3_enabled() or self.is_fsdp_enabled:
@@ -85,11 +79,8 @@ class Critic(GRPOTrainer):
             return torch.zeros(num_rows, device=mask_BC.device)  # nothing reads them, and no value is asked for
         rewards_B = rewards_N[self.accelerator.process_index * num_rows :][:num_rows]
         values_BC = self.critic.values(scored)
-        kl_BC = torch.zeros_like(values_BC)
-        if self.kl_in_reward:
-            kl_BC = self.kl_in_reward * (self.policy_logps(scored) - self.reference_logps(scored))
         advantages_BC = gae(
-            token_rewards(rewards_B, kl_BT=kl_BC, mask_BT=mask_BC),
+            token_rewards(rewards_B, kl_BT=self._kl(scored), mask_BT=mask_BC),
             values_BT=values_BC,
             mask_BT=mask_BC,
             gamma=self.critic_settings.gamma,
@@ -103,15 +94,6 @@ class Critic(GRPOTrainer):
         if is_warming_up:
             return torch.zeros_like(advantages_BC)
         return self._whitened(advantages_BC, mask_BC)
-
-    def _whitened(self, advantages_BC: torch.Tensor, mask_BC: torch.Tensor) -> torch.Tensor:
-        if self.advantage_whitening == "none":
-            return torch.where(mask_BC, advantages_BC, 0.0)
-        kept = advantages_BC[mask_BC].double()
-        num, total = self.accelerator.reduce(torch.stack([kept.new_tensor(len(kept)), kept.sum()]), reduction="sum")
-        mean = total / num
-        variance = self.accelerator.reduce(((kept - mean) ** 2).sum(), reduction="sum") / num
-        return torch.where(mask_BC, (advantages_BC - mean) * (variance + EPSILON).rsqrt(), 0.0).float()
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         before = self._buffered_inputs

@@ -32,6 +32,8 @@ COUNTERS = ("_num_unscored", "_num_unrewarded", "_has_earned", "_num_skipped")
 class Guards(GRPOTrainer):
     """Rejects rewards that are not numbers, skips steps that are not finite, stops a run that cannot learn."""
 
+    rollout_temperature: float | None
+
     def __init__(self, *args: Any, give_up_after: int = 0, **kwargs: Any):
         """give_up_after: generation batches in which nothing earns anything before the run stops; 0 never stops."""
         self.give_up_after = give_up_after
@@ -53,7 +55,7 @@ class Guards(GRPOTrainer):
             self._metrics["train" if self.model.training else "eval"]["rewards/out_of_range"].append(
                 is_wrong_NF.float().mean().item()
             )
-        if self.model.training:
+        if self.model.training and self.rollout_temperature is None:
             self._watch(rewards_NF, prompts, completions)
         return rewards_NF
 

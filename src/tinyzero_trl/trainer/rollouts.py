@@ -30,11 +30,13 @@ NOT_RAW = ("prompt", "prefill", ROW_INDEX)
 class Rollouts(Problems):
     """Writes `rollouts/{train,eval}-<step>.parquet` and `metrics.jsonl`; adds accuracy, outcomes, lengths and seconds."""
 
+    rewards_NF: torch.Tensor
+    """Of the batch that was just scored (Estimators)."""
+
     def __init__(self, *args: Any, task: Task | None = None, seconds_before: float = 0.0, **kwargs: Any):
         """task: verifies every response; None writes and adds nothing. seconds_before: what earlier attempts took."""
         self.task = task
         self._started = time.monotonic() - seconds_before
-        self.rewards_NF: torch.Tensor | None = None
         self._generated: tuple[list[Any], ...] = ()
         self._seconds: dict[str, float] = defaultdict(float)
         self._eval_records: list[dict[str, Any]] = []
@@ -55,8 +57,6 @@ class Rollouts(Problems):
         start = time.perf_counter()
         rewards_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._seconds["scoring"] += time.perf_counter() - start
-        if self.rollout_temperature is None:
-            self.rewards_NF = rewards_NF
         return rewards_NF
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -108,7 +108,6 @@ class Rollouts(Problems):
         Whether each of this process's responses is correct.
         """
         assert self.task is not None
-        assert self.rewards_NF is not None
         mode = "train" if self.model.training else "eval"
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         mine: list[dict[str, Any]] = []

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from tinyzero_trl.settings import BatchingSettings, CriticSettings, CurriculumSettings, ReplaySettings
-from tinyzero_trl.trainer.advantages import ExactAdvantages
 from tinyzero_trl.trainer.batching import Batching
 from tinyzero_trl.trainer.budget import Budget
 from tinyzero_trl.trainer.checkpoints import Checkpoints
 from tinyzero_trl.trainer.critic import Critic
 from tinyzero_trl.trainer.curriculum import Curriculum
 from tinyzero_trl.trainer.dynamic_sampling import DynamicSampling
+from tinyzero_trl.trainer.estimators import Estimators
 from tinyzero_trl.trainer.guards import Guards
 from tinyzero_trl.trainer.interrupts import Interrupts
 from tinyzero_trl.trainer.logprobs import Logprobs
@@ -30,7 +30,7 @@ class TinyZeroTrainer(
     DynamicSampling,
     Rollouts,
     Critic,
-    ExactAdvantages,
+    Estimators,
     Logprobs,
     RewardWorkers,
     Guards,
@@ -46,7 +46,7 @@ class TinyZeroTrainer(
     Order matters: Batching, outermost, deals what the others have made of a batch, and its chunks
     pass through Guards one by one; Replay fills what is left without signal;
     Curriculum chooses the problems that all others see; DynamicSampling calls all the rest once a round; Rollouts writes what
-    Critic, or ExactAdvantages, made of the rewards Guards let through.
+    Critic, or Estimators, made of the rewards Guards let through.
     """
 
     def __init__(

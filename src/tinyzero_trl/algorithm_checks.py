@@ -1,0 +1,56 @@
+"""Whether a recipe is what the algorithm it names is: the keys each method requires, and what cannot go with it."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from tinyzero_trl.algorithms import ALGORITHMS
+from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.keys import nearest
+
+WHITENINGS = ("none", "batch")
+
+
+def check_algorithm(cfg: DictConfig, *, num_processes: int) -> None:
+    """One line with every key that contradicts the algorithm. Raises: ConfigError."""
+    name, trainer = str(cfg.algorithm), cfg.trainer
+    if name not in ALGORITHMS:
+        raise ConfigError(
+            f"there is no algorithm {name!r}; there is {', '.join(ALGORITHMS)}{nearest(name, list(ALGORITHMS))}"
+        )
+    wrong = {
+        f"trainer.{key}": allowed[0]
+        for key, allowed in ALGORITHMS[name].requires.items()
+        if str(trainer[key]) not in allowed
+    }
+    if name == "dapo" and (trainer.epsilon_high or trainer.epsilon) <= trainer.epsilon:
+        wrong["trainer.epsilon_high"] = "0.28"
+    if name != "grpo" and trainer.multi_objective_aggregation != "sum_then_normalize":
+        wrong["trainer.multi_objective_aggregation"] = "sum_then_normalize"
+    if wrong:
+        raise ConfigError(f"algorithm {name} needs {' '.join(f'{key}={value}' for key, value in wrong.items())}")
+    if cfg.advantage_whitening not in (None, *WHITENINGS):
+        raise ConfigError(
+            f"advantage_whitening: there is no {cfg.advantage_whitening!r}; there is {', '.join(WHITENINGS)}, and null for the algorithm's own"
+        )
+    if not 0 <= cfg.soft_overlong_tokens < trainer.max_completion_length:
+        raise ConfigError(
+            f"soft_overlong_tokens must be at least 0 and less than trainer.max_completion_length {trainer.max_completion_length}, "
+            f"got {cfg.soft_overlong_tokens}"
+        )
+    if name == "remax":
+        _check_remax(trainer, num_processes)
+
+
+def _check_remax(trainer: DictConfig, num_processes: int) -> None:
+    if trainer.use_vllm:
+        raise ConfigError(
+            "algorithm remax draws a greedy response to each prompt, which trainer.use_vllm=true cannot yet"
+        )
+    steps = trainer.steps_per_generation or trainer.gradient_accumulation_steps
+    size = trainer.generation_batch_size or trainer.per_device_train_batch_size * num_processes * steps
+    if size // num_processes % trainer.num_generations:
+        raise ConfigError(
+            f"algorithm remax needs whole groups in each process: {size // num_processes} completions are no multiple of "
+            f"trainer.num_generations {trainer.num_generations}"
+        )

@@ -17,7 +17,7 @@ class BatchingSettings:
     sort_by_length: bool = True
     """Rows of an optimizer step are dealt into micro-batches of like length, each trimmed to its longest."""
     max_tokens_per_microbatch: int | None = None
-    """Tokens computed at once at most, padding included; null: what per_device_train_batch_size full-length rows hold."""
+    """Tokens computed at once at most, padding included; null: per_device_train_batch_size times the widest row there is."""
     fold_old_logprobs: bool = True
     """Old log-probabilities are read off the loss's own forward pass where the rollouts are on-policy."""
     packing: bool = False

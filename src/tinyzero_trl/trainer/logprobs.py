@@ -98,8 +98,9 @@ class Logprobs(GRPOTrainer):
         gathered_R2 = self.accelerator.gather(padded).view(-1, most, 2)
         budget = self.batching.max_tokens_per_microbatch
         if budget is None:
-            widest = int(self.accelerator.gather(sizes_B2[:, 0].max()).max())
-            budget = self.args.per_device_train_batch_size * (widest + self.max_completion_length)
+            # What TRL's own micro-batches of these rows take at least, so that memory never grows.
+            widest = int(self.accelerator.gather(sizes_B2.amax(0)[None]).amax(0).sum())
+            budget = self.args.per_device_train_batch_size * widest
         longest = gathered_R2.amax(0)
         sizes = chunk_sizes(
             longest[:, 0].tolist(), longest[:, 1].tolist(), budget=budget, is_packed=self.batching.packing

@@ -20,11 +20,13 @@ RECENT = 8
 class ShownProgress(GRPOTrainer):
     """Our progress in the place of transformers' bar and of its printed dicts."""
 
+    max_generated_tokens: int | None
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self._shown = _Progress()
+        self._shown = _Progress(budget=self.max_generated_tokens)
         self.add_callback(self._shown)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -35,7 +37,9 @@ class ShownProgress(GRPOTrainer):
 
 
 class _Progress(TrainerCallback):
-    def __init__(self) -> None:
+    def __init__(self, *, budget: int | None) -> None:
+        """budget: tokens the run ends with; None where it ends with its steps."""
+        self.budget = budget
         self.console = Console(file=sys.stdout, soft_wrap=True)
         self.bar: Progress | None = None
         self.bar_task: TaskID | None = None
@@ -94,7 +98,9 @@ class _Progress(TrainerCallback):
         if logs.get("tokens_per_second"):
             pieces.append(f"{logs['tokens_per_second']:,.0f} tok/s")
         (first, began), (last, now) = self.steps_at[0], self.steps_at[-1]
-        if last > first:
+        if self.budget is not None:  # steps are no measure then: they grow longer with the responses
+            pieces.append(f"{logs['generated_tokens'] / self.budget:.0%} of the tokens")
+        elif last > first:
             pieces.append(f"{_duration((now - began) / (last - first) * (state.max_steps - last))} left")
         return "  ".join(pieces)
 

@@ -165,22 +165,16 @@ def _check_silent_killers(trainer: Any) -> None:
             raise ConfigError(
                 "trainer.ds3_gather_for_generation=false needs vLLM: processes end generating at different times"
             )
+    if trainer.sync_ref_model and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        raise ConfigError(
+            "trainer.sync_ref_model: a reference model sharded by ZeRO-3 is not saved; use zero1 or zero2"
+        )
     if trainer.sync_ref_model and not trainer.beta:
         raise ConfigError("trainer.sync_ref_model has no reference model to synchronise: trainer.beta is 0")
     if trainer.remove_unused_columns:
         raise ConfigError("trainer.remove_unused_columns=true removes the columns rewards read; set it to false")
     if trainer.loss_type == "dr_grpo" and str(trainer.scale_rewards) not in ("none", "False"):
         raise ConfigError("trainer.loss_type=dr_grpo is Dr. GRPO only with trainer.scale_rewards=none")
-    cycle = (trainer.steps_per_generation or trainer.gradient_accumulation_steps) * trainer.num_iterations
-    if (
-        str(trainer.save_strategy) == "steps"
-        and trainer.save_steps >= 1
-        and (trainer.save_steps * trainer.gradient_accumulation_steps) % cycle
-    ):
-        raise ConfigError(
-            f"trainer.save_steps {trainer.save_steps:g} falls inside a generation cycle, which cannot be resumed exactly; "
-            f"use a multiple of {cycle // math.gcd(cycle, trainer.gradient_accumulation_steps)}"
-        )
     if str(trainer.eval_strategy) != "no":
         num_generations = trainer.num_generations_eval or trainer.num_generations
         if trainer.per_device_eval_batch_size % num_generations:

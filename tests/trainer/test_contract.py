@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import Trainer
 from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 RELIED_ON = {
     (GRPOTrainer, "_tokenize_prompts"): "9868a458d90c60a7",
@@ -23,6 +24,13 @@ RELIED_ON = {
     (GRPOTrainer, "_compute_loss"): "b5e91c41bd352c24",
     (GRPOTrainer, "_get_per_token_logps_and_entropies"): "1621a8c46bdd3d57",
     (GRPOTrainer, "compute_loss"): "3b04d42aa817611a",
+    (GRPOTrainer, "_get_train_sampler"): "6e7dced2603e0e54",
+    (RepeatSampler, "__iter__"): "b215b7a2da09c324",
+    (GRPOTrainer, "_load_optimizer_and_scheduler"): "ec6be8bfe01fedba",
+    (Trainer, "_issue_warnings_after_load"): "30671450d2aa03e9",
+    (Trainer, "_inner_training_loop"): "903df95ee2c095b2",
+    (Trainer, "_load_rng_state"): "5f5775818e55973b",
+    (Trainer, "_maybe_log_save_evaluate"): "32431bef3bc5d15f",
     (GRPOTrainer, "log"): "7b3a5c5325c03aae",
     (GRPOTrainer, "_save_checkpoint"): "188a83914894f893",
     (Trainer, "_save_checkpoint"): "16d32ae8ca61bd28",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from omegaconf import DictConfig
 
 from tinyzero_trl.algorithms import ALGORITHMS
@@ -43,9 +45,10 @@ def check_algorithm(cfg: DictConfig, *, num_processes: int) -> None:
 
 
 def _check_remax(trainer: DictConfig, num_processes: int) -> None:
-    if trainer.use_vllm:
+    # Both generate by other means than our sampler, which alone is told to be greedy.
+    if trainer.use_vllm or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
         raise ConfigError(
-            "algorithm remax draws a greedy response to each prompt, which trainer.use_vllm=true cannot yet"
+            "algorithm remax draws a greedy response to each prompt, which trainer.use_vllm=true and FSDP cannot yet"
         )
     steps = trainer.steps_per_generation or trainer.gradient_accumulation_steps
     size = trainer.generation_batch_size or trainer.per_device_train_batch_size * num_processes * steps

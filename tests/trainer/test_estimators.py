@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +19,8 @@ from tinyzero_trl.method import check_method
 from tinyzero_trl.trainer import TinyZeroTrainer
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "rloo": {"loss_type": "dr_grpo"},
+    "remax": {"loss_type": "dr_grpo"},
     "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
     "dapo": {"loss_type": "dapo", "epsilon_high": 0.28},
     "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence"},
@@ -64,9 +70,47 @@ def test_whitened_advantages_have_mean_0_and_deviation_1(build: Any) -> None:
         trainer.train()
         batch = batches[0]
         values = batch["advantages"]
-        values = values if values.dim() == 1 else values[batch["completion_mask"].bool()]
+        values = values[values != 0] if values.dim() == 1 else values[batch["completion_mask"].bool()]
         assert values.mean().abs() < 1e-5
         assert values.std(unbiased=False) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "rloo", "raft"])
+def test_whitening_leaves_constant_groups_at_zero(build: Any, algorithm: str) -> None:
+    def half(completions: list[str], **columns: Any) -> list[float]:
+        return [0.1 if index < 8 else len(text) * index for index, text in enumerate(completions)]
+
+    settings: dict[str, Any] = {"advantage_whitening": "batch", "reward_funcs": half, "max_steps": 1}
+    trainer = build(TinyZeroTrainer, algorithm=algorithm, **settings)
+    batches = scored_by(trainer)
+    trainer.train()
+    assert batches[0]["advantages"][:8].count_nonzero() == 0
+    assert batches[0]["advantages"][8:].count_nonzero() > 0
+
+
+def test_small_rewards_are_whitened_as_large_ones_are(build: Any) -> None:
+    def small(completions: list[str], **columns: Any) -> list[float]:
+        return [1e-6 * (index % 3) for index in range(len(completions))]
+
+    trainer = build(TinyZeroTrainer, algorithm="reinforce", reward_funcs=small, max_steps=1)
+    batches = scored_by(trainer)
+    trainer.train()
+    assert batches[0]["advantages"].std(unbiased=False) == pytest.approx(1, abs=0.02)
+
+
+def test_a_truncated_completion_that_is_masked_out_still_pays_for_its_length(build: Any) -> None:
+    def always(completions: list[str], **columns: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    settings: dict[str, Any] = {"advantage_whitening": "none", "reward_funcs": always, "max_steps": 1}
+    trainer = build(
+        TinyZeroTrainer, algorithm="reinforce", soft_overlong_tokens=4, mask_truncated_completions=True, **settings
+    )
+    batches = scored_by(trainer)
+    trainer.train()
+    is_masked = batches[0]["completion_mask"].sum(1) == 0
+    assert is_masked.any()
+    assert batches[0]["advantages"][is_masked].count_nonzero() == 0  # 1 - 1
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", "reinforce", "remax", "reinforce_pp"])
@@ -141,3 +185,23 @@ def test_every_algorithm_has_a_recipe_for_the_tiny_model(algorithm: str) -> None
     cfg = compose([f"+countdown={algorithm}-tiny"])
     assert cfg.algorithm == algorithm
     check_method(cfg)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_advantages_that_one_has(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("estimators_program.py")
+    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_machines=1"]
+    computed = []
+    for num_processes in ("1", "2"):
+        options = [f"--num_processes={num_processes}", "--mixed_precision=no", "--dynamo_backend=no"]
+        command = [*launcher, *options, *(["--multi_cpu"] if num_processes == "2" else []), str(program)]
+        subprocess.run(
+            [*command, str(tmp_path / num_processes)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        computed.append(torch.load(tmp_path / num_processes, weights_only=True))
+    one, two = computed
+    assert len(one) == 54
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=1e-6), name
+        assert torch.equal(one[name] == 0, two[name] == 0), name
+        assert one[name].isfinite().all()

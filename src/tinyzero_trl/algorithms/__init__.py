@@ -31,10 +31,10 @@ ALGORITHMS: dict[str, Algorithm] = {
         "GSPO (arXiv 2507.18071), eq. 5 and 7",
         requires={"loss_type": ("grpo",), "importance_sampling_level": ("sequence",)},
     ),
-    "rloo": Algorithm("Ahmadian et al. (arXiv 2402.14740), eq. 5", kl="reward"),
+    "rloo": Algorithm("Ahmadian et al. (arXiv 2402.14740), eq. 5", kl="reward", requires={"loss_type": ("dr_grpo",)}),
     "reinforce": Algorithm("Williams (1992), eq. 6", kl="reward", whitening="batch"),
     "reinforce_pp": Algorithm("REINFORCE++ (arXiv 2501.03262), eq. 6 to 8", kl="reward", whitening="batch"),
-    "remax": Algorithm("ReMax (arXiv 2310.10505), algorithm 2", kl="reward"),
+    "remax": Algorithm("ReMax (arXiv 2310.10505), algorithm 2", kl="reward", requires={"loss_type": ("dr_grpo",)}),
     "raft": Algorithm("RAFT (arXiv 2304.06767), algorithm 1", requires={"num_iterations": ("1",)}),
     "ppo": Algorithm(
         "Schulman et al. (arXiv 1707.06347), with GAE (arXiv 1506.02438); TinyZero", kl="reward", whitening="batch"

@@ -16,8 +16,10 @@ from tinyzero_trl.algorithms import ALGORITHMS, dapo, dr_grpo, grpo, raft, reinf
 from tinyzero_trl.algorithms.groups import is_constant
 
 EPSILON = 1e-8
-"""Added to the variance when whitening, as verl has it."""
+"""Added to the deviation when whitening."""
 MEAN_BASELINE = {"grpo": grpo.advantages, "dapo": grpo.advantages, "gspo": grpo.advantages}
+GROUP_BASELINE = (*MEAN_BASELINE, "dr_grpo", "rloo", "raft")
+"""Algorithms that a constant group teaches nothing."""
 
 
 class Estimators(GRPOTrainer):
@@ -48,6 +50,8 @@ class Estimators(GRPOTrainer):
         rewards_NF: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.rollout_temperature is None:
             self.rewards_NF = rewards_NF
+            # Counted here: the mask of a truncated completion may be empty (mask_truncated_completions).
+            self._lengths_B = torch.tensor([len(ids) for ids in completion_ids_list], device=rewards_NF.device)
         return rewards_NF
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -63,7 +67,7 @@ class Estimators(GRPOTrainer):
         rewards_N[self.rewards_NF.isnan().all(dim=1)] = torch.nan
         if self.soft_overlong_tokens:
             penalty_N = dapo.soft_overlong_penalty(
-                self.accelerator.gather(_lengths(scored)),
+                self.accelerator.gather(self._lengths_B),
                 max_length=self.max_completion_length,
                 num_soft=self.soft_overlong_tokens,
             )
@@ -106,10 +110,12 @@ class Estimators(GRPOTrainer):
             greedy_N = self.accelerator.gather(scored["greedy_rewards"])
             advantages_PG = remax.advantages(rewards_PG, greedy_B=greedy_N)
         else:
-            lengths_PG = self.accelerator.gather(_lengths(scored)).view(-1, num_generations)
+            lengths_PG = self.accelerator.gather(self._lengths_B).view(-1, num_generations)
             advantages_PG = raft.advantages(rewards_PG, lengths_BG=lengths_PG)
-        advantages_B = advantages_PG.flatten()[mine]
-        return self._whitened(advantages_B, ~rewards_N[mine].isnan())
+        learns_PG = ~rewards_PG.isnan()
+        if self.algorithm in GROUP_BASELINE:
+            learns_PG = learns_PG & ~is_constant(rewards_PG)[:, None]
+        return self._whitened(advantages_PG.flatten()[mine], learns_PG.flatten()[mine])
 
     def _whitened(self, advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Mean 0 and standard deviation 1 over what is in the mask, of all processes; 0 elsewhere; as they are where not wanted."""
@@ -119,9 +125,13 @@ class Estimators(GRPOTrainer):
         num, total = self.accelerator.reduce(torch.stack([kept.new_tensor(len(kept)), kept.sum()]), reduction="sum")
         mean = total / num.clamp(min=1)
         variance = self.accelerator.reduce(((kept - mean) ** 2).sum(), reduction="sum") / num.clamp(min=1)
-        whitened = (advantages - mean) * (variance + EPSILON).rsqrt()
-        # Rewards that are all the same say nothing, and rounding must not speak in their place.
-        return torch.where(mask & (variance > EPSILON), whitened, 0.0).to(advantages.dtype)
+        # Of what is all the same, rounding alone would be whitened.
+        ends = torch.stack([kept.max(), -kept.min()]) if len(kept) else mean.new_full((2,), -torch.inf)
+        highest, minus_lowest = self.accelerator.gather(ends[None]).amax(0)
+        if highest <= -minus_lowest:
+            return torch.zeros_like(advantages)
+        whitened = (advantages - mean) / (variance.sqrt() + EPSILON)
+        return torch.where(mask, whitened, 0.0).to(advantages.dtype)
 
     def _kl(self, scored: dict[str, Any]) -> torch.Tensor:
         """beta log(pi_old / pi_ref) of each token, 0 outside the loss mask and without a reference model; [B, C]."""
@@ -176,9 +186,3 @@ class Estimators(GRPOTrainer):
 def _loss_mask(scored: dict[str, Any]) -> torch.Tensor:
     mask_BC: torch.Tensor = scored["completion_mask"].bool()
     return mask_BC & scored["tool_mask"].bool() if "tool_mask" in scored else mask_BC
-
-
-def _lengths(scored: dict[str, Any]) -> torch.Tensor:
-    """Tokens of each completion, [B]; 0 for a truncated one that is masked out."""
-    lengths_B: torch.Tensor = scored["completion_mask"].sum(1)
-    return lengths_B

@@ -190,15 +190,15 @@ def test_every_algorithm_has_a_recipe_for_the_tiny_model(algorithm: str) -> None
 @pytest.mark.slow
 def test_two_processes_have_the_advantages_that_one_has(tmp_path: Path) -> None:
     program = Path(__file__).with_name("estimators_program.py")
-    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu", "--num_machines=1"]
+    configs = Path(__file__).resolve().parents[2] / "recipes" / "accelerate_configs"
     computed = []
-    for num_processes in ("1", "2"):
-        options = [f"--num_processes={num_processes}", "--mixed_precision=no", "--dynamo_backend=no"]
-        command = [*launcher, *options, *(["--multi_cpu"] if num_processes == "2" else []), str(program)]
-        subprocess.run(
-            [*command, str(tmp_path / num_processes)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        computed.append(torch.load(tmp_path / num_processes, weights_only=True))
+    for config, num_processes in (("cpu", 1), ("ddp", 2)):
+        launcher = [Path(sys.executable).with_name("accelerate"), "launch", f"--num_processes={num_processes}"]
+        port = ["--main_process_port=0"] if num_processes > 1 else []
+        command = [*launcher, *port, f"--config_file={configs / config}.yaml", program, tmp_path / config]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*map(str, command)], check=True, env=environment)
+        computed.append(torch.load(tmp_path / config, weights_only=True))
     one, two = computed
     assert len(one) == 54
     for name in one:

@@ -67,6 +67,9 @@ def test_what_is_passed_over_is_said_with_the_reason(tmp_path: Path) -> None:
         ("trainer.num_generations=8", "trainer.num_generations was 16 and is now 8"),
         ("rewards.format=1", "rewards was"),
         ("data.seed=9", "data was"),
+        ("trainer.learning_rate=1", "trainer.learning_rate was 0.0005 and is now 1.0"),
+        ("trainer.beta=0.1", "trainer.beta was 0.0 and is now 0.1"),
+        ("replay.num_groups=4", "replay was"),
     ],
 )
 def test_a_run_is_not_continued_as_another(tmp_path: Path, change: str, message: str) -> None:
@@ -75,6 +78,18 @@ def test_a_run_is_not_continued_as_another(tmp_path: Path, change: str, message:
     with pytest.raises(ConfigError, match=message):
         run_folder.choose(compose(words))
     assert run_folder.choose(compose([*words[:3], "trainer.max_steps=999"])).resume_from
+
+
+def test_a_run_is_not_continued_on_other_rows(tmp_path: Path) -> None:
+    """C-14."""
+    path = recorded(tmp_path / "run")
+    cfg = compose([TINY, f"trainer.resume_from_checkpoint={path}"])
+    record.write_record(path, cfg, data={"fingerprint": "a"}, seeds={})
+    changed = run_folder.opened(cfg, num_processes=1, data={"fingerprint": "b"}, seeds={})
+    with pytest.raises(ConfigError, match="the training rows have changed"), changed:
+        pass
+    with run_folder.opened(cfg, num_processes=1, data={"fingerprint": "a"}, seeds={}) as folder:
+        assert folder.resume_from == path / "checkpoint-2"
 
 
 def test_a_run_of_two_processes_is_not_continued_by_one(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "MANIFEST.json"
+UNFINISHED = "unfinished"
+"""Folder of a run in which checkpoints are written before they are renamed into the run's own."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,20 @@ def seal(folder: Path, **facts: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, folder / MANIFEST)
-    for directory in (folder, folder.parent):
-        descriptor = os.open(directory, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    _flush(folder)
+    _flush(folder.parent)
+
+
+def publish(beside: Path, folder: Path) -> None:
+    """Rename a sealed folder to its place. What is there goes first: another attempt's, whose step was done again.
+
+    The seal says what is whole, so a file system whose rename is a copy in steps loses nothing by it.
+    """
+    if folder.exists():
+        os.replace(folder, beside.with_name(f"{beside.name}.replaced"))
+    os.replace(beside, folder)
+    _flush(folder.parent)
+    shutil.rmtree(beside.parent)
 
 
 def is_sealed(folder: Path) -> bool:
@@ -88,6 +101,12 @@ def newest_usable(run_folder: Path) -> Found:
             return Found(path, tuple(passed_over))
         passed_over.append(f"{path.name} {reason}")
     return Found(None, tuple(passed_over))
+
+
+def _flush(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

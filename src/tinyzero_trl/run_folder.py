@@ -26,6 +26,13 @@ FIXED_ON_RESUME = (
     "format",
     "rewards",
     "algorithm",
+    "advantage_whitening",
+    "soft_overlong_tokens",
+    "dynamic_sampling_rounds",
+    "batching",
+    "critic",
+    "curriculum",
+    "replay",
     "data",
     "model",
     "trainer.seed",
@@ -35,6 +42,27 @@ FIXED_ON_RESUME = (
     "trainer.generation_batch_size",
     "trainer.num_generations",
     "trainer.num_iterations",
+    "trainer.max_completion_length",
+    "trainer.temperature",
+    "trainer.learning_rate",
+    "trainer.lr_scheduler_type",
+    "trainer.warmup_steps",
+    "trainer.optim",
+    "trainer.weight_decay",
+    "trainer.max_grad_norm",
+    "trainer.loss_type",
+    "trainer.scale_rewards",
+    "trainer.importance_sampling_level",
+    "trainer.beta",
+    "trainer.epsilon",
+    "trainer.epsilon_high",
+    "trainer.mask_truncated_completions",
+    "trainer.sync_ref_model",
+    "trainer.ref_model_sync_steps",
+    "trainer.ref_model_mixup_alpha",
+    "trainer.shuffle_dataset",
+    "trainer.bf16",
+    "trainer.fp16",
 )
 """Keys a resumed run must share with the run it continues."""
 
@@ -102,6 +130,7 @@ def opened(
         if os.environ.get("RANK", "0") == "0":
             try:
                 folder = choose(cfg, num_processes=num_processes)
+                _check_same_data(folder.path, data)
                 stack.enter_context(locked(folder.path))
                 write_record(folder.path, cfg, data=data, seeds=seeds)
                 seconds = cut_metrics(folder.path, step=_step_of(folder.resume_from))
@@ -179,10 +208,23 @@ def _check_same_run(path: Path, cfg: DictConfig) -> None:
     if not (path / "run.yaml").is_file():
         raise ConfigError(f"nothing to resume: {path} is not a run folder (it has no run.yaml)")
     before = OmegaConf.load(path / "run.yaml")
+    absent = object()
     for key in FIXED_ON_RESUME:
+        if OmegaConf.select(before, key, default=absent) is absent:
+            continue  # a record from before the key existed
         old, new = _plain(OmegaConf.select(before, key)), redacted(_plain(OmegaConf.select(cfg, key)))
         if old != new:
             raise ConfigError(f"cannot continue {path}: {key} was {old!r} and is now {new!r}")
+
+
+def _check_same_data(path: Path, data: Mapping[str, Any]) -> None:
+    if not (path / "run.yaml").is_file():
+        return
+    before = OmegaConf.select(OmegaConf.load(path / "run.yaml"), "provenance.data.fingerprint")
+    if before and before != data.get("fingerprint"):
+        raise ConfigError(
+            f"cannot continue {path}: the training rows have changed (fingerprint {before}, now {data.get('fingerprint')})"
+        )
 
 
 def _check_world(checkpoint: Path, num_processes: int) -> None:

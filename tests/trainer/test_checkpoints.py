@@ -66,6 +66,21 @@ def test_rotation_keeps_two_sealed_checkpoints_at_least_and_counts_no_unfinished
     assert [path.name for path in manifest.checkpoints(folder)] == ["checkpoint-4", "checkpoint-5", "checkpoint-99"]
 
 
+def test_rotation_keeps_the_checkpoint_of_the_best_held_out_accuracy(build: Any) -> None:
+    class Evaluated(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            accuracy = {1: 0.1, 2: 0.5, 5: 0.5}.get(state.global_step, 0.3)
+            state.log_history.append({"step": state.global_step, "eval_accuracy": accuracy})
+
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "callbacks": [Evaluated()]}
+    trainer = build(TinyZeroTrainer, max_steps=5, **settings)
+    trainer.train()
+    folder = Path(trainer.args.output_dir)
+    assert [path.name for path in manifest.checkpoints(folder)] == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
+    assert json.loads((folder / "best.json").read_text()) == {"checkpoint": "checkpoint-2", "eval_accuracy": 0.5}
+    assert not (folder / manifest.UNFINISHED).exists()
+
+
 @pytest.mark.parametrize(
     "error",
     [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("[enforce fail at inline_container.cc:664]")],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +40,9 @@ torch.serialization.register_package(
 class Checkpoints(GRPOTrainer):
     """Saves that seal, rotation that counts sealed ones only, no weights that are not finite, no pickled arguments."""
 
+    _beside: Path | None = None
+    """Where transformers puts a checkpoint's folder while it is written."""
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._refuse_non_finite()
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
@@ -46,37 +51,43 @@ class Checkpoints(GRPOTrainer):
             None,
         )  # TRL rotates before the seal, unsealed ones too
         try:
-            with self.whole(folder):
+            with self.whole(folder) as beside:
+                self._beside = beside.parent
                 super()._save_checkpoint(model, trial)
         finally:
-            self.args.save_total_limit = limit
+            self.args.save_total_limit, self._beside = limit, None
         if self.args.should_save and limit is not None:
             self._rotate(folder.parent, keep=max(limit, MIN_KEPT))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._beside or super()._get_output_dir(trial))
 
     def save_final(self, folder: Path) -> None:
         """Write the model and tokenizer to `folder`, sealed."""
         self._refuse_non_finite()
-        with self.whole(folder):
-            self.save_model(str(folder))
+        with self.whole(folder) as beside:
+            self.save_model(str(beside))
 
     @contextmanager
-    def whole(self, folder: Path) -> Iterator[None]:
-        """What the block writes to `folder` is sealed if it ends well, and removed if it does not.
+    def whole(self, folder: Path) -> Iterator[Path]:
+        """What the block writes to the folder it is given is sealed and becomes `folder` if it ends well, and is removed if it does not.
 
         Raises: DiskFull where the disk is why.
         """
-        if self.args.should_save and folder.is_dir():
-            shutil.rmtree(folder)  # what an interrupted attempt of this same run left, or this step saved once more
+        beside = folder.parent / manifest.UNFINISHED / folder.name
+        if self.args.should_save:
+            shutil.rmtree(beside.parent, ignore_errors=True)  # what an attempt that was killed left
         self.accelerator.wait_for_everyone()
         try:
-            yield
+            yield beside
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                manifest.seal(folder, step=self.state.global_step, world_size=self.accelerator.num_processes)
+                manifest.seal(beside, step=self.state.global_step, world_size=self.accelerator.num_processes)
+                manifest.publish(beside, folder)
             self.accelerator.wait_for_everyone()
         except Exception as error:
             if self.args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(beside.parent, ignore_errors=True)
             if not _is_disk_full(error):
                 raise
             kept = manifest.newest_usable(Path(self.args.output_dir)).path
@@ -99,12 +110,30 @@ class Checkpoints(GRPOTrainer):
 
     def _rotate(self, run_folder: Path, *, keep: int) -> None:
         sealed = [path for path in manifest.checkpoints(run_folder) if manifest.is_sealed(path)]
-        best = Path(self.state.best_model_checkpoint or "")
+        best = self._write_best(run_folder, sealed)
         for path in sealed[:-keep]:
-            if path.name != best.name:
+            if path != best:
                 # The seal goes first: what is half deleted must not look whole.
                 (path / manifest.MANIFEST).unlink()
                 shutil.rmtree(path)
+
+    def _write_best(self, run_folder: Path, sealed: list[Path]) -> Path | None:
+        """The checkpoint with the highest held-out accuracy, the oldest of equals, named in best.json; None without evaluation.
+
+        A checkpoint's accuracy is that of the last evaluation up to its step.
+        """
+        evaluations = [entry for entry in self.state.log_history if entry.get("eval_accuracy") is not None]
+        best: tuple[float, Path] | None = None
+        for path in sealed:
+            before = [entry for entry in evaluations if entry["step"] <= int(path.name.split("-")[1])]
+            if before and (best is None or before[-1]["eval_accuracy"] > best[0]):
+                best = before[-1]["eval_accuracy"], path
+        if best is None:
+            return None
+        part = run_folder / "best.json.part"
+        part.write_text(json.dumps({"checkpoint": best[1].name, "eval_accuracy": best[0]}) + "\n", encoding="utf-8")
+        os.replace(part, run_folder / "best.json")
+        return best[1]
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -120,14 +120,14 @@ class Checkpoints(GRPOTrainer):
     def _write_best(self, run_folder: Path, sealed: list[Path]) -> Path | None:
         """The checkpoint with the highest held-out accuracy, the oldest of equals, named in best.json; None without evaluation.
 
-        A checkpoint's accuracy is that of the last evaluation up to its step.
+        Only a checkpoint of a step that was evaluated can be it.
         """
         evaluations = [entry for entry in self.state.log_history if entry.get("eval_accuracy") is not None]
         best: tuple[float, Path] | None = None
         for path in sealed:
-            before = [entry for entry in evaluations if entry["step"] <= int(path.name.split("-")[1])]
-            if before and (best is None or before[-1]["eval_accuracy"] > best[0]):
-                best = before[-1]["eval_accuracy"], path
+            found = [e["eval_accuracy"] for e in evaluations if e["step"] == int(path.name.split("-")[1])]
+            if found and (best is None or found[-1] > best[0]):
+                best = found[-1], path
         if best is None:
             return None
         part = run_folder / "best.json.part"

@@ -77,6 +77,7 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
             raise ConfigError(f"trainer.{key} must be {bound}, got {value:g}")
     if trainer.max_steps == 0 or (trainer.max_steps < 0 and trainer.num_train_epochs <= 0):
         raise ConfigError("the run would do nothing: set trainer.max_steps or trainer.num_train_epochs above 0")
+    _check_packing(cfg)
     _check_batches(trainer, num_processes)
     check_algorithm(cfg, num_processes=num_processes)
     _check_silent_killers(trainer)
@@ -114,6 +115,18 @@ def _check_critic(cfg: DictConfig) -> None:
         raise ConfigError(
             "algorithm: ppo keeps its value model whole on every process, which ZeRO-3 and FSDP do not allow; use one process, "
             "ddp, zero1 or zero2"
+        )
+
+
+def _check_packing(cfg: DictConfig) -> None:
+    limit, attention = cfg.batching.max_tokens_per_microbatch, str(cfg.model.attn_implementation)
+    if limit is not None and limit < 1:
+        raise ConfigError(f"batching.max_tokens_per_microbatch must be at least 1 or null, got {limit}")
+    # Elsewhere rows are kept apart by a mask over all pairs of tokens, which costs more than the padding did.
+    if cfg.batching.packing and not any(name in attention for name in ("flash_attention", "flash-attn")):
+        raise ConfigError(
+            f"batching.packing=true with model.attn_implementation={attention}: it needs attention over rows of different lengths; "
+            "use model.attn_implementation=flash_attention_2 (or _3, or kernels-community/flash-attn), or batching.packing=false"
         )
 
 

@@ -33,6 +33,7 @@ RELIED_ON = {
     (Trainer, "_maybe_log_save_evaluate"): "32431bef3bc5d15f",
     (GRPOTrainer, "log"): "7b3a5c5325c03aae",
     (GRPOTrainer, "_save_checkpoint"): "188a83914894f893",
+    (Trainer, "training_step"): "4cb00a8924b18f11",
     (Trainer, "_save_checkpoint"): "16d32ae8ca61bd28",
     (Trainer, "_save"): "c6a2382c62c46fdb",
     (Trainer, "_get_grad_norm"): "158fb528d1513ba6",

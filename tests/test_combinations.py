@@ -13,7 +13,7 @@ from tinyzero_trl.method import check_method
 from tinyzero_trl.recipes import list_recipes, program_of
 
 TINY, LARGE = "+countdown=grpo-tiny", "+countdown=grpo-qwen-2.5-3b-base"
-VLLM = ["trainer.use_vllm=true", "trainer.vllm_max_model_length=null"]
+VLLM = ["generation.engine=colocate", "trainer.vllm_max_model_length=null"]
 GRPO = ["trainer.loss_type=grpo", "trainer.scale_rewards=group"]
 REFUSED: list[tuple[list[str], str]] = [
     (["trainer.max_completion_length=null"], "trainer.max_completion_length=null lets a completion grow without end"),
@@ -21,7 +21,7 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*VLLM, "++trainer.generation_kwargs={n:4}"], "generation_kwargs.n is not what the loss is computed with; remove it"),
     ([*VLLM, "++trainer.generation_kwargs={top_p:0.9}"], "generation_kwargs.top_p with vLLM makes importance ratios vanish"),
     ([*VLLM, "trainer.vllm_structured_outputs_regex=a+"], "vllm_structured_outputs_regex with vLLM makes importance ratios vanish"),
-    (["trainer.use_vllm=true", "trainer.vllm_max_model_length=256"], "trainer.vllm_max_model_length 256 holds prompt and completion, and trainer.max_completion_length is 256"),
+    (["generation.engine=colocate", "trainer.vllm_max_model_length=256"], "trainer.vllm_max_model_length 256 holds prompt and completion, and trainer.max_completion_length is 256"),
     (["++trainer.chat_template_kwargs={continue_final_message:true}"], "chat_template_kwargs.continue_final_message is decided by how the prompt ends"),
     (["trainer.loss_type=cispo"], "trainer.loss_type=cispo cuts the ratio itself at trainer.epsilon_high, here 0.2"),
     ([*GRPO, "trainer.loss_type=luspo"], "luspo is LUSPO only with trainer.importance_sampling_level=sequence"),
@@ -63,7 +63,6 @@ def test_what_cannot_be_right_is_refused_with_what_to_change(words: list[str], m
         ([TINY, "trainer.epsilon_high=0.1"], "trainer.epsilon_high 0.1 is below trainer.epsilon 0.2"),
         ([TINY, *GRPO, "trainer.importance_sampling_level=sequence"], "clips nothing with trainer.importance_sampling_level"),
         ([TINY, "trainer.beta=0.1", "trainer.sync_ref_model=true"], "ref_model_sync_steps 512 is more than trainer.max_steps 40"),
-        ([LARGE, "trainer.vllm_mode=server"], "trainer.vllm_server_host is 0.0.0.0; name the server's address"),
         ([TINY, "trainer.report_to=[wandb]"], "trainer.report_to has wandb, and there is no login"),
     ],
 )  # fmt: skip

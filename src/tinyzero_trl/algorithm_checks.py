@@ -46,10 +46,10 @@ def check_algorithm(cfg: DictConfig, *, num_processes: int) -> None:
 
 
 def _check_remax(trainer: DictConfig, num_processes: int) -> None:
-    # Both generate by other means than our sampler, which alone is told to be greedy.
-    if trainer.use_vllm or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+    # transformers' own generate, which FSDP needs, is not told to be greedy.
+    if not trainer.use_vllm and os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
         raise ConfigError(
-            "algorithm remax draws a greedy response to each prompt, which trainer.use_vllm=true and FSDP cannot yet"
+            "algorithm remax draws a greedy response to each prompt, which FSDP cannot yet; use zero2 or vLLM"
         )
     steps = trainer.steps_per_generation or trainer.gradient_accumulation_steps
     size = trainer.generation_batch_size or trainer.per_device_train_batch_size * num_processes * steps

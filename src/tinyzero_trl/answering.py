@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from tinyzero_trl.task import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from tinyzero_trl.generation.sampler import Sampled
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 """Tokens of a response where neither a person nor a run says."""
@@ -67,44 +70,79 @@ def answer(
 ) -> tuple[list[dict[str, Any]], float]:
     """k completions of each prompt, and the seconds they took.
 
-    Raises: MemoryError where the device has too little memory for the batch.
+    Raises: MemoryError where the device has too little memory for the batch; Failure where vLLM does not do its part.
     """
-    import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from tinyzero_trl.draws import seed_of
-    from tinyzero_trl.generation.sampler import sample
 
-    model = _model(plan.location)
-    listed = model.generation_config.eos_token_id
-    eos_token_ids = sorted({tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None})
+    rows = [ids for ids in prompt_ids for _ in range(settings.k)]
+    seeds = [seed_of(settings.seed, problem, i) for problem in range(len(prompt_ids)) for i in range(settings.k)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(f"Answering with {plan.location.shown}", total=len(prompt_ids) * settings.k)
-        started = time.perf_counter()
-        try:
-            sampled = sample(
-                model,
-                [ids for ids in prompt_ids for _ in range(settings.k)],
-                max_new_tokens=max_new_tokens,
-                temperature=plan.temperature,
-                eos_token_ids=eos_token_ids,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-                batch_size=settings.batch_size,
-                seeds=[
-                    seed_of(settings.seed, problem, i) for problem in range(len(prompt_ids)) for i in range(settings.k)
-                ],
-                on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
-            )
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
-        seconds = time.perf_counter() - started
+        bar = progress.add_task(f"Answering with {plan.location.shown}", total=len(rows))
+        drawn = {
+            "seeds": seeds,
+            "max_new_tokens": max_new_tokens,
+            "temperature": plan.temperature,
+            "batch_size": settings.batch_size,
+            "on_progress": lambda done, total: progress.update(bar, advance=done),
+        }
+        if settings.engine == "transformers":
+            sampled, seconds = _by_transformers(plan.location, tokenizer, rows, drawn)
+        else:
+            sampled, seconds = _by_vllm(settings.engine, plan.location, tokenizer, rows, drawn)
     texts = tokenizer.batch_decode(sampled.completion_ids, skip_special_tokens=True)
     completions = [
         {"completion": text, "num_completion_tokens": len(ids), "is_truncated": is_truncated}
         for text, ids, is_truncated in zip(texts, sampled.completion_ids, sampled.is_truncated, strict=True)
     ]
     return completions, seconds
+
+
+def _by_transformers(
+    location: ModelLocation, tokenizer: Any, rows: list[list[int]], drawn: dict[str, Any]
+) -> tuple[Sampled, float]:
+    import torch
+
+    from tinyzero_trl.generation.sampler import sample
+
+    model = _model(location)
+    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    started = time.perf_counter()
+    try:
+        sampled = sample(
+            model, rows, eos_token_ids=_ends(tokenizer, model.generation_config), pad_token_id=pad_token_id, **drawn
+        )
+        return sampled, time.perf_counter() - started
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(str(error)) from error
+
+
+def _by_vllm(
+    engine: str, location: ModelLocation, tokenizer: Any, rows: list[list[int]], drawn: dict[str, Any]
+) -> tuple[Sampled, float]:
+    from transformers import AutoConfig, GenerationConfig
+
+    from tinyzero_trl.generation.answers import answers
+
+    try:
+        generation_config = GenerationConfig.from_pretrained(location.path)
+    except OSError:  # a model without the file: its own config names the end, as it does for transformers
+        generation_config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(location.path))
+    eos_token_ids = _ends(tokenizer, generation_config)
+    if not location.adapter:
+        return answers(engine, location.path, rows, eos_token_ids=eos_token_ids, **drawn)
+    with tempfile.TemporaryDirectory(prefix="tinyzero-merged-") as merged:
+        _model(location).save_pretrained(merged)
+        tokenizer.save_pretrained(merged)
+        return answers(engine, merged, rows, eos_token_ids=eos_token_ids, **drawn)
+
+
+def _ends(tokenizer: Any, generation_config: Any) -> list[int]:
+    """Tokens that end a response: the tokenizer's, and those the model's generation config lists."""
+    listed = generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None})
 
 
 def _model(location: ModelLocation) -> Any:

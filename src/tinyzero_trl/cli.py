@@ -103,6 +103,15 @@ def train(argv: Sequence[str]) -> int:
     return launch(program, words, config=config, num_processes=num_processes)
 
 
+def serve(argv: Sequence[str]) -> int:
+    """start the vLLM server that a recipe trains with"""
+    if not argv or argv[0] in ("-h", "--help"):
+        argv = ["--help"]
+    from tinyzero_trl.generation import serving
+
+    return serving.main(argv)
+
+
 def evaluate(argv: Sequence[str]) -> int:
     """answer held-out problems with a model; or compare two evaluations"""
     from tinyzero_trl import evaluation
@@ -153,6 +162,7 @@ VERBS: dict[str, Verb] = {
     "demo": demo,
     "prepare": prepare,
     "train": train,
+    "serve": serve,
     "evaluate": evaluate,
     "report": report,
     "recipes": recipes,

@@ -20,8 +20,9 @@ CHANGES_DISTRIBUTION = (
     *("allowed_token_ids", "bad_words", "min_tokens", "structured_outputs"),
 )
 """Sampling parameters of vLLM after which its log-probabilities are no longer those of the model."""
-OF_THE_TRAINER = ("temperature", "n", "logprobs", "max_tokens", "prompt_logprobs", "detokenize")
-"""Sampling parameters of vLLM that TRL sets itself, from keys of `trainer` or by its own needs."""
+OF_THE_TRAINER = ("temperature", "seed", "n", "logprobs", "max_tokens", "prompt_logprobs", "detokenize")
+"""Sampling parameters of vLLM that are set by keys of `trainer`, or by what training needs."""
+OWN_KEYS = {"temperature": "trainer.temperature", "max_tokens": "trainer.max_completion_length", "seed": "trainer.seed"}
 TRACKERS = {
     "wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow", "comet_ml": "comet_ml",
     "swanlab": "swanlab", "clearml": "clearml",
@@ -67,12 +68,6 @@ def advice(cfg: DictConfig) -> list[str]:
             f"trainer.ref_model_sync_steps {trainer.ref_model_sync_steps} is more than trainer.max_steps {trainer.max_steps}: "
             "the reference model never changes"
         )
-    names_server = trainer.vllm_server_base_url or trainer.vllm_server_host != "0.0.0.0"
-    if trainer.use_vllm and trainer.vllm_mode == "server" and not names_server:
-        lines.append(
-            "trainer.vllm_server_host is 0.0.0.0; name the server's address (127.0.0.1 on this machine), and let it listen "
-            "nowhere else: whoever reaches it can stop the run and replace its weights"
-        )
     if "wandb" in _trackers(trainer) and not _has_wandb_login():
         lines.append("trainer.report_to has wandb, and there is no login: run `wandb login`, or set WANDB_MODE=offline")
     return lines
@@ -85,7 +80,7 @@ def _generation_faults(cfg: DictConfig) -> Iterator[str]:
         yield "trainer.max_completion_length=null lets a completion grow without end; set a number of tokens"
     for key in OF_THE_TRAINER:
         if trainer.use_vllm and key in given:
-            where = {"temperature": "trainer.temperature", "max_tokens": "trainer.max_completion_length"}.get(key)
+            where = OWN_KEYS.get(key)
             remedy = f"set {where} instead" if where else "remove it"
             yield f"trainer.generation_kwargs.{key} is not what the loss is computed with; {remedy}"
     if trainer.use_vllm and trainer.vllm_importance_sampling_correction:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyzero_trl.algorithms import ALGORITHMS
+from tinyzero_trl.engine import tell_trl
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.keys import check_keys, checked_override, defaults, known_keys, nearest, trainer_class
 from tinyzero_trl.recipes import NOT_TASKS, RECIPES, Recipe, chain, groups, list_recipes, program_of, shown
@@ -78,6 +79,8 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
     if cfg.trainer.get("run_name") is None:
         cfg.trainer.run_name = name
     _check_untyped(cfg, program)
+    if program == "grpo":
+        tell_trl(cfg)
     OmegaConf.set_struct(cfg, True)
     return cfg
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from tinyzero_trl import scores
 from tinyzero_trl.answering import answer, prompt_ids_of, room, tokenizer_of
+from tinyzero_trl.engine import ENGINES, check_engine_of_evaluation
 from tinyzero_trl.evaluation_plan import DEFAULT_NUM_PROBLEMS, Plan, Settings, make_plan, request
+from tinyzero_trl.failures import Failure
 from tinyzero_trl.model_location import ModelLocation
 from tinyzero_trl.scores import Sample
 from tinyzero_trl.statistics import Comparison, Estimate
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
         return _failed(str(error), MISTAKE)
     except OSError as error:
         return _failed(f"nothing was written to {error.filename or 'disk'}: {error.strerror or error}", DISK)
+    except Failure as failure:
+        return _failed(str(failure), failure.exit_code)
     except MemoryError:
         return _failed("out of memory: lower --batch_size or --max_new_tokens", OUT_OF_MEMORY)
     except KeyboardInterrupt:
@@ -54,6 +58,7 @@ def evaluate(settings: Settings) -> Path:
     from rich.console import Console
 
     console = Console()
+    check_engine_of_evaluation(settings.engine)
     plan = make_plan(settings)
     rows = _rows(plan, settings)
     tokenizer = tokenizer_of(plan.location)
@@ -72,6 +77,7 @@ def evaluate(settings: Settings) -> Path:
         "schema": 1,
         "name": plan.folder.name,
         **request(plan, settings),
+        "engine": settings.engine,
         "max_new_tokens": max_new_tokens,
         "num_problems": len(rows),
         "seconds": round(seconds, 3),
@@ -211,6 +217,12 @@ def _parser(task: str | None) -> argparse.ArgumentParser:
     add("--max_new_tokens", type=int, help="tokens of a response (default: the run's, or 1024)")
     add("--seed", type=int, default=0, help="draws problems and samples (default: 0)")
     add("--batch_size", type=int, help="sequences generated at once")
+    add(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="who generates: the model in transformers, or vLLM as a server of its own or in this process (default: %(default)s)",
+    )
     add("--format", help="wording of the prompt (default: the run's, or base)")
     add(
         "--output",

@@ -43,6 +43,8 @@ class Settings:
     """Draws the problems and the samples."""
     batch_size: int | None = None
     """Sequences generated at once; the sampler's choice."""
+    engine: str = "transformers"
+    """Who generates: transformers, server (vLLM in processes of its own) or colocate (vLLM in this one)."""
     output: Path | None = None
     """Folder that gets evaluation/<name>/; the run folder, or outputs/<task>/<model>."""
     name: str | None = None

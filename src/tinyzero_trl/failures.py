@@ -1,6 +1,6 @@
 """Why a run ends other than by being done; each reason has an exit code that schedulers and scripts can act on.
 
-0 done, 2 config, 3 reward, 4 numeric, 5 out of memory, 6 locked, 8 disk, 130 Ctrl-C, 143 SIGTERM.
+0 done, 2 config, 3 reward, 4 numeric, 5 out of memory, 6 locked, 7 server, 8 disk, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -40,8 +40,14 @@ class RunLocked(Failure):
     exit_code = 6
 
 
+class ServerLost(Failure):
+    """The server that generates does not, and could not be brought back."""
+
+    exit_code = 7
+
+
 class DiskFull(Failure):
-    """A checkpoint could not be written whole; the last sealed one is untouched."""
+    """A checkpoint, or the weights for a server, could not be written whole; the last sealed checkpoint is untouched."""
 
     exit_code = 8
 

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL sends a ping as a trainer is made; 0 allows it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-from tinyzero_trl import checks, combinations, config, record, run_folder
+from tinyzero_trl import checks, combinations, config, engine, record, run_folder
 from tinyzero_trl.failures import exit_code_of
 
 
@@ -27,7 +27,9 @@ def train(words: Sequence[str]) -> int:
         return config.show(cfg)
     chosen = checks.parts(cfg)
     checks.check_method(cfg, num_processes=num_processes)
-    for line in combinations.advice(cfg) if os.environ.get("RANK", "0") == "0" else []:
+    engine.check_engine(cfg, num_processes=num_processes)
+    engine.check_installed(cfg)
+    for line in [*combinations.advice(cfg), *engine.notes(cfg)] if os.environ.get("RANK", "0") == "0" else []:
         print(f"note: {line}", file=sys.stderr, flush=True)
     tokenizer = checks.tokenizer_of(cfg)
     train_rows, eval_rows = checks.rows(cfg, chosen)
@@ -36,6 +38,7 @@ def train(words: Sequence[str]) -> int:
     if eval_rows is not None:
         checks.check_rows(cfg, chosen, eval_rows, tokenizer, generation_batch_size=0, name="evaluation")
 
+    from tinyzero_trl.generation import engines
     from tinyzero_trl.policy import init_arguments, policy, rollout_function
     from tinyzero_trl.reward_pool import reward_functions
     from tinyzero_trl.settings import features
@@ -52,19 +55,21 @@ def train(words: Sequence[str]) -> int:
         args.output_dir = str(folder.path)
         args.model_init_kwargs = init_arguments(cfg)
         run_folder.announce(folder)
-        trainer = TinyZeroTrainer(
-            **policy(cfg),
-            reward_funcs=reward_functions(cfg, chosen.rewards),
-            args=args,
-            train_dataset=train_rows,
-            eval_dataset=eval_rows,
-            processing_class=tokenizer,
-            rollout_func=rollout_function(cfg),
-            task=chosen.task,
-            seconds_before=folder.seconds_before,
-            **features(cfg),
-        )
-        trainer.train(resume_from_checkpoint=str(folder.resume_from) if folder.resume_from else None)
+        with engines.engine(cfg, folder.path) as vllm_generation:
+            trainer = TinyZeroTrainer(
+                **policy(cfg),
+                reward_funcs=reward_functions(cfg, chosen.rewards),
+                args=args,
+                train_dataset=train_rows,
+                eval_dataset=eval_rows,
+                processing_class=tokenizer,
+                rollout_func=rollout_function(cfg),
+                vllm_generation=vllm_generation,
+                task=chosen.task,
+                seconds_before=folder.seconds_before,
+                **features(cfg),
+            )
+            trainer.train(resume_from_checkpoint=str(folder.resume_from) if folder.resume_from else None)
         if not trainer.interrupted_by:
             trainer.save_final(folder.path / "model")
     signal, step = trainer.interrupted_by, trainer.state.global_step

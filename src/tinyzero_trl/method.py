@@ -158,10 +158,6 @@ def _check_silent_killers(trainer: Any) -> None:
                 f"trainer.{', trainer.'.join(cut)} with vLLM makes importance ratios vanish and training stand still (trl#6789); "
                 "use top_p=1, top_k=0, min_p=null, repetition_penalty=1, or trainer.vllm_importance_sampling_correction=false"
             )
-    if trainer.use_vllm and trainer.vllm_mode == "colocate" and "seed" in (trainer.generation_kwargs or {}):
-        raise ConfigError(
-            "trainer.generation_kwargs.seed with vllm_mode=colocate makes all completions of a group the same; remove it"
-        )
     if trainer.use_transformers_continuous_batching and trainer.bf16 is not False:
         raise ConfigError(
             "trainer.use_transformers_continuous_batching with bf16 turns the float32 master weights into bfloat16 for good; set trainer.bf16=false"

@@ -17,15 +17,16 @@ from tinyzero_trl.settings import (
     BatchingSettings,
     CriticSettings,
     CurriculumSettings,
+    GenerationSettings,
     ReplaySettings,
     RewardWorkerSettings,
 )
 
-SECTIONS = ("model", "trainer", "batching", "critic", "curriculum", "replay", "reward_workers")
+SECTIONS = ("model", "trainer", "batching", "critic", "curriculum", "generation", "replay", "reward_workers")
 """Keys of a run whose own keys the schema knows."""
 REPLACED: dict[str, str] = {
     "max_prompt_length": "TRL no longer cuts prompts; prompts that do not fit the model are refused at start, with the row named",
-    "vllm_device": "use trainer.vllm_mode=colocate (same GPUs) or trainer.vllm_mode=server with trainer.vllm_server_base_url",
+    "vllm_device": "use generation.engine=colocate (same GPUs) or generation.engine=server with generation.devices",
     "vllm_dtype": "the policy's own dtype is used; set model.dtype",
     "vllm_max_model_len": "use trainer.vllm_max_model_length",
     "vllm_enable_prefix_caching": "prefix caching is always on now; remove the key",
@@ -47,6 +48,12 @@ REPLACED: dict[str, str] = {
 """Keys of older TRL versions, of other trainers and of habit, each with what to write instead."""
 
 OURS: dict[str, str] = {
+    "use_vllm": "use generation.engine=server or generation.engine=colocate",
+    "vllm_mode": "use generation.engine=server or generation.engine=colocate",
+    "vllm_server_base_url": "use generation.server=<url>",
+    "vllm_server_host": "use generation.server=<url>",
+    "vllm_server_port": "use generation.server=<url>",
+    "vllm_server_timeout": "use generation.seconds_to_start",
     "output_dir": "use output_dir at the top level of the recipe",
     "reward_weights": REPLACED["reward_weights"],
     "use_liger_kernel": REPLACED["use_liger_kernel"],
@@ -93,6 +100,8 @@ class RunConfig:
     """The value model of `algorithm: ppo`."""
     curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
     """Which problems come when."""
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    """Who generates completions."""
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     """Solved groups trained on once more."""
     reward_workers: RewardWorkerSettings = field(default_factory=RewardWorkerSettings)

@@ -81,6 +81,36 @@ class RewardWorkerSettings:
     """Address space of a worker (GiB): a call that wants more has no reward; null: no limit, which CUDA in a worker needs."""
 
 
+@dataclass
+class GenerationSettings:
+    """Who generates completions, in training."""
+
+    engine: str = "transformers"
+    """`transformers`: the trainer's own model; `server`: a vLLM server; `colocate`: vLLM inside the trainer's processes."""
+    server: str = "auto"
+    """`auto`: rank 0 starts one, watches it and stops it; or the URL of one that `tinyzero serve` started."""
+    token_file: str | None = None
+    """Of a server at a URL: the file `tinyzero serve` named; null: where it puts it on this machine."""
+    weight_transfer: str = "auto"
+    """`file`: through files both sides see, on any device; `nccl`: between GPUs; `auto`: nccl where each side has GPUs of its own."""
+    shared_folder: str | None = None
+    """Where files are handed over, as large as the weights; null: shared memory. Across hosts: a folder on both."""
+    devices: str | None = None
+    """CUDA_VISIBLE_DEVICES of a server that rank 0 starts, such as "6,7"; null: the trainer's own."""
+    memory_share: float = 0.9
+    """Of each of the server's GPUs; colocate has trainer.vllm_gpu_memory_utilization."""
+    kv_cache_gib: float | None = None
+    """Key-value cache (GiB); null: what the memory share leaves on a GPU, 1 on a CPU."""
+    seconds_to_start: float = 600.0
+    """Until a server can generate."""
+    seconds_per_batch: float = 600.0
+    """For all completions of a generation batch, or one transfer of weights."""
+    seconds_per_call: float = 30.0
+    """For what should take milliseconds: health, versions."""
+    max_failures: int = 3
+    """Of one batch in a row, each answered with a restart and the same rows again; one more saves and ends the run."""
+
+
 def features(cfg: DictConfig) -> dict[str, Any]:
     """Keyword arguments of TinyZeroTrainer that a recipe's own keys stand for."""
     sections = ("batching", "critic", "curriculum", "replay")

@@ -70,10 +70,10 @@ def refuse(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["trainer.beta=-0.1"], "trainer.beta must be at least 0, got -0.1"),
         (["trainer.top_p=1.5"], "trainer.top_p must be more than 0 and at most 1"),
         (["trainer.top_p=0.9"], "trainer.top_p=0.9: without vLLM, completions are drawn from the whole distribution"),
-        (["trainer.use_vllm=true", "trainer.top_p=0.9"], "trainer.top_p=0.9 with vLLM makes importance ratios vanish"),
+        (["generation.engine=colocate", "trainer.top_p=0.9"], "trainer.top_p=0.9 with vLLM makes importance ratios vanish"),
         (
-            ["trainer.use_vllm=true", "++trainer.generation_kwargs={seed:1}"],
-            "trainer.generation_kwargs.seed with vllm_mode=colocate",
+            ["generation.engine=server", "++trainer.generation_kwargs={seed:1}"],
+            "trainer.generation_kwargs.seed is not what the loss is computed with; set trainer.seed",
         ),
         (["trainer.scale_rewards=group"], "dr_grpo is Dr. GRPO only with trainer.scale_rewards=none"),
         (["trainer.sync_ref_model=true"], "no reference model to synchronise"),

@@ -172,7 +172,6 @@ def test_the_overlong_penalty_is_part_of_what_is_learned_from(build: Any) -> Non
         (["algorithm=rlo"], "there is no algorithm 'rlo'; .* did you mean rloo"),
         (["advantage_whitening=group"], "advantage_whitening: there is no 'group'; there is none, batch"),
         (["soft_overlong_tokens=256"], "soft_overlong_tokens must be at least 0 and less than .* 256, got 256"),
-        (["algorithm=remax", "trainer.use_vllm=true"], "algorithm remax draws a greedy response"),
     ],
 )  # fmt: skip
 def test_a_recipe_that_is_not_what_it_says_is_refused_with_what_to_set(words: list[str], message: str) -> None:

@@ -142,7 +142,7 @@ def test_every_recipe_trains_two_steps(
     is_tiny = recipe.name.endswith("-tiny")
     model = tiny_llama if is_tiny else tiny_qwen("instruct" if "instruct" in recipe.name else "base")
     # What needs a GPU goes: vLLM, 4-bit weights. All else of the recipe is used as it stands.
-    changes = ["model.dtype=float32", "trainer.use_vllm=false"]
+    changes = ["model.dtype=float32", "generation.engine=transformers"]
     if not is_tiny:
         # On a CPU, TRL's head scores every position of every prompt over 151,936 words.
         changes += ["trainer.per_device_train_batch_size=2", "trainer.num_generations=2"]

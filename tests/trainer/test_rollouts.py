@@ -17,7 +17,7 @@ from tinyzero_trl.trainer import TinyZeroTrainer
 TASK = TASKS["countdown"]
 COLUMNS = {
     "step", "problem", "prompt", "prefill", "completion", "num_prompt_tokens", "num_completion_tokens", "is_truncated",
-    "reward", "reward/equation", "reward/graded", "outcome", "advantage", "row", "generation", "seed",
+    "reward", "reward/equation", "reward/graded", "outcome", "advantage", "row", "generation", "seed", "weights_step",
 }  # fmt: skip
 
 

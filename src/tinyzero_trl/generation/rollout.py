@@ -37,4 +37,5 @@ def transformers_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
             pad_token_id=trainer.processing_class.pad_token_id,
         )
         model.train(is_training)
+    trainer.weights_step = trainer.state.global_step
     return {"prompt_ids": prompt_ids, "completion_ids": sampled.completion_ids, "logprobs": sampled.logprobs}

@@ -32,6 +32,8 @@ class Rollouts(Problems):
 
     rewards_NF: torch.Tensor
     """Of the batch that was just scored (Estimators)."""
+    weights_step: int | None
+    """Of the weights that made the batch (Generating, or the rollout function)."""
 
     def __init__(self, *args: Any, task: Task | None = None, seconds_before: float = 0.0, **kwargs: Any):
         """task: verifies every response; None writes and adds nothing. seconds_before: what earlier attempts took."""
@@ -125,6 +127,7 @@ class Rollouts(Problems):
                     "step": self.state.global_step + (mode == "train"),
                     "generation": self.batch_number,
                     "seed": seed,
+                    "weights_step": self.weights_step,
                     "prompt": row["prompt"]
                     if isinstance(row["prompt"], str)
                     else json.dumps(row["prompt"], ensure_ascii=False),

@@ -12,6 +12,7 @@ from tinyzero_trl.trainer.critic import Critic
 from tinyzero_trl.trainer.curriculum import Curriculum
 from tinyzero_trl.trainer.dynamic_sampling import DynamicSampling
 from tinyzero_trl.trainer.estimators import Estimators
+from tinyzero_trl.trainer.generating import Generating
 from tinyzero_trl.trainer.guards import Guards
 from tinyzero_trl.trainer.interrupts import Interrupts
 from tinyzero_trl.trainer.logprobs import Logprobs
@@ -38,6 +39,7 @@ class TinyZeroTrainer(
     Interrupts,
     ShownProgress,
     Budget,
+    Generating,
     Prefill,
     ResumableState,
 ):

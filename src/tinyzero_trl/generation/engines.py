@@ -1,0 +1,166 @@
+"""A recipe's engine: what TRL is to build in the place of its own vLLM generation, and the server that goes with the run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tinyzero_trl.config import model_path
+from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.generation.server import Server, ServerSpec
+
+Generation = Callable[..., Any]
+"""Takes the arguments of TRL's VLLMGeneration."""
+
+
+@contextmanager
+def engine(cfg: DictConfig, folder: Path) -> Iterator[Generation | None]:
+    """What generates in this run, for as long as the block lasts; None where the trainer's own model does.
+
+    A server of the run's own begins to start here, so that it loads while the trainer does; its log is `folder`/server.log.
+    """
+    if cfg.generation.engine == "transformers":
+        yield None
+        return
+    if cfg.generation.engine == "colocate":
+        from tinyzero_trl.generation.colocated import ColocatedGeneration
+
+        yield partial(ColocatedGeneration, engine=colocated_arguments(cfg))
+        return
+    from tinyzero_trl.generation.remote import ServerGeneration
+
+    with ExitStack() as stack:
+        remote = _remote(cfg, folder, stack) if os.environ.get("RANK", "0") == "0" else None
+        yield partial(ServerGeneration, remote=remote, max_failures=cfg.generation.max_failures)
+
+
+def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:
+    import torch
+
+    from tinyzero_trl.generation.calls import Calls
+    from tinyzero_trl.generation.guard import read_token
+    from tinyzero_trl.generation.remote import Remote
+    from tinyzero_trl.generation.weights import WeightFolder
+
+    section = cfg.generation
+    weights = None
+    if weight_transfer(cfg) == "file":
+        # What the server computes in; "auto" is the checkpoint's own.
+        dtype = getattr(torch, server_dtype(cfg), None)
+        try:
+            weights = WeightFolder(section.shared_folder, dtype=dtype)
+        except OSError as error:
+            raise ConfigError(f"generation.shared_folder {section.shared_folder}: {error.strerror or error}") from error
+        stack.callback(weights.remove)
+    seconds = {name: float(section[name]) for name in ("seconds_to_start", "seconds_per_batch")}
+    if section.server != "auto":
+        token_file = Path(section.token_file or token_file_of(str(section.server))).expanduser()
+        try:
+            calls = Calls(section.server, token=read_token(token_file), seconds_per_call=section.seconds_per_call)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"generation.server {section.server}: {error}; `tinyzero serve` prints the file that holds its token, set "
+                "generation.token_file to it"
+            ) from error
+        stack.enter_context(_leased(token_file, str(section.server)))
+        return Remote(calls, weights, None, **seconds)
+    server = Server(
+        server_spec(cfg),
+        log=folder / "server.log",
+        token_file=folder / "server.token",
+        seconds_per_call=section.seconds_per_call,
+        leftovers=[weights.path] if weights else [],
+    )
+    stack.callback((folder / "server.token").unlink, missing_ok=True)
+    stack.callback(server.stop)
+    server.start()
+    return Remote(server.calls, weights, server, **seconds)
+
+
+def server_spec(cfg: DictConfig) -> ServerSpec:
+    """The server that a recipe needs."""
+    trainer, section = cfg.trainer, cfg.generation
+    return ServerSpec(
+        model=model_path(cfg.model.model_name_or_path),
+        dtype=server_dtype(cfg),
+        max_model_length=trainer.vllm_max_model_length,
+        is_on_cpu=is_on_cpu(cfg),
+        weight_transfer=weight_transfer(cfg),
+        seed=trainer.seed,
+        revision=cfg.model.model_revision if cfg.model.model_revision != "main" else None,
+        trust_remote_code=bool(trainer.trust_remote_code),
+        tensor_parallel=trainer.vllm_tensor_parallel_size,
+        memory_share=section.memory_share,
+        kv_cache_gib=section.kv_cache_gib,
+        devices=section.devices,
+    )
+
+
+def server_dtype(cfg: DictConfig) -> str:
+    """What the trainer's forward pass computes in: autocast's type where it is on, otherwise the weights' own."""
+    if not is_on_cpu(cfg):
+        if cfg.trainer.fp16:
+            return "float16"
+        if cfg.trainer.bf16 is not False:
+            return "bfloat16"
+    return str(cfg.model.dtype or "float32")
+
+
+def colocated_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """Arguments of vLLM's LLM beside those TRL gives."""
+    arguments: dict[str, Any] = {"dtype": server_dtype(cfg), "generation_config": "vllm"}
+    gib = cfg.generation.kv_cache_gib
+    if is_on_cpu(cfg):
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it overrides the size given here
+        arguments |= {"enforce_eager": True}
+        gib = gib or 1.0
+    if gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(gib * 2**30)
+    return arguments
+
+
+def weight_transfer(cfg: DictConfig) -> str:
+    """`file` or `nccl`. NCCL needs a GPU for each end: a server that shares the trainer's takes files."""
+    asked = cfg.generation.weight_transfer
+    if asked != "auto":
+        return str(asked)
+    has_own_devices = cfg.generation.devices is not None or cfg.generation.server != "auto"
+    return "nccl" if has_own_devices and not is_on_cpu(cfg) else "file"
+
+
+def is_on_cpu(cfg: DictConfig) -> bool:
+    """Whether trainer and server compute on CPUs."""
+    import torch
+
+    return bool(cfg.trainer.use_cpu) or not torch.cuda.is_available()
+
+
+def token_file_of(url: str) -> Path:
+    """Where `tinyzero serve` puts the token of the server at this address."""
+    from urllib.parse import urlparse
+
+    parts = urlparse(url)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "tinyzero-trl" / f"server-{parts.hostname}-{parts.port}.token"
+
+
+@contextmanager
+def _leased(token_file: Path, url: str) -> Iterator[None]:
+    """Hold the token file's lock: two runs on one machine cannot write their weights into one server."""
+    import fcntl
+
+    with token_file.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"generation.server {url} is used by another run; give each run a server of its own"
+            ) from None
+        yield

@@ -1,0 +1,68 @@
+"""The token that every route of our vLLM server asks for but `/health`: made, read and checked. Standard library only.
+
+vLLM's own `--api-key` stands on the command line, where `ps` shows it, and leaves the routes open that pause a server and
+replace its weights.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+TOKEN_FILE = "TINYZERO_TOKEN_FILE"
+"""Environment variable that names the file; the token itself is in no environment and on no command line."""
+OPEN = "/health"
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def make_token(path: Path) -> str:
+    """A new token, written to `path` in a way that only this user can read."""
+    token = secrets.token_urlsafe(32)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(token + "\n")
+    os.replace(part, path)
+    return token
+
+
+def read_token(path: Path) -> str:
+    """The token in `path`. Raises: ValueError where others can read the file, or there is none in it; FileNotFoundError."""
+    if path.stat().st_mode & 0o077:
+        raise ValueError(f"token file {path} can be read by others; chmod 600 {path}")
+    token = path.read_text(encoding="ascii").strip()
+    if len(token) < 16:
+        raise ValueError(f"token file {path} holds no token")
+    return token
+
+
+class TokenGuard:
+    """ASGI middleware: 401 to every request without the token, websockets included, on every path but `/health`."""
+
+    def __init__(self, app: App):
+        """Raises: KeyError without TINYZERO_TOKEN_FILE, and what `read_token` raises: a server without a token does not start."""
+        self.app = app
+        self._expected = b"Bearer " + read_token(Path(os.environ[TOKEN_FILE])).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan" or (kind == "http" and scope["path"] == OPEN) or self._is_known(scope):
+            await self.app(scope, receive, send)
+        elif kind == "http":
+            await send({"type": "http.response.start", "status": 401, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"no token\n"})
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    def _is_known(self, scope: Scope) -> bool:
+        given = [value for name, value in scope.get("headers", []) if name == b"authorization"]
+        return len(given) == 1 and hmac.compare_digest(given[0], self._expected)

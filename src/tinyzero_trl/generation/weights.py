@@ -1,0 +1,92 @@
+"""The trainer's side of a weight transfer through files: parameters into .safetensors files that a server can see."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tinyzero_trl.failures import DiskFull
+
+SHARED_MEMORY = Path("/dev/shm")
+FILE_BYTES = 2**29
+"""Bytes of parameters held back at most before they are written: a file is that large, or one parameter."""
+
+
+class WeightFolder:
+    """A folder of its own for one trainer, in shared memory or where a recipe says; removed when the trainer ends."""
+
+    def __init__(self, parent: str | None, *, dtype: torch.dtype | None = None):
+        """parent: a folder that trainer and server both see; None is shared memory, or else a temporary folder.
+
+        dtype: what floating-point parameters are written as; None leaves them as they are.
+        """
+        place = Path(parent) if parent else SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+        self.path = Path(tempfile.mkdtemp(prefix="tinyzero-weights-", dir=place))
+        self.dtype = dtype
+
+    def write(self, named_params: Iterable[tuple[str, torch.Tensor]]) -> list[Path]:
+        """The files that hold the parameters now, in order; those of the call before are gone.
+
+        Names are new each time: a server may still have the old files mapped. Every parameter is taken from the iterator even
+        where the disk is full, because other processes gather along with it.
+        Raises: DiskFull.
+        """
+        for old in self.path.glob("*.safetensors"):
+            old.unlink()
+        files: list[Path] = []
+        held: dict[str, torch.Tensor] = {}
+        failure: OSError | None = None
+        num_bytes = 0
+        for name, parameter in named_params:
+            if failure:
+                continue
+            held[name] = self._kept(parameter)
+            num_bytes += held[name].nbytes
+            if num_bytes >= FILE_BYTES:
+                failure = self._save(held, files)
+                held, num_bytes = {}, 0
+        failure = failure or self._save(held, files)
+        if failure:
+            self.remove_files()
+            free = shutil.disk_usage(self.path).free / 2**20
+            raise DiskFull(
+                f"the weights do not fit into {self.path.parent} ({free:.0f} MiB left, {failure.strerror or failure}); "
+                "name a roomier folder with generation.shared_folder"
+            )
+        return files
+
+    def remove_files(self) -> None:
+        """Forget the weights; the folder stays."""
+        for file in self.path.glob("*.safetensors"):
+            file.unlink()
+
+    def remove(self) -> None:
+        """Remove the folder and all in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _kept(self, parameter: torch.Tensor) -> torch.Tensor:
+        # A copy of its own: under ZeRO-3 a gathered parameter is freed as the iterator moves on.
+        dtype = self.dtype if self.dtype and parameter.is_floating_point() else parameter.dtype
+        return parameter.detach().to("cpu", dtype, copy=True).contiguous()
+
+    def _save(self, held: dict[str, torch.Tensor], files: list[Path]) -> OSError | None:
+        if not held:
+            return None
+        path = self.path / f"{uuid.uuid4().hex}.safetensors"
+        try:
+            save_file(held, path)
+        except OSError as error:
+            return error
+        except Exception as error:  # safetensors wraps the disk's error in one of its own, which has only words
+            if "os error 28" not in str(error).lower() and "no space" not in str(error).lower():
+                raise
+            return OSError(errno.ENOSPC, "No space left on device")
+        files.append(path)
+        return None

@@ -1,0 +1,62 @@
+"""Which engine generates a rollout, what it is drawn with, and which weights made it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from trl.trainer import grpo_trainer
+
+from tinyzero_trl.failures import ServerLost
+from tinyzero_trl.trainer.seeds import Seeds
+
+
+class Generating(Seeds):
+    """Puts `vllm_generation` in the place of TRL's class of that name, and tells it seeds and step before each rollout."""
+
+    weights_step: int | None = None
+    """Optimizer steps behind the weights that made the last rollout, as the engine says; None where it does not."""
+
+    def __init__(self, *args: Any, vllm_generation: Callable[..., Any] | None = None, **kwargs: Any):
+        """vllm_generation: takes the arguments of TRL's VLLMGeneration; None is TRL's own. Read where args.use_vllm is set."""
+        standing = grpo_trainer.VLLMGeneration
+        grpo_trainer.VLLMGeneration = vllm_generation or standing
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            grpo_trainer.VLLMGeneration = standing
+        self._is_told = vllm_generation is not None and self.use_vllm
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        if not self._is_told:
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        temperature = self.args.temperature if self.rollout_temperature is None else self.rollout_temperature
+        self.vllm_generation.prepare(
+            seeds=self.next_row_seeds(len(prompt_ids)),
+            eos_token_ids=self.eos_token_ids,
+            temperature=temperature,
+            step=self.state.global_step,
+        )
+        is_due = self.state.global_step != self._last_loaded_step
+        generated = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        self.weights_step = self.vllm_generation.weights_step
+        if self.rollout_temperature is None:
+            metrics = self._metrics["train" if self.model.training else "eval"]
+            metrics["server/faults"].append(float(self.vllm_generation.num_faults))
+            if is_due:
+                metrics["seconds/sync"].append(self.vllm_generation.seconds_to_sync)
+        return generated
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        before = self.num_generated_batches
+        is_fresh = self._is_between_cycles()
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except ServerLost as lost:
+            # Every process is here, before anything of this step has happened but the draw of its problems.
+            if not is_fresh or self.num_generated_batches != before + 1 or not self.state.global_step:
+                raise
+            self.num_generated_batches = before
+            self._save_checkpoint(model, None)
+            raise ServerLost(f"{lost}; checkpoint-{self.state.global_step} is saved") from lost

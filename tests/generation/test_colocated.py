@@ -1,0 +1,34 @@
+"""vLLM inside the trainer's process on a CPU: the weights it samples from are those that are trained, at every step."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_log_probabilities_are_the_trainers_at_every_step(
+    tied: bool, models: Callable[[bool], Path], tmp_path: Path
+) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("colocated_program.py")), str(models(tied)), str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    said = json.loads([line for line in done.stdout.splitlines() if line.startswith('{"gaps"')][-1])
+    print(said)
+    assert len(said["gaps"]) == 4
+    assert max(said["gaps"]) < 1e-4
+    assert min(said["grad_norm"]) > 0
+    rows = [
+        row for shard in sorted((tmp_path / "rollouts").glob("*.parquet")) for row in pq.read_table(shard).to_pylist()
+    ]
+    assert all(row["weights_step"] == row["step"] - 1 for row in rows)
+    assert len({row["seed"] for row in rows}) == len(rows)

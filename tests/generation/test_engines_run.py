@@ -1,0 +1,117 @@
+"""The commands a person types: `tinyzero serve` and a run that uses it; the same answers in evaluation from every engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tinyzero_trl.generation.addresses import free_port
+
+REPO = Path(__file__).resolve().parents[2]
+SMALL = (
+    "trainer.max_steps=2", "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=2",
+    "trainer.num_generations=4", "trainer.max_completion_length=16", "trainer.save_steps=100", "data.num_train_rows=200",
+    "trainer.eval_strategy=no", "trainer.eval_on_start=false", "data.num_eval_rows=0", "give_up_after=0",
+)  # fmt: skip
+
+
+def program(folder: Path, *words: Any, **variables: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(folder), **variables}
+    command = [sys.executable, "-m", "tinyzero_trl.cli", *map(str, words)]
+    return subprocess.Popen(command, cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def served(models: Callable[[bool], Path], tmp_path: Path) -> Iterator[tuple[str, list[str], subprocess.Popen[str]]]:
+    recipe = [
+        "+countdown=grpo-tiny",
+        f"model.model_name_or_path={models(True)}",
+        "generation.kv_cache_gib=0.125",
+        *SMALL,
+    ]
+    port = free_port()
+    serving = program(tmp_path, "serve", *recipe, "--port", port, "--log", tmp_path / "server.log")
+    assert serving.stdout
+    line = serving.stdout.readline()
+    assert line.startswith("token: "), line + (serving.stderr.read() if serving.stderr else "")
+    yield f"http://127.0.0.1:{port}", recipe, serving
+    if serving.poll() is None:
+        serving.kill()
+    serving.communicate()
+
+
+def test_a_run_uses_the_server_of_another_terminal_and_a_second_run_is_refused(
+    served: tuple[str, list[str], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    url, recipe, serving = served
+    words = ["train", *recipe, "generation.engine=server", f"generation.server={url}"]
+    first = program(tmp_path, *words, f"output_dir={tmp_path / 'first'}", "trainer.max_steps=40")
+    second = None
+    try:
+        until = time.monotonic() + 120
+        while not list((tmp_path / "first/rollouts").glob("*.parquet")):
+            assert first.poll() is None, first.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        second = program(tmp_path, *words, f"output_dir={tmp_path / 'second'}")
+        _, errors = second.communicate(timeout=120)
+        assert second.returncode == 2
+        assert "is used by another run; give each run a server of its own" in errors
+        first.send_signal(signal.SIGTERM)
+        _, errors = first.communicate(timeout=120)
+        assert first.returncode == 143, errors
+    finally:
+        for run in filter(None, (first, second)):
+            run.kill()
+    there = psutil.Process(serving.pid).children(recursive=True)
+    assert serving.poll() is None, "a server of a person's own outlives the runs that use it"
+    serving.send_signal(signal.SIGTERM)
+    assert serving.wait(timeout=30) == 143
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in there)
+    assert not list((tmp_path / "tinyzero-trl").glob("*.token"))
+
+
+def test_a_server_is_not_opened_to_every_network(tmp_path: Path) -> None:
+    serving = program(tmp_path, "serve", "+countdown=grpo-tiny", "--host", "0.0.0.0")
+    _, errors = serving.communicate(timeout=60)
+    assert serving.returncode == 2
+    assert "--i-know-this-network-is-private" in errors
+
+
+@pytest.mark.parametrize("engine", ["server", "colocate"])
+def test_evaluation_gives_the_same_greedy_answers_by_every_engine(engine: str, tmp_path: Path) -> None:
+    from tinyzero_trl import scores
+
+    words = [
+        "evaluate",
+        "--model_path",
+        "tiny",
+        "--task",
+        "countdown",
+        "--source",
+        "generated",
+        "--n",
+        "24",
+        "--temperature",
+        "0",
+    ]
+    samples = []
+    for name in ("transformers", engine):
+        done = program(
+            tmp_path, *words, "--max_new_tokens", "48", "--output", tmp_path, "--name", name, "--engine", name
+        )
+        printed, errors = done.communicate(timeout=300)
+        assert done.returncode == 0, printed[-2000:] + errors[-3000:]
+        folder = tmp_path / "evaluation" / name
+        assert scores.read_summary(folder)["engine"] == name
+        samples.append([(sample.completion, sample.is_truncated) for sample in scores.read_samples(folder)])
+    assert samples[0] == samples[1]

@@ -1,0 +1,226 @@
+"""What the real server answers: log-probabilities of the weights it was given last, and nothing at all without the token."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from servers import client_of, start
+
+EOS, NUM_UPDATES = [0], 4
+PROMPTS = [[5 + i, 20, 30 + i, 40, 50][: 2 + i % 4] for i in range(6)]
+SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 24, "logprobs": 0}
+
+
+def push(client: Any, model: torch.nn.Module, step: int) -> None:
+    client.push(step)
+    named = [(name, parameter.data) for name, parameter in model.named_parameters()]
+    client.update_named_params(
+        [(name, str(p.dtype).removeprefix("torch."), list(p.shape)) for name, p in named], iter(named)
+    )
+    client.reset_prefix_cache()
+    assert client.fault is None, client.fault
+
+
+def gap(model: Any, generated: dict[str, Any], temperature: float = 1.0) -> float:
+    """The largest difference between the server's log-probabilities and those of one forward pass."""
+    widest = 0.0
+    for prompt, ids, logps in zip(
+        generated["prompt_ids"], generated["completion_ids"], generated["logprobs"], strict=True
+    ):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / temperature
+        expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+        widest = max(widest, float((expected - torch.tensor(logps)[:, 0]).abs().max()))
+    return widest
+
+
+def shaken(model: Any, seed: int) -> Any:
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def rows(client: Any, first_seed: int) -> Any:
+    from tinyzero_trl.generation.client import Rows
+
+    client.rows = Rows(list(range(first_seed, first_seed + len(PROMPTS))), EOS)
+    return client.generate(PROMPTS, **SAMPLING)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_log_probabilities_are_the_trainers_after_every_update(
+    tied: bool, models: Callable[[bool], Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    server = request.getfixturevalue("server") if tied else start(models(False), tmp_path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(models(tied), dtype=torch.float32).eval()
+        client = client_of(server)
+        for update in range(NUM_UPDATES):
+            push(client, shaken(model, update), step=update)
+            right = gap(model, generated := rows(client, 100 * update))
+            assert client.fault is None, client.fault
+            stale = gap(shaken(model, update + 1), generated)
+            print(f"update {update}: gap {right:.1e}, with other weights {stale:.1e}, {client.num_bytes} bytes")
+            assert right < 1e-4
+            assert stale > 0.5, "the weights have to differ for this test to mean anything"
+        assert not list(client.folder.path.iterdir())
+    finally:
+        if not tied:
+            server.stop()
+
+
+def test_equal_seeds_give_equal_completions_whatever_is_beside_them(
+    server: Any, models: Callable[[bool], Path]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from tinyzero_trl.generation.client import Rows
+
+    client = client_of(server)
+    push(client, AutoModelForCausalLM.from_pretrained(models(True)), step=0)
+    whole = rows(client, 7)["completion_ids"]
+    assert rows(client, 7)["completion_ids"] == whole
+    assert rows(client, 70)["completion_ids"] != whole
+    client.rows = Rows([9, 10], EOS)
+    assert client.generate(PROMPTS[2:4], **SAMPLING)["completion_ids"] == whole[2:4]
+
+
+def test_a_completion_ends_with_the_trainers_end_token_and_temperature_0_is_greedy(
+    server: Any, models: Callable[[bool], Path]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from tinyzero_trl.generation.client import Rows
+    from tinyzero_trl.generation.sampler import sample
+
+    model = shaken(AutoModelForCausalLM.from_pretrained(models(True)).eval(), 3)
+    client = client_of(server)
+    push(client, model, step=0)
+    ends = list(range(0, 262, 7))
+    client.rows = Rows(list(range(len(PROMPTS))), ends)
+    given = client.generate(PROMPTS, **{**SAMPLING, "temperature": 0.0})["completion_ids"]
+    ours = sample(model, PROMPTS, max_new_tokens=24, temperature=0.0, eos_token_ids=ends, pad_token_id=1)
+    assert given == ours.completion_ids
+    assert any(ids[-1] in ends for ids in given)
+
+
+def test_weights_the_server_lost_or_another_run_wrote_are_found_before_and_after_generating(
+    server: Any, models: Callable[[bool], Path]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from tinyzero_trl.generation.client import LOST, ServerTaken, StaleFault
+
+    model = AutoModelForCausalLM.from_pretrained(models(True))
+    client, other = client_of(server), client_of(server, run="other")
+    push(client, model, step=5)
+    assert rows(client, 1) is not LOST
+    client.calls.post("/update_weight_version", {"new_version": "default"})  # what a restart leaves
+    assert rows(client, 1) is LOST
+    assert isinstance(client.fault, StaleFault)
+    push(client, model, step=5)
+    assert rows(client, 1) is not LOST
+    push(other, model, step=5)
+    assert rows(client, 1) is LOST
+    assert isinstance(client.fault, ServerTaken)
+
+
+def test_a_transfer_that_broke_off_does_not_stand_in_the_way_of_the_next(
+    server: Any, models: Callable[[bool], Path]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from tinyzero_trl.generation.calls import ServerFault
+
+    model = shaken(AutoModelForCausalLM.from_pretrained(models(True)).eval(), 11)
+    client = client_of(server)
+    client.calls.post("/start_weight_update", {})  # a trainer that was killed here
+    push(client, model, step=1)
+    assert gap(model, rows(client, 1)) < 1e-4
+    client.calls.post("/start_weight_update", {})
+    with pytest.raises(ServerFault, match="500"):
+        client.calls.post("/update_weights", {"update_info": {"path": "/nowhere.safetensors"}})
+    push(client, shaken(model, 12), step=2)
+    assert gap(model, rows(client, 1)) < 1e-4
+
+
+def status_of(url: str, method: str, token: str | None) -> int:
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    request = urllib.request.Request(
+        url, data=b"{}" if method in ("POST", "PUT") else None, method=method, headers=headers
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_every_route_but_health_asks_for_the_token(server: Any, tmp_path: Path) -> None:
+    from tinyzero_trl.generation.guard import read_token
+
+    described = server.calls.get("/openapi.json")["paths"]
+    routes = [(path, method.upper()) for path, methods in described.items() for method in methods]
+    # Not described, and there: the metrics, the description itself, and what no route is.
+    routes += [
+        (path, "GET") for path in ("/metrics", "/openapi.json", "/docs", "/redoc", "/nothing", "/health/", "//health")
+    ]
+    assert len(routes) > 25
+    assert {"/pause", "/update_weights", "/collective_rpc", "/v1/completions"} <= {path for path, _ in routes}
+    for path, method in routes:
+        address = server.url + path.replace("{", "").replace("}", "")
+        for token in (None, "x" * 43):
+            expected = 200 if path == "/health" else 401
+            assert status_of(address, method, token) == expected, f"{method} {path}"
+    target = tmp_path / "sharded"
+    assert status_of(f"{server.url}/collective_rpc", "POST", None) == 401
+    assert not target.exists()
+    assert status_of(f"{server.url}/weight_info", "GET", read_token(server.token_file)) == 200
+
+
+def test_the_token_is_in_no_command_line_environment_or_log_and_only_this_user_can_read_it(server: Any) -> None:
+    from tinyzero_trl.generation.guard import read_token
+
+    token = read_token(server.token_file)
+    assert server.token_file.stat().st_mode & 0o777 == 0o600
+    assert token not in server.log.read_text()
+    for process in family(server):
+        assert token not in " ".join(process.cmdline())
+        assert token not in " ".join(process.environ().values())
+
+
+def family(server: Any) -> list[psutil.Process]:
+    keeper = psutil.Process(server._keeper.pid)
+    return [keeper, *keeper.children(recursive=True)]
+
+
+def test_nothing_of_the_server_listens_off_this_machine(server: Any) -> None:
+    listening = [
+        (process.pid, connection.laddr)
+        for process in family(server)
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert any(address.port == server.port for _, address in listening)
+    assert {address.ip for _, address in listening} <= {"127.0.0.1", "::1"}, listening
+
+
+def test_what_the_server_resolved_is_what_was_asked_for(server: Any) -> None:
+    info = client_of(server).get_server_info()
+    shown = json.dumps(info)
+    assert info["model_config"]["logprobs_mode"] == "processed_logprobs"
+    assert info["model_config"]["max_model_len"] == 512
+    assert "float32" in str(info["model_config"]["dtype"])
+    assert info["cache_config"]["enable_prefix_caching"] is True
+    assert '"backend": "file"' in shown

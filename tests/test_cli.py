@@ -39,7 +39,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     [
         (
             ["trian"],
-            "there is no verb 'trian'; there is demo, prepare, train, serve, evaluate, report, recipes; did you mean train?",
+            f"there is no verb 'trian'; there is {', '.join(cli.VERBS)}; did you mean train?",
         ),
         (["train"], "no recipe given; `tinyzero recipes` lists them"),
         (["train", "trainer.max_steps=1"], "no recipe given; `tinyzero recipes` lists them"),

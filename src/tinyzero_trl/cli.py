@@ -158,6 +158,32 @@ def recipes(argv: Sequence[str]) -> int:
     return 0
 
 
+def merge(argv: Sequence[str]) -> int:
+    """make one model of a LoRA adapter and the model below it"""
+    parser = _parser("merge", merge, example="tinyzero merge outputs/countdown/<run> merged/countdown")
+    parser.add_argument("model_path", help="a run trained with model.use_peft=true, a checkpoint of it, or an adapter")
+    parser.add_argument("to", type=Path, help="the folder to write")
+    arguments = parser.parse_args(argv)
+    from tinyzero_trl import adapters
+
+    print(adapters.merge(arguments.model_path, arguments.to))
+    return 0
+
+
+def estimate(argv: Sequence[str]) -> int:
+    """will a run fit, how long does a step take, what does the run cost; nothing is loaded"""
+    from tinyzero_trl import estimate
+
+    return estimate.main(argv)
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """devices, versions, what is missing or does not fit together, and the command that mends it"""
+    from tinyzero_trl import doctor
+
+    return doctor.main(argv)
+
+
 VERBS: dict[str, Verb] = {
     "demo": demo,
     "prepare": prepare,
@@ -166,6 +192,9 @@ VERBS: dict[str, Verb] = {
     "evaluate": evaluate,
     "report": report,
     "recipes": recipes,
+    "merge": merge,
+    "doctor": doctor,
+    "estimate": estimate,
 }
 
 

@@ -73,6 +73,19 @@ def advice(cfg: DictConfig) -> list[str]:
     return lines
 
 
+def check_installed(cfg: DictConfig) -> None:
+    """Whether what the run needs beside our own dependencies is there. Raises: ConfigError with the command that installs it."""
+    wanted = [key for key in ("load_in_4bit", "load_in_8bit") if cfg.model[key]]
+    named = [f"model.{key}=true" for key in wanted]
+    if any(word in str(cfg.trainer.optim) for word in ("8bit", "paged_", "bnb")):
+        named.append(f"trainer.optim={cfg.trainer.optim}")
+    if named and importlib.util.find_spec("bitsandbytes") is None:
+        instead = "; without it: model.load_in_4bit=false trainer.optim=adamw_torch_fused, for more memory"
+        raise ConfigError(
+            f"{' and '.join(named)} needs bitsandbytes: pip install -e '.[quantization]'{instead if len(named) > 1 else ''}"
+        )
+
+
 def _generation_faults(cfg: DictConfig) -> Iterator[str]:
     trainer = cfg.trainer
     given = trainer.generation_kwargs or {}

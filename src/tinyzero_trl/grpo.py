@@ -13,7 +13,7 @@ if __name__ == "__main__":
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL sends a ping as a trainer is made; 0 allows it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-from tinyzero_trl import checks, combinations, config, engine, record, run_folder
+from tinyzero_trl import checks, combinations, config, engine, estimate, record, run_folder
 from tinyzero_trl.failures import exit_code_of
 
 
@@ -29,8 +29,11 @@ def train(words: Sequence[str]) -> int:
     checks.check_method(cfg, num_processes=num_processes)
     engine.check_engine(cfg, num_processes=num_processes)
     engine.check_installed(cfg)
-    for line in [*combinations.advice(cfg), *engine.notes(cfg)] if os.environ.get("RANK", "0") == "0" else []:
-        print(f"note: {line}", file=sys.stderr, flush=True)
+    combinations.check_installed(cfg)
+    if os.environ.get("RANK", "0") == "0":
+        warnings = estimate.warnings(cfg, num_processes=num_processes)
+        for line in [*combinations.advice(cfg), *engine.notes(cfg), *warnings]:
+            print(f"note: {line}", file=sys.stderr, flush=True)
     tokenizer = checks.tokenizer_of(cfg)
     train_rows, eval_rows = checks.rows(cfg, chosen)
     args = config.trainer_arguments(cfg, program="grpo", reward_weights=list(cfg.rewards.values()))

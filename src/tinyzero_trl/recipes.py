@@ -27,6 +27,8 @@ class Recipe:
     """Model name or path."""
     method: str
     """First word of the file name: grpo, rloo, sft, ..."""
+    command: str
+    """What starts it."""
     hardware: str
     """The machine it was sized for."""
     expectation: str
@@ -48,6 +50,7 @@ def list_recipes(folder: Path = RECIPES) -> list[Recipe]:
                 path=path,
                 model=model,
                 method=path.stem.split("-")[0],
+                command=head.get("command", ""),
                 hardware=head.get("hardware", ""),
                 expectation=head.get("expect", ""),
             )

@@ -129,9 +129,10 @@ def build(tiny_llama: Path, tmp_path: Path) -> Callable[..., Any]:
         ours = {
             *("task", "give_up_after", "seconds_before", "callbacks", "rollout_func", "batching", "critic", "replay"),
             *("algorithm", "advantage_whitening", "soft_overlong_tokens", "dynamic_sampling_rounds", "curriculum"),
-            "max_generated_tokens",
+            *("max_generated_tokens", "peft_config", "quantization_config"),
         }
         extras = {key: settings.pop(key) for key in ours & settings.keys()}
+        model = settings.pop("model", tiny_llama)
         rows = rows or [
             {"prompt": f"{n} + {n + 3} =", "prefill": "", "nums": [n, n + 3], "target": 9} for n in range(16)
         ]
@@ -154,7 +155,7 @@ def build(tiny_llama: Path, tmp_path: Path) -> Callable[..., Any]:
             **settings,
         }
         return trainer_class(
-            model=str(tiny_llama),
+            model=str(model),
             reward_funcs=reward_funcs,
             args=GRPOConfig(**values),
             train_dataset=Dataset.from_list(rows),

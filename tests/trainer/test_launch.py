@@ -148,6 +148,8 @@ def test_every_recipe_trains_two_steps(
         changes += ["trainer.per_device_train_batch_size=2", "trainer.num_generations=2"]
     if "qlora" in recipe.name:
         changes += ["model.load_in_4bit=false", "model.use_bnb_nested_quant=false"]
+    if "lora" in recipe.name:
+        changes += ["trainer.optim=adamw_torch_fused"]
     if not is_tiny:
         changes += ["data.num_eval_rows=4", "trainer.eval_steps=1", "trainer.per_device_eval_batch_size=4"]
         if recipe.task == "countdown":

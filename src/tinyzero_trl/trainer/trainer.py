@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tinyzero_trl.settings import BatchingSettings, CriticSettings, CurriculumSettings, ReplaySettings
+from tinyzero_trl.trainer.adapter import Adapter
 from tinyzero_trl.trainer.batching import Batching
 from tinyzero_trl.trainer.budget import Budget
 from tinyzero_trl.trainer.checkpoints import Checkpoints
@@ -41,6 +42,7 @@ class TinyZeroTrainer(
     Budget,
     Generating,
     Prefill,
+    Adapter,
     ResumableState,
 ):
     """GRPOTrainer with rollouts kept, exact zero advantages, even micro-batches, guards and sealed checkpoints.

@@ -1,0 +1,140 @@
+"""`tinyzero estimate`: will a run fit, how long does a step take, what does the run cost. Nothing is loaded, nothing runs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from tinyzero_trl.estimate.cards import USABLE, Card, card_of
+from tinyzero_trl.estimate.memory import GIB, Memory, memory_of
+from tinyzero_trl.estimate.plan import PROMPT_TOKENS, plan_of
+from tinyzero_trl.estimate.shapes import shape_of
+from tinyzero_trl.estimate.sharding import Sharding, sharding_here, sharding_of
+from tinyzero_trl.estimate.speed import MEAN_SHARE, speed_of
+from tinyzero_trl.failures import ConfigError
+
+__all__ = ["main", "memory_of", "plan_of", "shape_of", "sharding_of", "warnings"]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the estimate; exit code 1 where the run does not fit the card."""
+    from tinyzero_trl.config import compose
+    from tinyzero_trl.estimate.shown import as_json, show
+
+    parser = _parser()
+    arguments, words = parser.parse_known_args(argv)
+    if not any(word.startswith("+") for word in words):
+        raise ValueError("no recipe given; `tinyzero recipes` lists them")
+    cfg = compose(words)
+    shape = shape_of(str(cfg.model.model_name_or_path), revision=cfg.model.model_revision)
+    sharding = _sharding(cfg, words, arguments.accelerate_config, arguments.processes)
+    plan = plan_of(cfg, shape, sharding, prompt=arguments.prompt_tokens)
+    card = _card(arguments.gpu, is_cpu=sharding.is_cpu)
+    memory = memory_of(plan, device_bytes=card.memory_gib * GIB if card else None)
+    speed = speed_of(plan, card, mean_completion=arguments.mean_tokens) if card else None
+    (as_json if arguments.json else show)(cfg, plan, memory, card, speed, rate=arguments.rate)
+    return 1 if card and not fits(memory, card.memory_gib) else 0
+
+
+def fits(memory: Memory, gib: float) -> bool:
+    """Whether a device of so much memory holds the peak."""
+    return memory.peak <= USABLE * gib * GIB
+
+
+def warnings(cfg: DictConfig, *, num_processes: int) -> list[str]:
+    """One line where this run will not fit the GPU it is started on; none where it fits, or nothing is known."""
+    import torch
+
+    if cfg.trainer.use_cpu or not torch.cuda.is_available():
+        return []
+    try:
+        shape = shape_of(str(cfg.model.model_name_or_path), revision=cfg.model.model_revision)
+    except ConfigError:
+        return []  # an architecture this module has no count for; loading it is the trainer's matter
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    memory = memory_of(plan_of(cfg, shape, sharding_here(num_processes, is_cpu=False)), device_bytes=float(total))
+    if fits(memory, total / GIB):
+        return []
+    return [
+        f"this run needs about {memory.peak / GIB:.0f} GiB in the phase {memory.peak_phase} and this GPU has "
+        f"{total / GIB:.0f}; `tinyzero estimate` shows what holds it, docs/memory.md what to change"
+    ]
+
+
+def _sharding(cfg: DictConfig, words: Sequence[str], name: str | None, processes: int | None) -> Sharding:
+    """As the recipe's own command has it, where the command line does not say otherwise."""
+    from tinyzero_trl.recipes import RECIPES, list_recipes
+
+    if cfg.trainer.use_cpu:
+        config, number = "cpu", 1
+    else:
+        config, number = "ddp", 1
+        chosen = {tuple(word.lstrip("+").partition("=")[::2]) for word in words if word.startswith("+")}
+        for recipe in list_recipes():
+            if (recipe.task, recipe.name) in chosen:
+                config, number = launched(recipe.command)
+    file = (
+        Path(name)
+        if name and name.endswith((".yaml", ".yml"))
+        else RECIPES / "accelerate_configs" / f"{name or config}.yaml"
+    )
+    if not file.is_file():
+        known = sorted(path.stem for path in (RECIPES / "accelerate_configs").glob("*.yaml"))
+        raise ConfigError(f"there is no accelerate config {name!r}; there is {', '.join(known)}, or give a file")
+    return sharding_of(file, num_processes=processes or number)
+
+
+def launched(command: str) -> tuple[str, int]:
+    """Accelerate config and number of processes in the command at a recipe's head."""
+    config = re.search(r"accelerate_configs/(\w+)\.yaml", command)
+    number = re.search(r"--num_processes[= ](\d+)", command)
+    return config.group(1) if config else "ddp", int(number.group(1)) if number else 1
+
+
+def _card(name: str | None, *, is_cpu: bool) -> Card | None:
+    """The card that is named, or else the one in this machine where we know it."""
+    if name is not None:
+        return card_of(name)
+    if is_cpu:
+        return None
+    from tinyzero_trl.doctor.host import gpus
+
+    found, _, _ = gpus()
+    if not found:
+        return None
+    try:
+        known = card_of(found[0].name)
+    except ConfigError:
+        return None
+    return Card(known.name, found[0].memory_gib or known.memory_gib, known.tflops, known.bandwidth)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tinyzero estimate",
+        usage="tinyzero estimate +<task>=<recipe> [key=value ...] [--gpu H200] [--rate 3.5]",
+        description="memory by phase, tokens and minutes of a step, price; how it is counted: docs/memory.md",
+        epilog="exit code: 1 where the run does not fit the card\n\nexample:\n"
+        "  tinyzero estimate +countdown=grpo-qwen-2.5-3b-base --gpu H100 --rate 3.5\n"
+        "  tinyzero estimate +countdown=grpo-qwen-2.5-7b-base --processes 4 --accelerate_config zero3",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--gpu", metavar="NAME", help="a card, such as H200 or RTX4090 (default: the one in this machine)")
+    add("--rate", type=float, metavar="R", help="price of one GPU for an hour, in any currency")
+    add("--processes", type=int, metavar="N", help="default: as in the command at the recipe's head")
+    add("--accelerate_config", "--accelerate-config", metavar="NAME", help="a file, or one of ours (default: as above)")
+    add("--prompt_tokens", type=int, metavar="N", help=f"of the longest prompt (default: {PROMPT_TOKENS})")
+    add(
+        "--mean_tokens",
+        type=float,
+        metavar="N",
+        help=f"of a completion on average (default: {MEAN_SHARE:g} of the longest)",
+    )
+    add("--json", action="store_true", help="everything as JSON")
+    return parser

@@ -1,0 +1,148 @@
+"""What a run does in one step and in which precision: the numbers of a recipe that memory and time depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from tinyzero_trl.estimate.shapes import Shape
+from tinyzero_trl.estimate.sharding import Sharding
+
+PROMPT_TOKENS = 200
+"""Of a prompt, where nobody says: Countdown and multiplication take 100 to 180 tokens of Qwen's tokenizer."""
+ROWS_SAMPLED_AT_ONCE = 256
+"""generation.sampler.DEFAULT_BATCH_SIZE, which this module may not import."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+NESTED_4BIT, PLAIN_4BIT = 0.5 + 0.127 / 8, 0.5 + 0.5 / 8
+"""Bytes of a 4-bit weight with its scales. Source: QLoRA (arXiv 2305.14314), sec. 3: 0.5 bits a weight, 0.127 double-quantized."""
+
+Engine = Literal["transformers", "colocate", "server"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One process of a run, one optimizer step."""
+
+    shape: Shape
+    sharding: Sharding
+    weight_bytes: float
+    """Of a weight outside the layers' linear maps: embedding, head, norms."""
+    linear_bytes: float
+    """Of a weight of the layers' linear maps."""
+    compute_bytes: int
+    """Of a number in a matrix product."""
+    residual_bytes: int
+    """Of a number between layers."""
+    is_autocast: bool
+    """Whether weights are wider than the products they go into, and copied for it."""
+    lora_weights: int | None
+    """Weights of the adapter; None: all weights are trained."""
+    optimizer: str
+    rows: int
+    """Rows of a micro-batch."""
+    prompt: int
+    """Tokens of the longest prompt."""
+    completion: int
+    """Tokens of the longest completion."""
+    micro_steps: int
+    """Micro-batches of an optimizer step."""
+    generated_rows: int
+    """Completions a process generates for one optimizer step."""
+    num_iterations: int
+    """Optimizer steps on each rollout."""
+    is_checkpointed: bool
+    has_reference_model: bool
+    """A second whole model; an adapter's reference is the model without it."""
+    has_reference_pass: bool
+    has_old_pass: bool
+    """Old log-probabilities take a pass of their own."""
+    has_critic: bool
+    engine: Engine
+    vllm_share: float
+    """Share of a device's memory vLLM takes."""
+    vllm_sleeps: bool
+    vllm_parallel: int
+    """Devices that share one vLLM in colocate."""
+
+    @property
+    def is_lora(self) -> bool:
+        return self.lora_weights is not None
+
+    @property
+    def trained(self) -> int:
+        """Weights that have a gradient."""
+        return self.shape.num_parameters if self.lora_weights is None else self.lora_weights
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row."""
+        return self.prompt + self.completion
+
+
+def plan_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: int | None = None) -> Plan:
+    """The plan of a composed recipe. prompt: tokens of the longest prompt; None takes PROMPT_TOKENS, 30 for the tiny model."""
+    model, trainer, batching = cfg.model, cfg.trainer, cfg.batching
+    loaded = BYTES.get(str(model.dtype), 2)
+    half = bool(trainer.fp16) or trainer.bf16 is not False
+    is_deepspeed = sharding.kind == "deepspeed"
+    weight = 2 if is_deepspeed and half else loaded
+    linear = float(weight)
+    if model.load_in_4bit:
+        linear = NESTED_4BIT if model.use_bnb_nested_quant else PLAIN_4BIT
+    elif model.load_in_8bit:
+        linear = 1.0
+    lora = shape.lora_weights(int(model.lora_r), _targets(model)) if model.use_peft else None
+    rows, micro_steps = int(trainer.per_device_train_batch_size), int(trainer.gradient_accumulation_steps)
+    longest = prompt or (30 if str(model.model_name_or_path) == "tiny" else PROMPT_TOKENS)
+    completion = int(trainer.max_completion_length)
+    budget = batching.max_tokens_per_microbatch
+    if budget is not None:
+        rows = max(1, int(budget) // (longest + completion))
+    steps = int(trainer.steps_per_generation or micro_steps)
+    total = trainer.generation_batch_size or int(trainer.per_device_train_batch_size) * sharding.num_processes * steps
+    corrects = bool(trainer.use_vllm) and bool(trainer.vllm_importance_sampling_correction)
+    is_reused = trainer.num_iterations > 1 or steps > micro_steps
+    return Plan(
+        shape=shape,
+        sharding=sharding,
+        weight_bytes=weight,
+        linear_bytes=linear,
+        compute_bytes=2 if half else loaded,
+        residual_bytes=weight,
+        is_autocast=half and weight == 4,
+        lora_weights=lora,
+        optimizer=str(trainer.optim),
+        rows=rows,
+        prompt=longest,
+        completion=completion,
+        micro_steps=micro_steps,
+        generated_rows=int(total) // sharding.num_processes,
+        num_iterations=int(trainer.num_iterations),
+        is_checkpointed=bool(trainer.gradient_checkpointing),
+        has_reference_model=trainer.beta != 0 and not model.use_peft,
+        has_reference_pass=trainer.beta != 0,
+        has_old_pass=is_reused or (corrects and not batching.fold_old_logprobs),
+        has_critic=str(cfg.algorithm) == "ppo",
+        engine=_engine(cfg),
+        vllm_share=float(trainer.vllm_gpu_memory_utilization),
+        vllm_sleeps=bool(trainer.vllm_enable_sleep_mode),
+        vllm_parallel=int(trainer.vllm_tensor_parallel_size),
+    )
+
+
+def _engine(cfg: DictConfig) -> Engine:
+    if not cfg.trainer.use_vllm:
+        return "transformers"
+    return "server" if str(cfg.trainer.vllm_mode) == "server" else "colocate"
+
+
+def _targets(model: DictConfig) -> tuple[str, ...]:
+    """Names of the adapted maps; PEFT's own choice for decoders, where a recipe names none, is q and v."""
+    named = model.lora_target_modules
+    if named is None:
+        return ("q_proj", "v_proj")
+    plain = OmegaConf.to_container(named) if OmegaConf.is_config(named) else [named]
+    assert isinstance(plain, list)
+    return tuple(map(str, plain))

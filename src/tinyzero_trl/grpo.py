@@ -27,7 +27,7 @@ def train(words: Sequence[str]) -> int:
         return config.show(cfg)
     chosen = checks.parts(cfg)
     checks.check_method(cfg, num_processes=num_processes)
-    for line in combinations.advice(cfg) if os.environ.get("RANK", "0") == "0" else []:
+    for line in combinations.advice(cfg, num_processes=num_processes) if os.environ.get("RANK", "0") == "0" else []:
         print(f"note: {line}", file=sys.stderr, flush=True)
     tokenizer = checks.tokenizer_of(cfg)
     train_rows, eval_rows = checks.rows(cfg, chosen)

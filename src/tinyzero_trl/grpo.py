@@ -49,9 +49,11 @@ def train(words: Sequence[str]) -> int:
     }
     seeds = {"trainer": cfg.trainer.seed, "data": cfg.data.seed}
     with run_folder.opened(cfg, num_processes=num_processes, data=data, seeds=seeds) as folder:
+        run_folder.announce(folder)
+        if folder.is_finished:
+            return 0
         args.output_dir = str(folder.path)
         args.model_init_kwargs = init_arguments(cfg)
-        run_folder.announce(folder)
         trainer = TinyZeroTrainer(
             **policy(cfg),
             reward_funcs=reward_functions(cfg, chosen.rewards),

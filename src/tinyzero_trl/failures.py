@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -69,8 +70,10 @@ def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) 
         is_everyones = isinstance(failure, (ConfigError, RunLocked))
     except torch.OutOfMemoryError as error:
         message, code = f"{OUT_OF_MEMORY_ADVICE} ({str(error).splitlines()[0]})", OUT_OF_MEMORY_EXIT
-    except KeyboardInterrupt:
-        message, code = "stopped at once; the last sealed checkpoint is what there is", 130
+    except KeyboardInterrupt as interrupt:
+        # A signal handler of ours says which signal it was; Python's own means Ctrl-C.
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        message, code = "stopped at once; the last sealed checkpoint is what there is", 128 + int(number)
         is_everyones = True
     rank = os.environ.get("RANK", "0")
     if rank == "0" or not is_everyones:

@@ -135,6 +135,15 @@ def test_each_reward_normalised_alone_is_trls_where_there_is_signal(build: Any) 
     assert (theirs - ours).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("method", [{"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}])
+def test_the_share_of_constant_groups_is_that_of_groups_whatever_scales(build: Any, method: dict[str, str]) -> None:
+    """TRL's says 0 here: it looks at the deviation of the whole batch."""
+    trainer = build(TinyZeroTrainer, reward_funcs=now_and_then, max_steps=1, **method)
+    trainer.train()
+    (share,) = [entry["frac_reward_zero_std"] for entry in trainer.state.log_history if "reward" in entry]
+    assert 0 < share < 1
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_rloo_is_trls_rloo_trainer(build: Any, beta: float) -> None:
     """Its loss is a sum over tokens, ours the same over max_completion_length: SGD makes that a learning rate."""

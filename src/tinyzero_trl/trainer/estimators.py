@@ -60,7 +60,7 @@ class Estimators(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         num_generations = (self.num_generations if mode == "train" else self.num_generations_eval) or 1
         if self.multi_objective_aggregation != "sum_then_normalize":
-            self._silence_constant_groups(scored, num_generations)
+            self._silence_constant_groups(scored, num_generations, mode)
             return scored
         if greedy_B is not None:
             scored["greedy_rewards"] = greedy_B
@@ -77,21 +77,22 @@ class Estimators(GRPOTrainer):
         scored["advantages"] = self._advantages(scored, rewards_N)
         scored.pop("greedy_rewards", None)
         constant_N = is_constant(rewards_N.view(-1, num_generations)).repeat_interleave(num_generations)
-        if self.scale_rewards != "batch":
-            # TRL's own test is isclose(std, 0), which rounding fools both ways.
-            self._metrics[mode]["frac_reward_zero_std"][-1] = constant_N.float().mean().item()
+        # TRL's own test is isclose(std, 0), which rounding fools both ways, and of the batch's deviation where that scales.
+        self._metrics[mode]["frac_reward_zero_std"][-1] = constant_N.float().mean().item()
         self._rewrite_log(scored["advantages"])
         return scored
 
-    def _silence_constant_groups(self, scored: dict[str, Any], num_generations: int) -> None:
+    def _silence_constant_groups(self, scored: dict[str, Any], num_generations: int, mode: str) -> None:
         """For normalize_then_sum, whose advantages are TRL's own, exactly 0 where each reward is constant in the group.
 
         Up to rounding they are 0 as they come; but where all groups are like that, TRL divides what is rounding by its deviation.
         """
         is_constant_PF = torch.stack([is_constant(r.view(-1, num_generations)) for r in self.rewards_NF.unbind(1)], 1)
+        is_constant_N = is_constant_PF.all(1).repeat_interleave(num_generations)
+        self._metrics[mode]["frac_reward_zero_std"][-1] = is_constant_N.float().mean().item()
         num_rows = len(scored["advantages"])
         first = self.accelerator.process_index * num_rows
-        is_constant_B = is_constant_PF.all(1).repeat_interleave(num_generations)[first : first + num_rows]
+        is_constant_B = is_constant_N[first : first + num_rows]
         scored["advantages"] = torch.where(is_constant_B, 0.0, scored["advantages"])
         self._rewrite_log(scored["advantages"])
 

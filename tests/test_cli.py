@@ -126,6 +126,21 @@ def test_launch_returns_the_exit_code_of_the_program_and_adds_no_traceback(progr
 
 
 @pytest.mark.slow
+def test_a_process_that_dies_takes_the_others_with_it(program):
+    """T-11: nobody waits in a collective for one that is gone."""
+    command = program(
+        """
+        import os, signal, time
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(100)
+        """
+    )
+    ended = subprocess.run([*command, "2"], capture_output=True, text=True, timeout=90)
+    assert ended.returncode == 137
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_sigterm_reaches_the_program_which_ends_by_its_own_code(program, tmp_path, num_processes):
     command = program(

@@ -43,6 +43,13 @@ REFUSED: list[tuple[list[str], str]] = [
     (["reward_workers.num_workers=0"], "reward_workers.num_workers must be more than 0, got 0"),
     (["reward_workers.memory_gib=-1"], "reward_workers.memory_gib must be more than 0, got -1"),
     (["reward_workers.rewards=[equation]", "reward_workers.seconds_per_batch=1"], "seconds_per_batch 1 ends a batch before reward_workers.seconds_per_call 5"),
+    (["reward_workers.num_workers=4", "reward_workers.memory_gib=1"], "reward_workers.num_workers, reward_workers.memory_gib: nothing reads it without reward_workers.rewards"),
+    (["curriculum.kind=weight"], "curriculum.kind: nothing reads it without curriculum.by"),
+    (["curriculum.by=success", "trainer.shuffle_dataset=false"], "trainer.shuffle_dataset=false keeps the order of the rows, and curriculum.by chooses another"),
+    (["replay.max_age=4"], "replay.max_age: nothing reads it without replay.num_groups"),
+    (["batching.max_tokens_per_microbatch=4096", "trainer.entropy_coef=0.01"], "batching.max_tokens_per_microbatch=4096 with trainer.entropy_coef: micro-batches stay as TRL cuts them"),
+    (["trainer.cache_implementation=static"], "trainer.cache_implementation has no effect: without vLLM our own sampler generates"),
+    (["trainer.use_transformers_continuous_batching=true"], "trainer.use_transformers_continuous_batching has no effect"),
     (["reward_workers.rewards=[equation]", "reward_workers.seconds_per_batch=1800"], "seconds_per_batch 1800 is not below trainer.ddp_timeout 1800"),
 ]  # fmt: skip
 
@@ -63,6 +70,8 @@ def test_what_cannot_be_right_is_refused_with_what_to_change(words: list[str], m
         ([TINY, "trainer.epsilon_high=0.1"], "trainer.epsilon_high 0.1 is below trainer.epsilon 0.2"),
         ([TINY, *GRPO, "trainer.importance_sampling_level=sequence"], "clips nothing with trainer.importance_sampling_level"),
         ([TINY, "trainer.beta=0.1", "trainer.sync_ref_model=true"], "ref_model_sync_steps 512 is more than trainer.max_steps 40"),
+        ([TINY, "max_generated_tokens=1000", "trainer.lr_scheduler_type=cosine"], "trainer.lr_scheduler_type=cosine goes by steps"),
+        ([TINY, "algorithm=ppo", "critic.warm_start_prompts=2560"], "at least the 2560 prompts of the whole run (trainer.max_steps 40): the policy learns nothing"),
         ([TINY, "trainer.report_to=[wandb]"], "trainer.report_to has wandb, and there is no login"),
     ],
 )  # fmt: skip

@@ -35,13 +35,27 @@ def test_each_way_to_fail_has_its_exit_code_and_one_line(
     assert printed.count("\n") == 1
 
 
-def test_only_the_first_process_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_mistake_that_all_processes_find_only_the_first_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def program(words: Sequence[str]) -> int:
         raise ConfigError("no key x")
 
     monkeypatch.setenv("RANK", "1")
     assert exit_code_of(program, []) == 2
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), NumericFailure("not numbers")])
+def test_what_may_happen_to_one_process_alone_is_said_by_it(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def program(words: Sequence[str]) -> int:
+        raise error
+
+    monkeypatch.setenv("RANK", "3")
+    exit_code_of(program, [])
+    assert capsys.readouterr().err.startswith("error (process 3): ")
 
 
 def test_a_bug_of_ours_is_not_swallowed() -> None:

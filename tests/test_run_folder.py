@@ -15,6 +15,7 @@ from tinyzero_trl import manifest, record, run_folder
 from tinyzero_trl.config import compose
 from tinyzero_trl.failures import ConfigError, RunLocked
 from tinyzero_trl.lock import locked
+from tinyzero_trl.resuming import MAY_CHANGE
 
 TINY = "+countdown=grpo-tiny"
 
@@ -65,19 +66,176 @@ def test_what_is_passed_over_is_said_with_the_reason(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ("trainer.num_generations=8", "trainer.num_generations was 16 and is now 8"),
-        ("rewards.format=1", "rewards was"),
-        ("data.seed=9", "data was"),
+        ("rewards.format=1", "rewards.format was not set and is now 1.0"),
+        ("data.seed=9", "data.seed was 1 and is now 9"),
+        ("trainer.top_k=5", "trainer.top_k was 0 and is now 5"),
+        ("trainer.adam_epsilon=1", "trainer.adam_epsilon was 1e-08 and is now 1.0"),
+        ("model.dtype=bfloat16", "model.dtype was 'float32' and is now 'bfloat16'"),
+        ("algorithm=rloo", "algorithm was 'grpo' and is now 'rloo'"),
         ("trainer.learning_rate=1", "trainer.learning_rate was 0.0005 and is now 1.0"),
         ("trainer.beta=0.1", "trainer.beta was 0.0 and is now 0.1"),
-        ("replay.num_groups=4", "replay was"),
+        ("replay.num_groups=4", "replay.num_groups was 0 and is now 4"),
     ],
 )
 def test_a_run_is_not_continued_as_another(tmp_path: Path, change: str, message: str) -> None:
+    """C-14."""
     path = recorded(tmp_path / "run", "trainer.num_generations=16")
     words = [TINY, "trainer.num_generations=16", f"trainer.resume_from_checkpoint={path}", change]
     with pytest.raises(ConfigError, match=message):
         run_folder.choose(compose(words))
-    assert run_folder.choose(compose([*words[:3], "trainer.max_steps=999"])).resume_from
+
+
+def test_all_that_was_changed_is_named_in_one_line(tmp_path: Path) -> None:
+    """C-14."""
+    path = recorded(tmp_path / "run")
+    changes = ["trainer.beta=0.1", "rewards.format=0.5", "trainer.logging_steps=7"]
+    with pytest.raises(ConfigError) as refused:
+        run_folder.choose(compose([TINY, f"trainer.resume_from_checkpoint={path}", *changes]))
+    assert str(refused.value) == (
+        f"cannot continue {path}: rewards.format was not set and is now 0.5; trainer.beta was 0.0 and is now 0.1"
+    )
+
+
+def test_every_key_of_a_run_may_change_or_may_not_and_those_that_may_are_few(tmp_path: Path) -> None:
+    """C-14: a key that TRL adds is one that must not change until somebody has thought about it."""
+    from tinyzero_trl.keys import defaults
+
+    standing = defaults("grpo")
+    keys = [f"{section}.{key}" for section, value in standing.items() if isinstance(value, dict) for key in value]
+    keys += [key for key, value in standing.items() if not isinstance(value, dict)]
+    free = {key for key in keys if MAY_CHANGE.fullmatch(key)}
+    assert {key for key in free if key.startswith("model.")} == set()
+    ours = {key for key in free if not key.startswith(("trainer.", "reward_workers."))}
+    assert ours == {
+        *("output_dir", "give_up_after", "max_generated_tokens", "data.num_eval_rows"),
+        "batching.max_tokens_per_microbatch",
+    }
+    prefixes = ("trainer.eval_", "trainer.log", "trainer.save_", "trainer.hub_", "trainer.dataloader_", "trainer.vllm_")
+    rest = {key.removeprefix("trainer.") for key in free - ours if not key.startswith((*prefixes, "reward_workers."))}
+    assert rest == {
+        *("max_steps", "num_train_epochs", "resume_from_checkpoint", "run_name", "num_generations_eval", "report_to"),
+        *("push_to_hub", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "project", "disable_tqdm"),
+        *("skip_memory_metrics", "debug", "do_eval", "per_device_eval_batch_size", "batch_eval_metrics"),
+        *("num_completions_to_print", "include_num_input_tokens_seen", "metric_for_best_model", "greater_is_better"),
+        *(
+            "load_best_model_at_end",
+            "gradient_checkpointing",
+            "gradient_checkpointing_kwargs",
+            "torch_empty_cache_steps",
+        ),
+        "ddp_timeout",
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("trainer.max_steps=999", "trainer.logging_steps=5", "trainer.save_steps=7", "trainer.eval_steps=3"),
+        *("trainer.report_to=[wandb]", "max_generated_tokens=900", "give_up_after=3", "data.num_eval_rows=5"),
+        *("trainer.gradient_checkpointing=true", "trainer.hub_token=canary", "reward_workers.num_workers=1"),
+    ],
+)
+def test_what_changes_no_number_may_change(tmp_path: Path, change: str) -> None:
+    """C-14."""
+    path = recorded(tmp_path / "run")
+    cfg = compose([TINY, f"trainer.resume_from_checkpoint={path}", change])
+    assert run_folder.choose(cfg).resume_from == path / "checkpoint-2"
+
+
+def a_model(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "notes.md"):
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_a_run_is_not_continued_where_its_model_or_tokenizer_became_another(tmp_path: Path) -> None:
+    """C-17."""
+    model = a_model(tmp_path / "model")
+    path = recorded(tmp_path / "run", f"model.model_name_or_path={model}")
+    words = [TINY, f"model.model_name_or_path={model}", f"trainer.resume_from_checkpoint={path}"]
+    cfg = compose(words)
+
+    def open_it() -> None:
+        with run_folder.opened(cfg, num_processes=1, data={}, seeds={}):
+            pass
+
+    open_it()
+    assert set(yaml.safe_load((path / "run.yaml").read_text())["provenance"]["model"]) == {
+        *("config.json", "tokenizer.json", "model.safetensors")
+    }
+    (model / "notes.md").write_text("no part of the model")
+    open_it()
+    (model / "tokenizer.json").write_text("another")
+    (model / "chat_template.jinja").write_text("added")
+    before = (path / "run.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"changed: chat_template.jinja \(new\), tokenizer.json \(other content\)"):
+        open_it()
+    assert (path / "run.yaml").read_bytes() == before
+
+
+def test_a_large_file_of_a_model_is_known_by_its_size_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C-17."""
+    model = a_model(tmp_path / "model")
+    cfg = compose([TINY, f"model.model_name_or_path={model}"])
+    weights = model / "model.safetensors"
+    weights.write_bytes(bytes(3 * 2**20))
+    monkeypatch.setattr(record, "WHOLE_BYTES", 2**21)
+    first = record.model_files(cfg)
+    for place in (5, -5):
+        changed = bytearray(3 * 2**20)
+        changed[place] = 1
+        weights.write_bytes(changed)
+        assert {key for key, value in record.model_files(cfg).items() if value != first[key]} == {"model.safetensors"}
+    weights.write_bytes(bytes(3 * 2**20 + 1))
+    assert record.model_files(cfg) != first
+
+
+def test_packages_that_changed_since_the_run_began_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C-16."""
+    path = recorded(tmp_path / "run")
+    cfg = compose([TINY, f"trainer.resume_from_checkpoint={path}"])
+    now = record.packages()
+    monkeypatch.setattr(run_folder, "packages", lambda: now | {"trl": "9.9", "new": "1"})
+    with run_folder.opened(cfg, num_processes=1, data={}, seeds={}) as folder:
+        assert folder.notes == (
+            f"the run began with other versions, so its numbers may differ: new absent -> 1, trl {now['trl']} -> 9.9",
+        )
+    monkeypatch.undo()
+    path = recorded(tmp_path / "same")
+    cfg = compose([TINY, f"trainer.resume_from_checkpoint={path}"])
+    with run_folder.opened(cfg, num_processes=1, data={}, seeds={}) as folder:
+        assert folder.notes == ()
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(item.relative_to(path)): item.read_bytes() for item in path.rglob("*") if item.is_file()}
+
+
+def test_continuing_a_finished_run_changes_nothing_and_says_so(tmp_path: Path, capsys: Any) -> None:
+    """C-18."""
+    path = recorded(tmp_path / "run", "trainer.max_steps=2")
+    (path / "model").mkdir()
+    manifest.seal(path / "model", step=2, world_size=1)
+    before = contents(path)
+    words = [TINY, "trainer.max_steps=2"]
+    for given in (path, path / "checkpoint-2", path):
+        cfg = compose([*words, f"trainer.resume_from_checkpoint={given}"])
+        with run_folder.opened(cfg, num_processes=1, data={}, seeds={}) as folder:
+            run_folder.announce(folder)
+        assert folder.is_finished
+        assert capsys.readouterr().out == (
+            f"{path} is finished, so nothing was done; raise trainer.max_steps to go on with it\n"
+        )
+        assert contents(path) == before
+    for more in (
+        f"trainer.resume_from_checkpoint={path} trainer.max_steps=3",
+        f"trainer.resume_from_checkpoint={path}/checkpoint-1",
+        f"trainer.resume_from_checkpoint={path} max_generated_tokens=100",
+    ):
+        assert not run_folder.choose(compose([*words, *more.split()])).is_finished
+    (path / "model" / manifest.MANIFEST).unlink()
+    assert not run_folder.choose(compose([*words, f"trainer.resume_from_checkpoint={path}"])).is_finished
 
 
 def test_a_run_is_not_continued_on_other_rows(tmp_path: Path) -> None:
@@ -93,6 +251,7 @@ def test_a_run_is_not_continued_on_other_rows(tmp_path: Path) -> None:
 
 
 def test_a_run_of_two_processes_is_not_continued_by_one(tmp_path: Path) -> None:
+    """C-14."""
     path = recorded(tmp_path / "run")
     with pytest.raises(ConfigError, match="written by 1 processes, this run has 2"):
         run_folder.choose(compose([TINY, f"trainer.resume_from_checkpoint={path}"]), num_processes=2)
@@ -139,7 +298,8 @@ def test_the_record_says_where_a_run_comes_from_and_no_secret(tmp_path: Path, mo
 
 def test_metrics_that_a_resumed_run_writes_again_are_dropped(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "seconds": 2.0 * step}) for step in range(1, 6)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "sec')
+    summary = json.dumps({"step": 3, "seconds": 6.5, "train_runtime": 6.5})  # an attempt was stopped after step 3
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:3], summary, *lines[3:]]) + '\n{"step": 6, "sec')
     assert record.cut_metrics(tmp_path, step=3) == 6.0
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines[:3]
     assert record.cut_metrics(tmp_path / "nowhere", step=3) == 0.0

@@ -93,12 +93,17 @@ def _call(command: list[str], *, core: str, log: IO[str]) -> float:
 
 
 def _row(name: str, folders: list[Path]) -> dict[str, Any]:
-    """What the table says of one algorithm; its interval is over the problems of all seeds."""
-    evaluations = [scores.read_summary(next((folder / "evaluation").glob("*/"))) for folder in folders]
+    """What the table says of one algorithm; its interval is that of these problems."""
+    paths = [next((folder / "evaluation").glob("*/")) for folder in folders]
+    evaluations = [scores.read_summary(path) for path in paths]
     solved = [evaluation["metrics"]["pass@1"]["value"] for evaluation in evaluations]
     metrics = [[json.loads(line) for line in (folder / "metrics.jsonl").open()] for folder in folders]
     steps = [[entry for entry in entries if "generated_tokens" in entry] for entries in metrics]
-    interval = statistics.wilson(sum(solved) * NUM_PROBLEMS, NUM_PROBLEMS * len(solved))
+    # The same problems for every seed: the problem is the unit. Seeds themselves differ by more: their column says how much.
+    by_problem: dict[int, list[float]] = {}
+    for sample in (sample for path in paths for sample in scores.read_samples(path)):
+        by_problem.setdefault(sample.problem, []).append(float(sample.is_correct))
+    interval = statistics.share([sum(values) / len(values) for values in by_problem.values()])
     return {
         "algorithm": name,
         "solved": solved,

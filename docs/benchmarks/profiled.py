@@ -11,6 +11,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
+from tinyzero_trl.generation.sampler import DEFAULT_BATCH_SIZE
+
 PROFILED_STEP = 2
 """The first one warms up."""
 NUM_SHOWN = 12
@@ -73,8 +75,9 @@ class Profiled(TrainerCallback):
         num_parameters = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n)
         num_parameters += model.get_output_embeddings().weight.numel()
         prompts = sum({tuple(ids): len(ids) for ids in self.prompt_ids}.values())
-        # Every row is decoded with all that are still active: the rate is that of the mean batch.
-        rows = max(1, round(sum(length * length for length in lengths) / max(lengths) / max(lengths)))
+        # Each forward pass decodes one token of every row still active.
+        passes = sum(max(lengths[at : at + DEFAULT_BATCH_SIZE]) for at in range(0, len(lengths), DEFAULT_BATCH_SIZE))
+        rows = max(1, round(sum(lengths) / passes))
         trained = sum(
             len(prompt) + length
             for prompt, length, has_signal in zip(self.prompt_ids, lengths, self.advantages, strict=True)
@@ -86,7 +89,7 @@ class Profiled(TrainerCallback):
         slow, fast = (gemm_rate(rows=size, inner=hidden, columns=inner) for size in (rows, 4096))
         return (
             f"Floor (matrix products of the weights alone, no attention, no padding): decoding {sum(lengths):,} tokens and "
-            f"{prompts:,} of different prompts at {slow / 1e9:.0f} GFLOP/s ({rows} rows at once): {decode / slow:.2f} s; "
+            f"{prompts:,} of different prompts at {slow / 1e9:.0f} GFLOP/s (rows at once on average: {rows}): {decode / slow:.2f} s; "
             f"training on {trained:,} tokens of {sum(self.advantages)} rows with signal, of {len(lengths)}, "
             f"at {fast / 1e9:.0f} GFLOP/s: {learn / fast:.2f} s"
         )

@@ -29,12 +29,26 @@ def check_algorithm(cfg: DictConfig, *, num_processes: int) -> None:
         wrong["trainer.epsilon_high"] = "0.28"
     if name != "grpo" and trainer.multi_objective_aggregation != "sum_then_normalize":
         wrong["trainer.multi_objective_aggregation"] = "sum_then_normalize"
+    num_slices = generation_batch_size(trainer, num_processes) // (trainer.per_device_train_batch_size * num_processes)
+    # Away from the policy that wrote them, the loss of RAFT's completions is a clipped ratio's and no likelihood's.
+    if name == "raft" and num_slices > trainer.gradient_accumulation_steps:
+        wrong["trainer.steps_per_generation"] = str(trainer.gradient_accumulation_steps)
+    if name == "raft" and cfg.replay.num_groups:
+        wrong["replay.num_groups"] = "0"
     if wrong:
         raise ConfigError(f"algorithm {name} needs {' '.join(f'{key}={value}' for key, value in wrong.items())}")
     if cfg.advantage_whitening not in (None, *WHITENINGS):
         raise ConfigError(
             f"advantage_whitening: there is no {cfg.advantage_whitening!r}; there is {', '.join(WHITENINGS)}, and null for the algorithm's own"
         )
+    if trainer.multi_objective_aggregation == "normalize_then_sum":
+        ignored = {"advantage_whitening": cfg.advantage_whitening, "soft_overlong_tokens": cfg.soft_overlong_tokens}
+        for key, value in ignored.items():
+            if value:
+                raise ConfigError(
+                    f"{key}={value} with trainer.multi_objective_aggregation=normalize_then_sum, which whitens each reward over "
+                    f"the batch itself; leave {key} out, or use sum_then_normalize"
+                )
     # Without trainer.max_completion_length, which is null there, nothing is ever overlong.
     if not 0 <= cfg.soft_overlong_tokens < (trainer.max_completion_length or 1):
         raise ConfigError(
@@ -45,14 +59,19 @@ def check_algorithm(cfg: DictConfig, *, num_processes: int) -> None:
         _check_remax(trainer, num_processes)
 
 
+def generation_batch_size(trainer: DictConfig, num_processes: int) -> int:
+    """Completions that all processes together generate at once, before any is dropped or replaced."""
+    steps = trainer.steps_per_generation or trainer.gradient_accumulation_steps
+    return int(trainer.generation_batch_size or trainer.per_device_train_batch_size * num_processes * steps)
+
+
 def _check_remax(trainer: DictConfig, num_processes: int) -> None:
     # transformers' own generate, which FSDP needs, is not told to be greedy.
     if not trainer.use_vllm and os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
         raise ConfigError(
             "algorithm remax draws a greedy response to each prompt, which FSDP cannot yet; use zero2 or vLLM"
         )
-    steps = trainer.steps_per_generation or trainer.gradient_accumulation_steps
-    size = trainer.generation_batch_size or trainer.per_device_train_batch_size * num_processes * steps
+    size = generation_batch_size(trainer, num_processes)
     if size // num_processes % trainer.num_generations:
         raise ConfigError(
             f"algorithm remax needs whole groups in each process: {size // num_processes} completions are no multiple of "

@@ -41,7 +41,7 @@ def check_combinations(cfg: DictConfig, *, num_processes: int = 1) -> None:
         raise ConfigError(fault)
 
 
-def advice(cfg: DictConfig) -> list[str]:
+def advice(cfg: DictConfig, *, num_processes: int = 1) -> list[str]:
     """Lines on what may be meant and often is not."""
     trainer, lines = cfg.trainer, []
     has_own_masters = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
@@ -62,6 +62,19 @@ def advice(cfg: DictConfig) -> list[str]:
         lines.append(
             f"trainer.epsilon {trainer.epsilon:g} clips nothing with trainer.importance_sampling_level=sequence, whose ratios are "
             "means over tokens; GSPO uses 3e-4 and epsilon_high 4e-4"
+        )
+    num_slices = trainer.max_steps * trainer.gradient_accumulation_steps * num_processes
+    num_prompts = num_slices * trainer.per_device_train_batch_size // (trainer.num_iterations * trainer.num_generations)
+    if cfg.algorithm == "ppo" and 0 < num_prompts <= cfg.critic.warm_start_prompts:
+        lines.append(
+            f"critic.warm_start_prompts {cfg.critic.warm_start_prompts} are at least the {num_prompts} prompts of the whole run "
+            f"(trainer.max_steps {trainer.max_steps}): the policy learns nothing; set it lower"
+        )
+    schedule = str(trainer.lr_scheduler_type).rpartition(".")[2].lower()
+    if cfg.max_generated_tokens is not None and schedule not in ("linear", "constant"):
+        lines.append(
+            f"trainer.lr_scheduler_type={schedule} goes by steps, and max_generated_tokens ends the run wherever that is; linear falls "
+            "to 0 with the tokens"
         )
     if trainer.sync_ref_model and 0 < trainer.max_steps < trainer.ref_model_sync_steps:
         lines.append(

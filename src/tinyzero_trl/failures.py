@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -60,19 +61,29 @@ OUT_OF_MEMORY_ADVICE = (
 
 
 def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
-    """What `program(words)` returns, or, for a Failure, its exit code, its message gone to stderr (once for all processes)."""
+    """What `program(words)` returns, or, for a Failure, its exit code, its message gone to stderr.
+
+    What every process finds alike (a mistake in the recipe, Ctrl-C) is said by the first alone. Memory runs out, and numbers break, on
+    one of them, which then is the only one to know.
+    """
     import torch
 
+    is_everyones = False
     try:
         return program(words)
     except Failure as failure:
         message, code = str(failure), failure.exit_code
+        is_everyones = isinstance(failure, (ConfigError, RunLocked))
     except torch.OutOfMemoryError as error:
         message, code = f"{OUT_OF_MEMORY_ADVICE} ({str(error).splitlines()[0]})", OUT_OF_MEMORY_EXIT
-    except KeyboardInterrupt:
-        message, code = "stopped at once; the last sealed checkpoint is what there is", 130
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as interrupt:
+        # A signal handler of ours says which signal it was; Python's own means Ctrl-C.
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        message, code = "stopped at once; the last sealed checkpoint is what there is", 128 + int(number)
+        is_everyones = True
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not is_everyones:
+        print(f"error{'' if rank == '0' else f' (process {rank})'}: {message}", file=sys.stderr, flush=True)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # The other processes may wait for this one in a collective for ever; the launcher ends them once it is gone.
         sys.stdout.flush()

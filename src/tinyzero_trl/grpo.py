@@ -32,7 +32,7 @@ def train(words: Sequence[str]) -> int:
     combinations.check_installed(cfg)
     if os.environ.get("RANK", "0") == "0":
         warnings = estimate.warnings(cfg, num_processes=num_processes)
-        for line in [*combinations.advice(cfg), *engine.notes(cfg), *warnings]:
+        for line in [*combinations.advice(cfg, num_processes=num_processes), *engine.notes(cfg), *warnings]:
             print(f"note: {line}", file=sys.stderr, flush=True)
     tokenizer = checks.tokenizer_of(cfg)
     train_rows, eval_rows = checks.rows(cfg, chosen)
@@ -55,9 +55,11 @@ def train(words: Sequence[str]) -> int:
     }
     seeds = {"trainer": cfg.trainer.seed, "data": cfg.data.seed}
     with run_folder.opened(cfg, num_processes=num_processes, data=data, seeds=seeds) as folder:
+        run_folder.announce(folder)
+        if folder.is_finished:
+            return 0
         args.output_dir = str(folder.path)
         args.model_init_kwargs = init_arguments(cfg)
-        run_folder.announce(folder)
         with engines.engine(cfg, folder.path) as vllm_generation:
             trainer = TinyZeroTrainer(
                 **policy(cfg),

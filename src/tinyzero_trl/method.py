@@ -12,8 +12,7 @@ from tinyzero_trl.algorithm_checks import check_algorithm
 from tinyzero_trl.combinations import check_combinations
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.keys import nearest
-from tinyzero_trl.sections import check_chosen_problems, check_reward_workers
-from tinyzero_trl.settings import CriticSettings
+from tinyzero_trl.sections import check_batching, check_chosen_problems, check_critic, check_reward_workers
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "loss_type": ("grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
@@ -77,56 +76,19 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
             raise ConfigError(f"trainer.{key} must be {bound}, got {value:g}")
     if trainer.max_steps == 0 or (trainer.max_steps < 0 and trainer.num_train_epochs <= 0):
         raise ConfigError("the run would do nothing: set trainer.max_steps or trainer.num_train_epochs above 0")
-    _check_packing(cfg)
+    check_batching(cfg)
     _check_batches(trainer, num_processes)
     check_algorithm(cfg, num_processes=num_processes)
     _check_silent_killers(trainer)
     check_chosen_problems(cfg, num_processes)
     check_reward_workers(cfg)
-    _check_critic(cfg)
+    check_critic(cfg)
     check_combinations(cfg, num_processes=num_processes)
     if cfg.model.model_name_or_path is None:
         raise ConfigError("model.model_name_or_path is not set; it takes a hub id, a folder, or `tiny`")
     if cfg.model.use_peft and trainer.sync_ref_model:
         raise ConfigError(
             "trainer.sync_ref_model does not work with model.use_peft: the reference is the model without its adapter"
-        )
-
-
-def _check_critic(cfg: DictConfig) -> None:
-    critic = cfg.critic
-    changed = [f"critic.{key}" for key, value in vars(CriticSettings()).items() if critic[key] != value]
-    if cfg.algorithm != "ppo":
-        if changed:
-            raise ConfigError(f"{', '.join(changed)}: the critic is for algorithm: ppo, and this is {cfg.algorithm}")
-        return
-    for key, is_right, wanted in (
-        ("learning_rate", 0 < critic.learning_rate < math.inf, "more than 0"),
-        ("num_minibatches", critic.num_minibatches >= 1, "1 or more"),
-        ("warm_start_prompts", critic.warm_start_prompts >= 0, "0 or more"),
-        ("gamma", 0 < critic.gamma <= 1, "more than 0 and at most 1"),
-        ("lam", 0 <= critic.lam <= 1, "at least 0 and at most 1"),
-        ("clip_range", critic.clip_range > 0, "more than 0"),
-    ):
-        if not is_right:
-            raise ConfigError(f"critic.{key} must be {wanted}, got {critic[key]:g}")
-    is_zero3 = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
-    if is_zero3 or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
-        raise ConfigError(
-            "algorithm: ppo keeps its value model whole on every process, which ZeRO-3 and FSDP do not allow; use one process, "
-            "ddp, zero1 or zero2"
-        )
-
-
-def _check_packing(cfg: DictConfig) -> None:
-    limit, attention = cfg.batching.max_tokens_per_microbatch, str(cfg.model.attn_implementation)
-    if limit is not None and limit < 1:
-        raise ConfigError(f"batching.max_tokens_per_microbatch must be at least 1 or null, got {limit}")
-    # Elsewhere rows are kept apart by a mask over all pairs of tokens, which costs more than the padding did.
-    if cfg.batching.packing and not any(name in attention for name in ("flash_attention", "flash-attn")):
-        raise ConfigError(
-            f"batching.packing=true with model.attn_implementation={attention}: it needs attention over rows of different lengths; "
-            "use model.attn_implementation=flash_attention_2 (or _3, or kernels-community/flash-attn), or batching.packing=false"
         )
 
 
@@ -163,6 +125,10 @@ def _check_silent_killers(trainer: Any) -> None:
             "trainer.use_transformers_continuous_batching with bf16 turns the float32 master weights into bfloat16 for good; set trainer.bf16=false"
         )
     if not trainer.use_vllm:
+        ours = os.environ.get("ACCELERATE_USE_FSDP", "false") != "true"  # transformers generates there
+        for key in ("use_transformers_continuous_batching", "cache_implementation"):
+            if ours and trainer[key]:
+                raise ConfigError(f"trainer.{key} has no effect: without vLLM our own sampler generates; leave it out")
         neutral = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
         changed = [f"trainer.{key}={trainer[key]}" for key, value in neutral.items() if trainer[key] != value]
         if changed:

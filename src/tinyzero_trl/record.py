@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from tinyzero_trl.config import model_path
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -34,18 +36,29 @@ PACKAGES = (
 )
 SECRET = re.compile(r"token|secret|password|api_?key|credential", re.IGNORECASE)
 NOT_SECRET = re.compile(r"tokens|token_id|tokenizer|token_level")
+MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
+WHOLE_BYTES = 32 * 2**20
+"""Size up to which a model's file is hashed whole; of a larger one, its size and both ends: no start may take minutes."""
 
 
-def write_record(path: Path, cfg: DictConfig, *, data: Mapping[str, Any], seeds: Mapping[str, Any]) -> None:
+def write_record(
+    path: Path,
+    cfg: DictConfig,
+    *,
+    data: Mapping[str, Any],
+    seeds: Mapping[str, Any],
+    model: Mapping[str, str] | None = None,
+) -> None:
     """Write run.yaml: the resolved config, secrets blanked, and where the run comes from."""
     content = redacted(OmegaConf.to_container(cfg, resolve=True))
     provenance = {
         **_git(),
         "command": " ".join(redacted_argument(item) for item in sys.argv),
         "python": platform.python_version(),
-        "packages": _packages(),
+        "packages": packages(),
         "hardware": _hardware(),
         "data": dict(data),
+        "model": dict(model or {}),
         "seeds": dict(seeds),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -69,8 +82,37 @@ def fingerprint(dataset: Dataset, columns: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def packages() -> dict[str, str]:
+    """The versions of what a run's numbers come from."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def model_files(cfg: DictConfig) -> dict[str, str]:
+    """A hash by file of the model a run starts from, its tokenizer among them; of a model from the hub, its commit."""
+    name = model_path(str(cfg.model.model_name_or_path or ""))
+    if not name:
+        return {}
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        config = try_to_load_from_cache(name, "config.json", revision=cfg.model.model_revision)
+        return {"commit": Path(config).parent.name} if isinstance(config, str) else {}
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in MODEL_SUFFIXES and path.is_file()]
+    return {path.name: _content_hash(path) for path in files}
+
+
 def cut_metrics(path: Path, *, step: int) -> float:
-    """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again; returns the seconds they reached."""
+    """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again; returns the seconds they reached.
+
+    The summary an attempt ends with goes too: the run has not ended.
+    """
     file = path / "metrics.jsonl"
     if not file.is_file():
         return 0.0
@@ -80,7 +122,7 @@ def cut_metrics(path: Path, *, step: int) -> float:
             entry = json.loads(line)
         except ValueError:
             continue
-        if entry.get("step", 0) <= step:
+        if entry.get("step", 0) <= step and "train_runtime" not in entry:
             kept.append(entry)
     part = path / "metrics.jsonl.part"
     part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
@@ -103,6 +145,17 @@ def redacted_argument(argument: str) -> str:
     return f"{key}=<redacted>" if equals and value and _is_secret(key) else argument
 
 
+def _content_hash(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        digest = hashlib.sha256(str(size).encode() + file.read(2**20))
+        file.seek(-(2**20), os.SEEK_END)
+        digest.update(file.read())
+        return digest.hexdigest()[:16]
+
+
 def _is_secret(key: str) -> bool:
     return bool(SECRET.search(key)) and not NOT_SECRET.search(key)
 
@@ -123,16 +176,6 @@ def _git() -> dict[str, Any]:
     if commit.returncode:
         return {"git_commit": None, "git_dirty": None}
     return {"git_commit": commit.stdout.strip(), "git_dirty": bool(status.stdout.strip())}
-
-
-def _packages() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _hardware() -> dict[str, Any]:

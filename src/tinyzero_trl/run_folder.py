@@ -13,58 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from tinyzero_trl import manifest
+from tinyzero_trl import manifest, resuming
 from tinyzero_trl.failures import ConfigError, Failure
 from tinyzero_trl.lock import locked
-from tinyzero_trl.record import cut_metrics, redacted, write_record
+from tinyzero_trl.record import cut_metrics, model_files, packages, write_record
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-FIXED_ON_RESUME = (
-    "task",
-    "format",
-    "rewards",
-    "algorithm",
-    "advantage_whitening",
-    "soft_overlong_tokens",
-    "dynamic_sampling_rounds",
-    "batching",
-    "critic",
-    "curriculum",
-    "replay",
-    "data",
-    "model",
-    "trainer.seed",
-    "trainer.per_device_train_batch_size",
-    "trainer.gradient_accumulation_steps",
-    "trainer.steps_per_generation",
-    "trainer.generation_batch_size",
-    "trainer.num_generations",
-    "trainer.num_iterations",
-    "trainer.max_completion_length",
-    "trainer.temperature",
-    "trainer.learning_rate",
-    "trainer.lr_scheduler_type",
-    "trainer.warmup_steps",
-    "trainer.optim",
-    "trainer.weight_decay",
-    "trainer.max_grad_norm",
-    "trainer.loss_type",
-    "trainer.scale_rewards",
-    "trainer.importance_sampling_level",
-    "trainer.beta",
-    "trainer.epsilon",
-    "trainer.epsilon_high",
-    "trainer.mask_truncated_completions",
-    "trainer.sync_ref_model",
-    "trainer.ref_model_sync_steps",
-    "trainer.ref_model_mixup_alpha",
-    "trainer.shuffle_dataset",
-    "trainer.bf16",
-    "trainer.fp16",
-)
-"""Keys a resumed run must share with the run it continues."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +31,9 @@ class RunFolder:
     resume_from: Path | None
     """A usable checkpoint, or None for a run that starts at step 0."""
     notes: tuple[str, ...] = ()
-    """Lines to tell the person: checkpoints passed over and why."""
+    """Lines to tell the person: checkpoints passed over and why, packages that changed."""
+    is_finished: bool = False
+    """The run ended before, and this one asks for no more of it."""
     seconds_before: float = 0.0
     """What earlier attempts of the run took up to `resume_from`."""
 
@@ -110,16 +68,16 @@ def choose(cfg: DictConfig, *, outputs: Path = Path("outputs"), num_processes: i
     reason = manifest.fault(given)
     if reason:
         raise ConfigError(f"trainer.resume_from_checkpoint: {given} {reason}")
-    _check_same_run(given.parent, cfg)
-    _check_world(given, num_processes)
-    return RunFolder(given.parent, given)
+    resuming.check_same_run(given.parent, cfg)
+    resuming.check_world(given, num_processes)
+    return RunFolder(given.parent, given, is_finished=resuming.is_finished(given.parent, cfg, checkpoint=given))
 
 
 @contextmanager
 def opened(
     cfg: DictConfig, *, num_processes: int, data: Mapping[str, Any], seeds: Mapping[str, Any]
 ) -> Iterator[RunFolder]:
-    """This run's folder, the same on every process, locked, with its run.yaml written.
+    """This run's folder, the same on every process, locked, with its run.yaml written unless there is nothing to do.
 
     Raises: ConfigError or RunLocked, on every process.
     """
@@ -129,12 +87,12 @@ def opened(
         answer: list[RunFolder | Failure | None] = [None]
         if os.environ.get("RANK", "0") == "0":
             try:
-                folder = choose(cfg, num_processes=num_processes)
-                _check_same_data(folder.path, data)
+                folder, model = choose(cfg, num_processes=num_processes), model_files(cfg)
+                resuming.check_same_sources(folder.path, data=data, model=model)
                 stack.enter_context(locked(folder.path))
-                write_record(folder.path, cfg, data=data, seeds=seeds)
-                seconds = cut_metrics(folder.path, step=_step_of(folder.resume_from))
-                answer = [replace(folder, seconds_before=seconds)]
+                if not folder.is_finished:
+                    folder = _begun(folder, cfg, data=data, model=model, seeds=seeds)
+                answer = [folder]
             except Failure as failure:
                 answer = [failure]
         if num_processes > 1:
@@ -145,9 +103,24 @@ def opened(
         yield answer[0]
 
 
+def _begun(folder: RunFolder, cfg: DictConfig, **sources: Mapping[str, Any]) -> RunFolder:
+    """The folder with this attempt in its run.yaml, and without the metrics that it writes again."""
+    changed = resuming.changed_packages(folder.path, packages()) if (folder.path / "run.yaml").is_file() else None
+    write_record(folder.path, cfg, **sources)
+    seconds = cut_metrics(folder.path, step=_step_of(folder.resume_from))
+    return replace(folder, seconds_before=seconds, notes=(*folder.notes, *([changed] if changed else [])))
+
+
 def announce(folder: RunFolder) -> None:
-    """Say where the run writes and where it starts, once for all processes."""
-    if os.environ.get("RANK", "0") == "0":
+    """Say where the run writes and where it starts, or that it is over; once for all processes."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if folder.is_finished:
+        print(
+            f"{folder.path} is finished, so nothing was done; raise trainer.max_steps to go on with it",
+            flush=True,
+        )
+    else:
         for note in folder.notes:
             print(f"resume: {note}", flush=True)
         start = f", continuing {folder.resume_from.name}" if folder.resume_from else ""
@@ -193,47 +166,12 @@ def _newest_run(cfg: DictConfig, folder: Path) -> Path:
 
 
 def _continued(path: Path, cfg: DictConfig, num_processes: int) -> RunFolder:
-    if not (path / "run.yaml").is_file():
-        raise ConfigError(f"nothing to resume: {path} is not a run folder (it has no run.yaml)")
-    _check_same_run(path, cfg)
+    resuming.check_same_run(path, cfg)
     found = manifest.newest_usable(path)
     notes = tuple(f"passed over {line}" for line in found.passed_over)
+    is_finished = resuming.is_finished(path, cfg)
     if found.path is None:
-        return RunFolder(path, None, (*notes, f"{path} has no usable checkpoint: starting from step 0"))
-    _check_world(found.path, num_processes)
-    return RunFolder(path, found.path, notes)
-
-
-def _check_same_run(path: Path, cfg: DictConfig) -> None:
-    if not (path / "run.yaml").is_file():
-        raise ConfigError(f"nothing to resume: {path} is not a run folder (it has no run.yaml)")
-    before = OmegaConf.load(path / "run.yaml")
-    absent = object()
-    for key in FIXED_ON_RESUME:
-        if OmegaConf.select(before, key, default=absent) is absent:
-            continue  # a record from before the key existed
-        old, new = _plain(OmegaConf.select(before, key)), redacted(_plain(OmegaConf.select(cfg, key)))
-        if old != new:
-            raise ConfigError(f"cannot continue {path}: {key} was {old!r} and is now {new!r}")
-
-
-def _check_same_data(path: Path, data: Mapping[str, Any]) -> None:
-    if not (path / "run.yaml").is_file():
-        return
-    before = OmegaConf.select(OmegaConf.load(path / "run.yaml"), "provenance.data.fingerprint")
-    if before and before != data.get("fingerprint"):
-        raise ConfigError(
-            f"cannot continue {path}: the training rows have changed (fingerprint {before}, now {data.get('fingerprint')})"
-        )
-
-
-def _check_world(checkpoint: Path, num_processes: int) -> None:
-    before = manifest.facts(checkpoint).get("world_size")
-    if before != num_processes:
-        raise ConfigError(
-            f"cannot continue {checkpoint}: it was written by {before} processes, this run has {num_processes}"
-        )
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        start = "" if is_finished else ": starting from step 0"
+        return RunFolder(path, None, (*notes, f"{path} has no usable checkpoint{start}"), is_finished=is_finished)
+    resuming.check_world(found.path, num_processes)
+    return RunFolder(path, found.path, notes, is_finished=is_finished)

@@ -34,7 +34,7 @@ REPLACED: dict[str, str] = {
     "vllm_importance_sampling_cap": "use trainer.vllm_importance_sampling_clip_max",
     "use_liger_loss": "the language-model head is fused by default now; remove the key",
     "use_liger_kernel": "the language-model head is fused by default now; remove the key",
-    "use_transformers_paged": "use trainer.use_transformers_continuous_batching",
+    "use_transformers_paged": "without vLLM our own sampler generates; remove the key",
     "logging_dir": "use output_dir; trackers write below it",
     "overwrite_output_dir": "a run never overwrites another; choose another output_dir, or trainer.resume_from_checkpoint=true",
     "torch_dtype": "use model.dtype",

@@ -124,7 +124,7 @@ def build(tiny_llama: Path, tmp_path: Path) -> Callable[..., Any]:
     def make(trainer_class: type, *, reward_funcs: Any = shortness, rows: Any = None, **settings: Any) -> Any:
         from datasets import Dataset
         from transformers import AutoTokenizer
-        from trl import GRPOConfig
+        from trl import GRPOConfig, RLOOConfig, RLOOTrainer
 
         ours = {
             *("task", "give_up_after", "seconds_before", "callbacks", "rollout_func", "batching", "critic", "replay"),
@@ -157,7 +157,7 @@ def build(tiny_llama: Path, tmp_path: Path) -> Callable[..., Any]:
         return trainer_class(
             model=str(model),
             reward_funcs=reward_funcs,
-            args=GRPOConfig(**values),
+            args=(RLOOConfig if issubclass(trainer_class, RLOOTrainer) else GRPOConfig)(**values),
             train_dataset=Dataset.from_list(rows),
             processing_class=AutoTokenizer.from_pretrained(tiny_llama, padding_side="left"),
             **extras,

@@ -50,7 +50,7 @@ def parameters(trainer: Any) -> torch.Tensor:
 def run(model: str, trainer_class: type, case: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, Any]:
     case = dict(case)
     with_logps, batching = case.pop("with_logps", False), case.pop("batching", None)
-    constant = case.pop("constant", False)
+    constant, is_forced = case.pop("constant", False), case.pop("forced", True)
     extras = {} if trainer_class is GRPOTrainer else {"batching": BatchingSettings(**(batching or {}))}
     values = {
         "output_dir": tempfile.mkdtemp(),
@@ -80,7 +80,9 @@ def run(model: str, trainer_class: type, case: dict[str, Any]) -> tuple[torch.Te
         **extras,
     )
     before = parameters(trainer)
-    forced(trainer, with_logps=with_logps).train()
+    if is_forced:
+        forced(trainer, with_logps=with_logps)
+    trainer.train()
     return before, parameters(trainer), trainer
 
 

@@ -123,6 +123,7 @@ def test_a_reward_that_reads_a_column_the_rows_lack_is_named(refuse: Callable[..
 
 
 def test_a_folder_of_another_run_is_never_written_to(refuse: Callable[..., str], tmp_path: Path) -> None:
+    """T-10."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").write_text("x")
     assert "is not empty and a run never overwrites another" in refuse("output_dir=full")

@@ -126,17 +126,19 @@ def test_no_pass_is_made_for_rows_without_signal(build: Any) -> None:
     assert sum(rows) == 16 * (1 - zero_share)
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+@pytest.mark.parametrize(("optim", "loss_type"), [("adamw_torch", "dapo"), ("sgd", "dapo"), ("adamw_torch", "bnpo")])
 def test_a_step_without_any_signal_leaves_weights_momentum_and_decay_alone_and_is_counted(
-    build: Any, optim: str
+    build: Any, optim: str, loss_type: str
 ) -> None:
+    """Also where micro-batches stay as TRL cuts them (bnpo)."""
     calls = []
 
     def reward(completions: list[str], **columns: Any) -> list[float]:
         calls.append(1)
         return [len(calls) % 2 * (index % 3) / 2.0 + 0.1 for index in range(len(completions))]
 
-    trainer = forced(build(TinyZeroTrainer, reward_funcs=reward, optim=optim, weight_decay=0.5, max_steps=4))
+    trainer = forced(build(TinyZeroTrainer, reward_funcs=reward, optim=optim, weight_decay=0.5, max_steps=4,
+                           loss_type=loss_type, beta=0.0))  # fmt: skip
     digests, rates = [], []
     optimizer_step = trainer.training_step
 
@@ -195,7 +197,9 @@ CASES: list[dict[str, Any]] = [
     {"beta": 0.1},
     {"with_logps": True, "importance_sampling_level": "sequence", "num_iterations": 2},
     {"constant": True, "weight_decay": 0.1},
-]
+    {"batching": vars(BatchingSettings(False, False, None, False, False)), "forced": False, "optim": "adamw_torch",
+     "learning_rate": 1e-3, "beta": 0.1, "num_iterations": 2},
+]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -221,6 +225,10 @@ def test_two_processes_end_with_the_parameters_of_trl(config: str, tiny_llama: P
             assert result["theirs"] > 0
             assert result["ours"] == 0
             assert result["without_signal"] == [1.0] * 4
+        elif "batching" in case:  # all of it off, completions its own: TRL bit for bit
+            assert result["theirs"] > 1e-4
+            assert result["difference"] == 0.0
+            assert result["losses"][0] == result["losses"][1]
         else:
             assert result["theirs"] > 1e-4
             assert result["difference"] <= 1e-6, case

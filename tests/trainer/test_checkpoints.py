@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,14 @@ def test_a_checkpoint_is_sealed_with_the_size_and_hash_of_each_file(saved: Path)
 
 
 def test_every_flipped_bit_and_every_missing_or_cut_file_is_found(saved: Path) -> None:
-    folder = saved / "checkpoint-3"
+    """C-2, C-3, C-4, C-5, C-6: every file cut to nothing, half and all but a byte, gone, and with bits flipped."""
+    folder, dice = saved / "checkpoint-3", random.Random(0)
     for name in json.loads((folder / "MANIFEST.json").read_text())["files"]:
         whole = (folder / name).read_bytes()
-        for broken in (whole[:-1], whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):
+        flipped = [bytearray(whole) for _ in range(20)]
+        for content in flipped:
+            content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        for broken in (b"", whole[: len(whole) // 2], whole[:-1], *flipped):
             (folder / name).write_bytes(broken)
             assert name in (manifest.fault(folder) or "")
         (folder / name).unlink()
@@ -48,6 +53,7 @@ def test_every_flipped_bit_and_every_missing_or_cut_file_is_found(saved: Path) -
 
 
 def test_the_newest_usable_checkpoint_is_found_and_the_others_are_passed_over_with_the_reason(saved: Path) -> None:
+    """C-1, C-2, C-3."""
     (saved / "checkpoint-30").mkdir()
     (saved / "checkpoint-3" / "optimizer.pt").unlink()
     found = manifest.newest_usable(saved)
@@ -59,6 +65,7 @@ def test_the_newest_usable_checkpoint_is_found_and_the_others_are_passed_over_wi
 
 
 def test_rotation_keeps_two_sealed_checkpoints_at_least_and_counts_no_unfinished_one(build: Any) -> None:
+    """C-8."""
     trainer = build(TinyZeroTrainer, max_steps=5, save_strategy="steps", save_steps=1, save_total_limit=1)
     folder = Path(trainer.args.output_dir)
     (folder / "checkpoint-99").mkdir(parents=True)
@@ -105,6 +112,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_nothing_half_written(bu
 
 
 def test_weights_that_are_not_finite_are_never_saved(build: Any) -> None:
+    """T-2."""
+
     class Poison(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             if state.global_step == 2:

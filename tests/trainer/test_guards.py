@@ -94,6 +94,7 @@ def poison(trainer: Any, *, steps: set[int]) -> None:
 
 
 def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_the_next_goes_on(build: Any) -> None:
+    """T-1."""
     trainer = build(TinyZeroTrainer, max_steps=3)
     poison(trainer, steps={2})
     seen: list[torch.Tensor] = []
@@ -181,6 +182,7 @@ def test_what_is_counted_goes_on_after_a_resume(build: Any) -> None:
 
 
 def test_three_such_steps_in_a_row_end_the_run_with_the_weights_from_before(build: Any) -> None:
+    """T-1."""
     trainer = build(TinyZeroTrainer, max_steps=9)
     poison(trainer, steps={2, 3, 4})
     with pytest.raises(NumericFailure, match="3 steps in a row") as stop:

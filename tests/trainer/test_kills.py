@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, also while saving; the run goes on and ends as if nothing had been (faults C-1, C-8, T-8).
+"""SIGKILL and SIGTERM at random moments, also while saving; the run goes on and ends as if nothing had been (C-1, C-8, T-5, T-8).
 
 This file is its own program: one process imports the libraries once and forks a child for each attempt.
 """
@@ -13,31 +13,42 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 STEPS = 8
 
 
+NIGHTLY = pytest.mark.nightly
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("num_kills", [20, pytest.param(100, marks=pytest.mark.nightly)])
-def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
-    num_kills: int, tiny_llama: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "num"),
+    [("SIGKILL", 20), ("SIGTERM", 6), *(pytest.param(n, 100, marks=NIGHTLY) for n in ("SIGKILL", "SIGTERM"))],
+)
+def test_a_run_stopped_at_random_moments_ends_as_one_that_was_not(
+    name: str, num: int, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, __file__, str(tiny_llama), str(tmp_path), str(num_kills)]
+    """C-1, C-8, T-8 (SIGKILL), T-5 (SIGTERM: exit code 143 and nothing done twice)."""
+    command = [sys.executable, __file__, str(tiny_llama), str(tmp_path), name, str(num)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     report = json.loads(done.stdout.splitlines()[-1])
     print(report)
-    assert report["kills"] == num_kills
+    assert report["stops"] == num
     assert report["different"] == []
+    assert report["while_saving"] > 0 or name == "SIGTERM"
+    assert set(report["codes"]) <= ({"-9"} if name == "SIGKILL" else {"143", "-15"})
+    if name == "SIGTERM":
+        assert report["codes"]["143"] >= num / 2  # those sent while a checkpoint was written, at least
 
 
-def attempt(model: Path, folder: Path) -> None:
-    """Train in `folder` from its newest usable checkpoint to the end."""
+def attempt(model: Path, folder: Path) -> int:
+    """Train in `folder` from its newest usable checkpoint to the end, or until told to stop; returns the exit code."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig
@@ -60,6 +71,7 @@ def attempt(model: Path, folder: Path) -> None:
         processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=str(start) if start else None)
+    return 128 + trainer.interrupted_by if trainer.interrupted_by else 0
 
 
 def shortness(completions: list[str], **columns: object) -> list[float]:
@@ -74,8 +86,7 @@ def fork(model: Path, folder: Path) -> int:
         quiet = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
-        attempt(model, folder)
-        code = 0
+        code = attempt(model, folder)
     finally:
         os._exit(code)
 
@@ -84,60 +95,51 @@ def ended(child: int) -> None:
     assert os.waitpid(child, 0)[1] == 0, "an attempt failed by itself"
 
 
-def different(mine: Path, theirs: Path) -> list[str]:
-    """Names of what is not equal in two finished runs."""
-    import pyarrow.parquet as pq
-    import safetensors.torch
-    import torch
-
-    def metrics(folder: Path) -> list[dict[str, Any]]:
-        entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        kept = ("step", "loss", "grad_norm", "learning_rate", "reward", "entropy", "accuracy", "num_tokens")
-        return [{key: entry[key] for key in kept} for entry in entries if "reward" in entry]
-
-    names = [] if metrics(mine) == metrics(theirs) else ["metrics.jsonl"]
-    last = f"checkpoint-{STEPS}"
-    weights, others = (safetensors.torch.load_file(run / last / "model.safetensors") for run in (mine, theirs))
-    names += [name for name in others if not torch.equal(weights[name], others[name])]
-    states = [torch.load(run / last / "optimizer.pt", weights_only=True)["state"] for run in (mine, theirs)]
-    for number, state in states[1].items():
-        names += [f"optimizer {number} {key}" for key in state if not torch.equal(states[0][number][key], state[key])]
-    for shard in sorted((theirs / "rollouts").glob("*.parquet")):
-        if not pq.read_table(mine / "rollouts" / shard.name).equals(pq.read_table(shard)):
-            names.append(shard.name)
-    return names
+def waited(child: int, seconds: float, sign: Path | None) -> bool:
+    """Let a child work for some time and, where a sign is given, on until that appears; whether it still works then."""
+    time.sleep(seconds)
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        if sign is None or sign.exists():
+            return True
+        time.sleep(0.001)
+    return False
 
 
-def main(model: Path, work: Path, num_kills: int) -> None:
+def main(model: Path, work: Path, number: signal.Signals, num_stops: int) -> None:
     import datasets  # noqa: F401
     import trl  # noqa: F401
 
     import tinyzero_trl.trainer  # noqa: F401
 
-    dice = random.Random(num_kills)
-    straight, folder = work / "straight", work / "killed"
+    sys.path.insert(0, str(Path(__file__).parent))
+    from equal_runs import different
+
+    dice = random.Random(num_stops)
+    straight, folder = work / "straight", work / "stopped"
     straight.mkdir()
     began = time.monotonic()
     ended(fork(model, straight))
     length = time.monotonic() - began
-    kills, saving, wrong = 0, 0, []
-    while kills < num_kills:
+    stops, saving, wrong, codes = 0, 0, [], Counter[str]()
+    while stops < num_stops:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        while kills < num_kills:
+        while stops < num_stops:
             child = fork(model, folder)
-            time.sleep(dice.uniform(0.1, 0.7) * length)
-            if os.waitpid(child, os.WNOHANG)[0]:
+            if not waited(child, dice.uniform(0.1, 0.7) * length, folder / "unfinished" if stops % 2 else None):
                 break  # done before its time; the next run of the chain begins
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            kills += 1
+            os.kill(child, number)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if code == 0:
+                break  # its last step was behind it
+            codes[str(code)] += 1
+            stops += 1
             saving += (folder / "unfinished").exists()
         else:
             ended(fork(model, folder))
         wrong += different(folder, straight)
-    print(json.dumps({"kills": kills, "while_saving": saving, "different": wrong}))
+    print(json.dumps({"stops": stops, "while_saving": saving, "codes": codes, "different": wrong}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), signal.Signals[sys.argv[3]], int(sys.argv[4]))

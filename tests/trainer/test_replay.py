@@ -184,3 +184,18 @@ def test_without_replay_nothing_is_kept(make: Any) -> None:
     generate(trainer, [True] * 4)
     assert "is_replayed" not in generate(trainer, [False] * 4)
     assert trainer._kept == []
+
+
+def test_the_gap_to_the_sampler_is_that_of_rows_which_were_sampled_now(make: Any) -> None:
+    """Old policy and sampler of a row that came again are one; a dummy has no sampler."""
+    trainer = make()
+    chunk = {
+        "is_replayed": torch.tensor([True, False, False]),
+        "importance_sampling_ratio": torch.tensor([[1.0], [0.5], [1.0]]),
+    }
+    gap_BC = torch.tensor([[0.0, 0.0], [0.2, 0.4], [torch.nan, torch.nan]])
+    trainer._measure_sampling(chunk, gap_BC, torch.ones(3, 2, dtype=torch.bool))
+    metrics = trainer._metrics["train"]
+    assert metrics["sampling/sampling_logp_difference/mean"] == [pytest.approx(0.3)]
+    for name in ("min", "mean", "max"):
+        assert metrics[f"sampling/importance_sampling_ratio/{name}"] == [0.5]

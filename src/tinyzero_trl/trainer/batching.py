@@ -107,25 +107,40 @@ class Batching(Logprobs):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        if "chunks" not in inputs:
-            self._has_signal = True
+        if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self._has_signal |= inputs["has_signal"]
-        loss = torch.zeros((), device=self.accelerator.device, requires_grad=True)
-        for index, chunk in enumerate(inputs["chunks"]):
-            is_last = index == len(inputs["chunks"]) - 1
-            with contextlib.nullcontext() if is_last else self._no_sync(model):
-                loss = self._chunk_loss(model, chunk, num_items_in_batch)
-                if not is_last:
-                    self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self._is_deepspeed else {}))
-                    earlier = 0.0 if self._earlier_loss is None else self._earlier_loss
-                    self._earlier_loss = earlier + loss.detach()
+        if "chunks" in inputs:
+            self._has_signal |= inputs["has_signal"]
+            loss = self._loss_of(inputs["chunks"], model, num_items_in_batch)
+        else:
+            self._has_signal |= self._finds_signal(inputs)
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._metrics["train"]["steps_without_signal"].append(float(not self._has_signal))
             self._log_chunks()
             if self._is_deepspeed and not self._has_signal:
                 # DeepSpeed steps inside backward, unless it is told that more is to come. What came is 0.
                 self.accelerator.gradient_state._set_sync_gradients(False)
+        return loss
+
+    def _finds_signal(self, inputs: Batch) -> bool:
+        """Whether a micro-batch that stays as TRL cut it may have a gradient on any process."""
+        if not self._may_drop() or self._entropy_bonus_enabled or self.aux_loss_enabled:
+            return True
+        has_signal = inputs["advantages"].ne(0).any().float()
+        return bool(self.accelerator.reduce(has_signal, reduction="sum"))
+
+    def _loss_of(self, chunks: list[Batch], model: Any, num_items_in_batch: Any) -> torch.Tensor:
+        """The loss of the last chunk; the backward passes of those before it are done."""
+        loss = torch.zeros((), device=self.accelerator.device, requires_grad=True)
+        for index, chunk in enumerate(chunks):
+            is_last = index == len(chunks) - 1
+            with contextlib.nullcontext() if is_last else self._no_sync(model):
+                loss = self._chunk_loss(model, chunk, num_items_in_batch)
+                if not is_last:
+                    self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self._is_deepspeed else {}))
+                    earlier = 0.0 if self._earlier_loss is None else self._earlier_loss
+                    self._earlier_loss = earlier + loss.detach()
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:

@@ -63,4 +63,5 @@ class _StopAtBudget(TrainerCallback):
         assert self.trainer.max_generated_tokens is not None
         if self.trainer.num_generated_tokens >= self.trainer.max_generated_tokens:
             control.should_training_stop = True
+            control.should_save |= args.save_strategy == "steps"  # as the last of max_steps is
         return control

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOTrainer
 
 from tinyzero_trl import manifest
@@ -54,10 +55,26 @@ class Checkpoints(GRPOTrainer):
             with self.whole(folder) as beside:
                 self._beside = beside.parent
                 super()._save_checkpoint(model, trial)
+                self._point_best_to(folder, beside=beside)
         finally:
             self.args.save_total_limit, self._beside = limit, None
         if self.args.should_save and limit is not None:
             self._rotate(folder.parent, keep=max(limit, MIN_KEPT))
+
+    def _point_best_to(self, folder: Path, *, beside: Path) -> None:
+        """transformers has named the folder being written as the best (`metric_for_best_model`); it will be `folder`."""
+        if self.state.best_model_checkpoint == str(beside):
+            self.state.best_model_checkpoint = str(folder)
+            if self.args.should_save:
+                self.state.save_to_json(str(beside / TRAINER_STATE_NAME))
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # With a limit of 1, transformers deletes here all but the best, the seal not first.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._beside or super()._get_output_dir(trial))
@@ -110,9 +127,9 @@ class Checkpoints(GRPOTrainer):
 
     def _rotate(self, run_folder: Path, *, keep: int) -> None:
         sealed = [path for path in manifest.checkpoints(run_folder) if manifest.is_sealed(path)]
-        best = self._write_best(run_folder, sealed)
+        best = {self._write_best(run_folder, sealed), Path(self.state.best_model_checkpoint or "")}
         for path in sealed[:-keep]:
-            if path != best:
+            if path not in best:
                 # The seal goes first: what is half deleted must not look whole.
                 (path / manifest.MANIFEST).unlink()
                 shutil.rmtree(path)

@@ -53,6 +53,8 @@ class DynamicSampling(Problems):
         metrics = self._metrics["train"]
         for name in list(metrics):
             metrics[name] = metrics[name][: first_round.get(name, 0)]
+            if not metrics[name]:  # nothing to say of the first round; TRL would log it as empty
+                del metrics[name]
         num_replaced = num_filled - int(has_signal.sum())
         metrics["sampling/rounds"].append(num_rounds)
         metrics["sampling/groups_generated"].append(num_generated * num_processes)

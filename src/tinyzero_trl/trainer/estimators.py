@@ -57,12 +57,13 @@ class Estimators(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         greedy_B = self._greedy_rewards(inputs)
         scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        # normalize_then_sum whitens each reward over the batch: TRL's own, and a constant group is not without signal there.
+        mode = "train" if self.model.training else "eval"
+        num_generations = (self.num_generations if mode == "train" else self.num_generations_eval) or 1
         if self.multi_objective_aggregation != "sum_then_normalize":
+            self._silence_constant_groups(scored, num_generations, mode)
             return scored
         if greedy_B is not None:
             scored["greedy_rewards"] = greedy_B
-        mode = "train" if self.model.training else "eval"
         rewards_N = (self.rewards_NF * self.reward_weights.to(self.rewards_NF.device)).nansum(dim=1)
         rewards_N[self.rewards_NF.isnan().all(dim=1)] = torch.nan
         if self.soft_overlong_tokens:
@@ -75,13 +76,25 @@ class Estimators(GRPOTrainer):
             rewards_N = rewards_N + penalty_N
         scored["advantages"] = self._advantages(scored, rewards_N)
         scored.pop("greedy_rewards", None)
-        num_generations = (self.num_generations if mode == "train" else self.num_generations_eval) or 1
         constant_N = is_constant(rewards_N.view(-1, num_generations)).repeat_interleave(num_generations)
-        if self.scale_rewards != "batch":
-            # TRL's own test is isclose(std, 0), which rounding fools both ways.
-            self._metrics[mode]["frac_reward_zero_std"][-1] = constant_N.float().mean().item()
+        # TRL's own test is isclose(std, 0), which rounding fools both ways, and of the batch's deviation where that scales.
+        self._metrics[mode]["frac_reward_zero_std"][-1] = constant_N.float().mean().item()
         self._rewrite_log(scored["advantages"])
         return scored
+
+    def _silence_constant_groups(self, scored: dict[str, Any], num_generations: int, mode: str) -> None:
+        """For normalize_then_sum, whose advantages are TRL's own, exactly 0 where each reward is constant in the group.
+
+        Up to rounding they are 0 as they come; but where all groups are like that, TRL divides what is rounding by its deviation.
+        """
+        is_constant_PF = torch.stack([is_constant(r.view(-1, num_generations)) for r in self.rewards_NF.unbind(1)], 1)
+        is_constant_N = is_constant_PF.all(1).repeat_interleave(num_generations)
+        self._metrics[mode]["frac_reward_zero_std"][-1] = is_constant_N.float().mean().item()
+        num_rows = len(scored["advantages"])
+        first = self.accelerator.process_index * num_rows
+        is_constant_B = is_constant_N[first : first + num_rows]
+        scored["advantages"] = torch.where(is_constant_B, 0.0, scored["advantages"])
+        self._rewrite_log(scored["advantages"])
 
     def _advantages(self, scored: dict[str, Any], rewards_N: torch.Tensor) -> torch.Tensor:
         """This process's advantages, [B] or [B, C]."""
@@ -149,7 +162,8 @@ class Estimators(GRPOTrainer):
     def _greedy_rewards(self, inputs: list[dict[str, Any]]) -> torch.Tensor | None:
         """For ReMax, the reward of the greedy response to each of this process's prompts; [prompts], NaN where it has none.
 
-        Its tokens are counted, its lengths and rewards are in no metric but `reward_greedy`.
+        Its tokens are counted, its lengths and rewards are in no metric but `reward_greedy`. It pays no overlong penalty: any
+        number that does not depend on the completion is a baseline.
         """
         if self.algorithm != "remax" or not self.model.training:
             return None
@@ -168,6 +182,8 @@ class Estimators(GRPOTrainer):
         metrics = self._metrics["train"]
         for name in list(metrics):
             metrics[name] = metrics[name][: num_entries.get(name, 0)]
+            if not metrics[name]:
+                del metrics[name]
         rewards_N = (rewards_NF * self.reward_weights.to(rewards_NF.device)).nansum(dim=1)
         rewards_N[rewards_NF.isnan().all(dim=1)] = torch.nan
         metrics["reward_greedy"].append(torch.nanmean(rewards_N).item())

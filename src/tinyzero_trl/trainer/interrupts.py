@@ -40,7 +40,7 @@ class Interrupts(GRPOTrainer):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal and time.monotonic() - self._signalled_at > PATIENCE_SECONDS:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         if not self._signal:
             self._signal, self._signalled_at = number, time.monotonic()
 

@@ -72,9 +72,11 @@ class Logprobs(GRPOTrainer):
         return self._in_chunks(batch, self.policy_logps_of)
 
     def policy_logps_of(self, chunk: Batch) -> torch.Tensor:
+        """Of the chunk's completion tokens under the policy as it is now, [B, C], in one pass without gradient."""
         return self._logps_of(self.model, chunk)
 
     def reference_logps_of(self, chunk: Batch) -> torch.Tensor:
+        """The same under the reference model, or under the policy without its adapter."""
         if self.ref_model is not None:
             return self._logps_of(self.ref_model, chunk)
         model = self.accelerator.unwrap_model(self.model)
@@ -204,11 +206,19 @@ class Logprobs(GRPOTrainer):
         self._measure_sampling(chunk, (old_BC - chunk["sampling_per_token_logps"]).abs(), mask_BC.bool())
 
     def _measure_sampling(self, chunk: Batch, gap_BC: torch.Tensor, mask_BC: torch.Tensor) -> None:
-        """TRL's sampling/* metrics, weighted by token."""
-        values = {"sampling_logp_difference": gap_BC[mask_BC & ~gap_BC.isnan()]}
+        """TRL's sampling/* metrics, weighted by token, over the tokens whose sampling log-probability is known.
+
+        Dummies have none. Rows that came again are none of this step's sampling: their old policy is their sampler.
+        """
+        known_BC = mask_BC & ~gap_BC.isnan()
+        if "is_replayed" in chunk:
+            known_BC = known_BC & ~chunk["is_replayed"].bool()[:, None]
+        values = {"sampling_logp_difference": gap_BC[known_BC]}
         if "importance_sampling_ratio" in chunk:
             ratio = chunk["importance_sampling_ratio"]
-            values["importance_sampling_ratio"] = ratio[mask_BC] if ratio.shape == mask_BC.shape else ratio.flatten()
+            values["importance_sampling_ratio"] = (
+                ratio[known_BC] if ratio.shape == mask_BC.shape else ratio[known_BC.any(1)].flatten()
+            )
         local = torch.stack([summary(value) for value in values.values()])
         totals = self.accelerator.gather(local[None])
         metrics = self._metrics["train"]

@@ -59,10 +59,11 @@ class RewardWorkers(GRPOTrainer):
         return rewards_NF
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        is_last = self.accelerator.sync_gradients
         start = time.perf_counter()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_seconds += time.perf_counter() - start
-        if self._step % self.current_gradient_accumulation_steps == 0:
+        if is_last:
             self._metrics["train"]["rewards/time_share"].append(self._reward_seconds / max(self._step_seconds, 1e-9))
             self._last_steps.append((self._reward_seconds, self._step_seconds))
             self._reward_seconds = self._step_seconds = 0.0

@@ -41,6 +41,8 @@ class Rollouts(Problems):
         self._started = time.monotonic() - seconds_before
         self._generated: tuple[list[Any], ...] = ()
         self._seconds: dict[str, float] = defaultdict(float)
+        self._generation_seconds = 0.0
+        """Of the batch that was just generated."""
         self._eval_records: list[dict[str, Any]] = []
         self._last_shard = (-1, 0)
         super().__init__(*args, **kwargs)
@@ -48,11 +50,13 @@ class Rollouts(Problems):
     def _generate(self, prompts: list[Any]) -> Any:
         start = time.perf_counter()
         generated = super()._generate(prompts)
-        self._seconds["generation"] += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._seconds["generation"] += seconds
         if self.rollout_temperature is not None:
             return generated
         prompt_ids, completion_ids, _, completions = generated[:4]
         self._generated = (prompt_ids, completion_ids, completions)
+        self._generation_seconds = seconds
         return generated
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
@@ -71,12 +75,14 @@ class Rollouts(Problems):
         return scored
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        # The last micro-step of an optimizer step; the last step of an epoch may have fewer of them than the others.
+        is_last = self.accelerator.sync_gradients
         before = self._seconds["generation"] + self._seconds["scoring"]
         start = time.perf_counter()
         loss = super().training_step(model, inputs, num_items_in_batch)
         spent = time.perf_counter() - start - (self._seconds["generation"] + self._seconds["scoring"] - before)
         self._seconds["training"] += spent
-        if self.task is not None and self._step % self.current_gradient_accumulation_steps == 0:
+        if self.task is not None and is_last:
             for name, seconds in self._seconds.items():
                 self._metrics["train"][f"seconds/{name}"].append(seconds)
             self._seconds.clear()
@@ -181,7 +187,7 @@ class Rollouts(Problems):
             values = [value for value in measured if not math.isnan(value)]
             metrics[name].append(sum(values) / len(values) if values else float("nan"))
         num_tokens = sum(record["num_completion_tokens"] for record in records)
-        metrics["tokens_per_second"].append(num_tokens / max(self._seconds["generation"], 1e-9))
+        metrics["tokens_per_second"].append(num_tokens / max(self._generation_seconds, 1e-9))
 
     def _write(self, mode: str, step: int, records: list[dict[str, Any]]) -> None:
         if not self.is_world_process_zero():

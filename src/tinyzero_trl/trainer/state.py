@@ -87,6 +87,8 @@ class ResumableState(GRPOTrainer):
                 safetensors.torch.save_file(tensors, folder / REFERENCE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._refuse_without_states(Path(checkpoint))
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
@@ -106,6 +108,16 @@ class ResumableState(GRPOTrainer):
                 raise ConfigError(f"{checkpoint} lacks {REFERENCE}, the reference model as it was synchronised")
             target = self.accelerator.unwrap_model(self.ref_model)
             target.load_state_dict(safetensors.torch.load_file(path), strict=True)
+
+    def _refuse_without_states(self, checkpoint: Path) -> None:
+        # transformers begins a new optimizer without a word. DeepSpeed and FSDP have files of their own, and do complain.
+        names = [] if self.is_deepspeed_enabled or self.is_fsdp_enabled else ["optimizer.pt", "scheduler.pt"]
+        of_process = f"_{self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
+        lost = [name for name in [*names, f"rng_state{of_process}.pth"] if not (checkpoint / name).is_file()]
+        if lost:
+            raise ConfigError(
+                f"{checkpoint} lacks {', '.join(lost)}, so the run cannot go on from it as it was (trainer.save_only_model=true leaves them out)"
+            )
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         super()._issue_warnings_after_load(load_result)

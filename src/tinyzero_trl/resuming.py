@@ -1,0 +1,141 @@
+"""Whether a run may be continued: what changed since it began, what of that is allowed, and whether anything is left to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tinyzero_trl import manifest
+from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.record import redacted
+
+MAY_CHANGE = re.compile(
+    r"""
+    # Where the run is, how far it goes, when it gives up.
+    output_dir | give_up_after | max_generated_tokens | trainer\.(max_steps|num_train_epochs|resume_from_checkpoint|run_name)
+    # What is written and measured on the way.
+    | data\.num_eval_rows | trainer\.num_generations_eval
+    | trainer\.(log|eval|save|hub|push_to_hub|trackio|report_to|project|disable_tqdm|skip_memory_metrics|debug).*
+    | trainer\.(do_eval|per_device_eval_batch_size|batch_eval_metrics|num_completions_to_print|include_num_input_tokens_seen)
+    | trainer\.(metric_for_best_model|greater_is_better|load_best_model_at_end)
+    # How the same numbers are had: by other hands, in more time, or in less memory (to rounding, where a GPU adds them up).
+    | reward_workers\..* | batching\.max_tokens_per_microbatch
+    | trainer\.(gradient_checkpointing.*|torch_empty_cache_steps|dataloader_.*|ddp_timeout)
+    | trainer\.vllm_(server_.*|group_port|gpu_memory_utilization|enable_sleep_mode)
+    """,
+    re.VERBOSE,
+)
+"""Keys that a continued run may set otherwise; every other one makes it another run."""
+LENGTHS = ("trainer.max_steps", "trainer.num_train_epochs", "max_generated_tokens")
+OPEN_SECTIONS = ("rewards", "data")
+"""Sections whose keys the schema does not know: one that is missing was taken away, and is no key from another version."""
+ABSENT = "not set"
+
+
+def record_of(path: Path) -> DictConfig:
+    """The run.yaml of the run in `path`. Raises: ConfigError where there is none."""
+    if not (path / "run.yaml").is_file():
+        raise ConfigError(f"nothing to resume: {path} is not a run folder (it has no run.yaml)")
+    record = OmegaConf.load(path / "run.yaml")
+    assert isinstance(record, DictConfig)
+    return record
+
+
+def check_same_run(path: Path, cfg: DictConfig) -> None:
+    """Raises: ConfigError with each key that was changed and must not be, its old value and its new one."""
+    changes = [
+        f"{key} was {old if old is ABSENT else repr(old)} and is now {new if new is ABSENT else repr(new)}"
+        for key, old, new in _differences(record_of(path), cfg)
+        if not MAY_CHANGE.fullmatch(key)
+    ]
+    if changes:
+        raise ConfigError(f"cannot continue {path}: {'; '.join(changes)}")
+
+
+def check_same_sources(path: Path, *, data: Mapping[str, Any], model: Mapping[str, str]) -> None:
+    """Raises: ConfigError where the training rows, or a file of the model or its tokenizer, are not those the run began with."""
+    if not (path / "run.yaml").is_file():
+        return
+    record = record_of(path)
+    before = OmegaConf.select(record, "provenance.data.fingerprint")
+    if before and before != data.get("fingerprint"):
+        raise ConfigError(
+            f"cannot continue {path}: the training rows have changed (fingerprint {before}, now {data.get('fingerprint')})"
+        )
+    files = OmegaConf.select(record, "provenance.model") or {}
+    if not files or not model:
+        return
+    changed = [
+        f"{name} ({'new' if name not in files else 'gone' if name not in model else 'other content'})"
+        for name in sorted({*files, *model})
+        if files.get(name) != model.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"cannot continue {path}: the model or tokenizer it began with has changed: {', '.join(changed)}"
+        )
+
+
+def check_world(checkpoint: Path, num_processes: int) -> None:
+    """Raises: ConfigError where a checkpoint is another number of processes'."""
+    before = manifest.facts(checkpoint).get("world_size")
+    if before != num_processes:
+        raise ConfigError(
+            f"cannot continue {checkpoint}: it was written by {before} processes, this run has {num_processes}"
+        )
+
+
+def changed_packages(path: Path, packages: Mapping[str, str]) -> str | None:
+    """The packages of other versions than the run began with, old -> new, in one line; None where all are the same."""
+    before = OmegaConf.select(record_of(path), "provenance.packages") or {}
+    changes = [
+        f"{name} {before.get(name, 'absent')} -> {packages.get(name, 'absent')}"
+        for name in sorted({*before, *packages})
+        if before.get(name) != packages.get(name)
+    ]
+    return f"the run began with other versions, so its numbers may differ: {', '.join(changes)}" if changes else None
+
+
+def is_finished(path: Path, cfg: DictConfig, *, checkpoint: Path | None = None) -> bool:
+    """Whether the run ended and nothing asks for more of it; with `checkpoint`, whether that is its end."""
+    model = path / "model"
+    if manifest.fault(model) is not None:
+        return False
+    if checkpoint is not None and manifest.facts(model).get("step") != manifest.facts(checkpoint).get("step"):
+        return False
+    before = record_of(path)
+    return not any(
+        _is_longer(OmegaConf.select(before, key), OmegaConf.select(cfg, key, throw_on_missing=False)) for key in LENGTHS
+    )
+
+
+def _is_longer(before: Any, now: Any) -> bool:
+    return bool(before != now) and not ((before or 0) > 0 and 0 < (now or 0) < before)
+
+
+def _differences(before: DictConfig, now: DictConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Key, old and new value of all that differs; keys of one section are told apart, deeper ones are compared whole."""
+    old, new = _flat(before), redacted(_flat(now))
+    for key in sorted(old.keys() | new.keys()):
+        if (key not in old or key not in new) and key.partition(".")[0] not in OPEN_SECTIONS:
+            continue  # a key that one version of the schema has and another has not was not changed by anybody
+        if old.get(key, ABSENT) != new.get(key, ABSENT):
+            yield key, old.get(key, ABSENT), new.get(key, ABSENT)
+
+
+def _flat(cfg: DictConfig) -> dict[str, Any]:
+    content = OmegaConf.to_container(cfg)
+    assert isinstance(content, dict)
+    flat: dict[str, Any] = {}
+    for section, value in content.items():
+        if section == "provenance":
+            continue
+        if isinstance(value, dict):
+            flat |= {f"{section!s}.{key!s}": item for key, item in value.items()}
+        else:
+            flat[str(section)] = value
+    return flat

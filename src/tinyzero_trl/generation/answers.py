@@ -5,56 +5,55 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinyzero_trl.failures import ServerLost
 from tinyzero_trl.generation.sampler import Sampled
 
-
-def answers(
-    engine: str,
-    model: Path | str,
-    prompt_ids: Sequence[Sequence[int]],
-    *,
-    seeds: Sequence[int],
-    max_new_tokens: int,
-    temperature: float,
-    eos_token_ids: Sequence[int],
-    batch_size: int | None = None,
-    seconds: float = 24 * 3600.0,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[Sampled, float]:
-    """What `sampler.sample` gives, and the seconds of it without loading, from a server of its own (`server`) or vLLM in this process (`colocate`).
-
-    batch_size: sequences generated at once at most. on_progress: called with (prompts done, new tokens).
-    Raises: ServerLost where the server does not start, or ends.
-    """
-    draw = {"server": _by_server, "colocate": _in_process}[engine]
-    settings = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "max_tokens": max_new_tokens}
-    length = max(map(len, prompt_ids)) + max_new_tokens
-    ids, logprobs, taken = draw(
-        str(model), prompt_ids, list(seeds), list(eos_token_ids), settings, length, batch_size, seconds, on_progress
-    )
-    ends = set(eos_token_ids)
-    return Sampled(ids, logprobs, [not row or row[-1] not in ends for row in ids]), taken
-
-
 Drawn = tuple[list[list[int]], list[list[float]], float]
 """Token ids and log-probabilities of each completion, and seconds."""
 
 
-def _by_server(
-    model: str,
-    prompt_ids: Sequence[Sequence[int]],
-    seeds: list[int],
-    eos_token_ids: list[int],
-    settings: dict[str, Any],
-    length: int,
-    batch_size: int | None,
-    seconds: float,
-    on_progress: Callable[[int, int], None] | None,
-) -> Drawn:
+@dataclass(frozen=True)
+class Asked:
+    """What is to be answered, and how."""
+
+    model: str
+    prompt_ids: Sequence[Sequence[int]]
+    seeds: Sequence[int]
+    max_new_tokens: int
+    temperature: float
+    eos_token_ids: Sequence[int]
+    batch_size: int | None = None
+    """Sequences generated at once at most."""
+    on_progress: Callable[[int, int], None] | None = None
+    """Called with (prompts done, new tokens)."""
+    seconds: float = 24 * 3600.0
+    """For all of it, from a server."""
+
+    def sampling(self) -> dict[str, Any]:
+        """The whole distribution, by vLLM's names."""
+        return {"temperature": self.temperature, "top_p": 1.0, "top_k": 0, "max_tokens": self.max_new_tokens}
+
+    def length(self) -> int:
+        """Tokens of the longest prompt with its completion."""
+        return max(map(len, self.prompt_ids)) + self.max_new_tokens
+
+
+def answers(engine: str, model: Path | str, prompt_ids: Sequence[Sequence[int]], **how: Any) -> tuple[Sampled, float]:
+    """What `sampler.sample` gives, and the seconds of it without loading, from a server of its own (`server`) or vLLM in this process (`colocate`).
+
+    how: the other fields of Asked. Raises: ServerLost where the server does not start, or ends.
+    """
+    asked = Asked(str(model), prompt_ids, **how)
+    ids, logprobs, taken = {"server": _by_server, "colocate": _in_process}[engine](asked)
+    ends = set(asked.eos_token_ids)
+    return Sampled(ids, logprobs, [not row or row[-1] not in ends for row in ids]), taken
+
+
+def _by_server(asked: Asked) -> Drawn:
     import torch
 
     from tinyzero_trl.generation.calls import ServerFault
@@ -63,17 +62,17 @@ def _by_server(
 
     is_on_cpu = not torch.cuda.is_available()
     spec = ServerSpec(
-        model=model,
+        model=asked.model,
         dtype="float32" if is_on_cpu else "auto",
-        max_model_length=length,
+        max_model_length=asked.length(),
         is_on_cpu=is_on_cpu,
         weight_transfer="file",
-        max_num_seqs=batch_size,
+        max_num_seqs=asked.batch_size,
     )
 
     def count(answer: Any) -> None:
-        if on_progress is not None:
-            on_progress(1, len(checked_choice(answer)["token_ids"]))
+        if asked.on_progress is not None:
+            asked.on_progress(1, len(checked_choice(answer)["token_ids"]))
 
     with tempfile.TemporaryDirectory(prefix="tinyzero-serve-") as folder:
         log = Path(folder) / "server.log"
@@ -82,8 +81,10 @@ def _by_server(
             server.start()
             server.wait_until_healthy(600.0)
             started = time.perf_counter()
-            bodies = request_bodies(model, prompt_ids, Rows(seeds, eos_token_ids), **settings)
-            given = server.calls.together("/v1/completions", bodies, seconds=seconds, on_answer=count)
+            bodies = request_bodies(
+                asked.model, asked.prompt_ids, Rows(asked.seeds, asked.eos_token_ids), **asked.sampling()
+            )
+            given = server.calls.together("/v1/completions", bodies, seconds=asked.seconds, on_answer=count)
             choices = [checked_choice(answer) for answer in given]
             taken = time.perf_counter() - started
         except ServerFault as fault:
@@ -94,17 +95,7 @@ def _by_server(
     return [choice["token_ids"] for choice in choices], logprobs, taken
 
 
-def _in_process(
-    model: str,
-    prompt_ids: Sequence[Sequence[int]],
-    seeds: list[int],
-    eos_token_ids: list[int],
-    settings: dict[str, Any],
-    length: int,
-    batch_size: int | None,
-    seconds: float,
-    on_progress: Callable[[int, int], None] | None,
-) -> Drawn:
+def _in_process(asked: Asked) -> Drawn:
     import os
 
     import torch
@@ -121,27 +112,27 @@ def _in_process(
     from tinyzero_trl.generation.colocated import SeededLLM
 
     own: dict[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30} if is_on_cpu else {}
-    if batch_size is not None:
-        own["max_num_seqs"] = batch_size
+    if asked.batch_size is not None:
+        own["max_num_seqs"] = asked.batch_size
     llm = SeededLLM(
-        model=model,
+        model=asked.model,
         dtype="float32" if is_on_cpu else "auto",
-        max_model_len=length,
+        max_model_len=asked.length(),
         logprobs_mode="processed_logprobs",
         generation_config="vllm",
         **own,
     )
-    llm.rows = Rows(seeds, eos_token_ids)
+    llm.rows = Rows(asked.seeds, asked.eos_token_ids)
     started = time.perf_counter()
     outputs = llm.generate(
-        [{"prompt_token_ids": list(ids)} for ids in prompt_ids],
-        sampling_params=SamplingParams(**settings, logprobs=0),
+        [{"prompt_token_ids": list(ids)} for ids in asked.prompt_ids],
+        sampling_params=SamplingParams(**asked.sampling(), logprobs=0),
         use_tqdm=False,
     )
     taken = time.perf_counter() - started
     done = [output.outputs[0] for output in outputs]
-    if on_progress is not None:
-        on_progress(len(done), sum(len(one.token_ids) for one in done))
+    if asked.on_progress is not None:
+        asked.on_progress(len(done), sum(len(one.token_ids) for one in done))
     return (
         [list(one.token_ids) for one in done],
         [[at[token].logprob for token, at in zip(one.token_ids, one.logprobs, strict=True)] for one in done],

@@ -21,6 +21,8 @@ from tinyzero_trl.generation.plugin import DIE_WITH_PARENT
 
 LOOPBACK = "127.0.0.1"
 LOOK_EVERY = 0.25
+PATIENCE = 30.0
+"""Seconds for the keeper to end the server, which by itself takes ten at most."""
 PACKAGE = Path(__file__).resolve().parents[2]
 
 
@@ -197,7 +199,11 @@ class Server:
             return
         if self._keeper.poll() is None:
             self._keeper.send_signal(signal.SIGTERM)
-        self._keeper.wait()
+        try:
+            self._keeper.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._keeper.kill()  # takes the server along
+            self._keeper.wait()
         self._keeper = None
 
     def last_error(self) -> str:

@@ -28,9 +28,10 @@ def main(argv: Sequence[str]) -> int:
     from tinyzero_trl.generation.server import Server
 
     cfg = config.compose([*words, "generation.engine=server"], program="grpo")
-    engine.check_engine(cfg)
     engine.check_installed(cfg)
     shown = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}"
+    cfg.generation.server = shown  # as the run that uses it will say: how weights travel depends on it
+    engine.check_engine(cfg)
     token_file = (arguments.token_file or token_file_of(shown)).expanduser()
     server = Server(server_spec(cfg), log=arguments.log, token_file=token_file, host=host)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -105,6 +105,7 @@ def test_every_key_of_a_run_may_change_or_may_not_and_those_that_may_are_few(tmp
     keys += [key for key, value in standing.items() if not isinstance(value, dict)]
     free = {key for key in keys if MAY_CHANGE.fullmatch(key)}
     assert {key for key in free if key.startswith("model.")} == set()
+    assert "trainer.dataloader_drop_last" not in free
     ours = {key for key in free if not key.startswith(("trainer.", "reward_workers."))}
     assert ours == {
         *("output_dir", "give_up_after", "max_generated_tokens", "data.num_eval_rows"),
@@ -225,7 +226,7 @@ def test_continuing_a_finished_run_changes_nothing_and_says_so(tmp_path: Path, c
             run_folder.announce(folder)
         assert folder.is_finished
         assert capsys.readouterr().out == (
-            f"{path} is finished, so nothing was done; raise trainer.max_steps to go on with it\n"
+            f"{path} is finished, so nothing was done; raise trainer.max_steps, or what else it ended with, to go on\n"
         )
         assert contents(path) == before
     for more in (
@@ -234,6 +235,8 @@ def test_continuing_a_finished_run_changes_nothing_and_says_so(tmp_path: Path, c
         f"trainer.resume_from_checkpoint={path} max_generated_tokens=100",
     ):
         assert not run_folder.choose(compose([*words, *more.split()])).is_finished
+    fewer = f"trainer.resume_from_checkpoint={path} trainer.max_steps=1 trainer.num_train_epochs=9"
+    assert run_folder.choose(compose([*words, *fewer.split()])).is_finished
     (path / "model" / manifest.MANIFEST).unlink()
     assert not run_folder.choose(compose([*words, f"trainer.resume_from_checkpoint={path}"])).is_finished
 

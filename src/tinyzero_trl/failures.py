@@ -55,8 +55,9 @@ class DiskFull(Failure):
 
 OUT_OF_MEMORY_EXIT = 5
 OUT_OF_MEMORY_ADVICE = (
-    "out of memory: lower trainer.per_device_train_batch_size (raise trainer.gradient_accumulation_steps by as much), "
-    "lower trainer.max_completion_length, or set trainer.gradient_checkpointing=true"
+    "out of memory: set trainer.gradient_checkpointing=true or lower batching.max_tokens_per_microbatch, with which the run "
+    "can be continued; or, as a new run, lower trainer.per_device_train_batch_size (raise trainer.gradient_accumulation_steps "
+    "by as much) or trainer.max_completion_length"
 )
 
 

@@ -24,13 +24,12 @@ MAY_CHANGE = re.compile(
     | trainer\.(metric_for_best_model|greater_is_better|load_best_model_at_end)
     # How the same numbers are had: by other hands, in more time, or in less memory (to rounding, where a GPU adds them up).
     | reward_workers\..* | batching\.max_tokens_per_microbatch
-    | trainer\.(gradient_checkpointing.*|torch_empty_cache_steps|dataloader_.*|ddp_timeout)
+    | trainer\.(gradient_checkpointing.*|torch_empty_cache_steps|dataloader_(?!drop_last).*|ddp_timeout)
     | trainer\.vllm_(server_.*|group_port|gpu_memory_utilization|enable_sleep_mode)
     """,
     re.VERBOSE,
 )
 """Keys that a continued run may set otherwise; every other one makes it another run."""
-LENGTHS = ("trainer.max_steps", "trainer.num_train_epochs", "max_generated_tokens")
 OPEN_SECTIONS = ("rewards", "data")
 """Sections whose keys the schema does not know: one that is missing was taken away, and is no key from another version."""
 ABSENT = "not set"
@@ -108,13 +107,15 @@ def is_finished(path: Path, cfg: DictConfig, *, checkpoint: Path | None = None) 
     if checkpoint is not None and manifest.facts(model).get("step") != manifest.facts(checkpoint).get("step"):
         return False
     before = record_of(path)
-    return not any(
-        _is_longer(OmegaConf.select(before, key), OmegaConf.select(cfg, key, throw_on_missing=False)) for key in LENGTHS
-    )
+    keys = ["trainer.max_steps", "max_generated_tokens"]
+    if not cfg.trainer.max_steps > 0:
+        keys.append("trainer.num_train_epochs")  # steps have the word where both are set
+    return not any(_is_longer(OmegaConf.select(before, key), OmegaConf.select(cfg, key)) for key in keys)
 
 
-def _is_longer(before: Any, now: Any) -> bool:
-    return bool(before != now) and not ((before or 0) > 0 and 0 < (now or 0) < before)
+def _is_longer(before: float | None, now: float | None) -> bool:
+    """Null and numbers below 1 are no limit."""
+    return before != now and not ((before or 0) > 0 and 0 < (now or 0) < (before or 0))
 
 
 def _differences(before: DictConfig, now: DictConfig) -> Iterator[tuple[str, Any, Any]]:

@@ -117,7 +117,7 @@ def announce(folder: RunFolder) -> None:
         return
     if folder.is_finished:
         print(
-            f"{folder.path} is finished, so nothing was done; raise trainer.max_steps to go on with it",
+            f"{folder.path} is finished, so nothing was done; raise trainer.max_steps, or what else it ended with, to go on",
             flush=True,
         )
     else:

@@ -46,6 +46,8 @@ def train(words: Sequence[str]) -> int:
     data["fingerprint"] = record.fingerprint(dataset, ("input_ids",))
     with run_folder.opened(cfg, num_processes=1, data=data, seeds={"trainer": args.seed}) as folder:
         run_folder.announce(folder)
+        if folder.is_finished:
+            return 0
         args.output_dir = str(folder.path)
         trainer = SFTTrainer(model=model, args=args, train_dataset=dataset, processing_class=tokenizer)
         trainer.train()

@@ -26,9 +26,9 @@ def code_of(trainer: Any, **train: Any) -> int:
     return exit_code_of(program, [])
 
 
-def goes_on(build: Any, folder: Path, *, to: int) -> None:
+def goes_on(build: Any, folder: Path, *, to: int, **changes: Any) -> None:
     found = manifest.newest_usable(folder)
-    again = build(TinyZeroTrainer, max_steps=to, **SAVING)
+    again = build(TinyZeroTrainer, max_steps=to, **SAVING, **changes)
     assert code_of(again, resume_from_checkpoint=str(found.path)) == 0
     assert again.state.global_step == to
     assert manifest.newest_usable(folder).path == folder / f"checkpoint-{to}"
@@ -45,7 +45,7 @@ def test_no_memory_left_ends_the_run_with_5_and_three_ways_out(method: str, buil
         assert f"trainer.{knob}" in said
     folder = Path(trainer.args.output_dir)
     assert manifest.newest_usable(folder).path == folder / "checkpoint-2"
-    goes_on(build, folder, to=4)
+    goes_on(build, folder, to=4, gradient_checkpointing=True)
 
 
 def test_a_second_signal_while_a_checkpoint_is_written_stops_at_once_and_the_one_before_stays_whole(

@@ -121,7 +121,9 @@ def shortness(completions: list[str], **columns: object) -> list[float]:
 def build(tiny_llama: Path, tmp_path: Path) -> Callable[..., Any]:
     """A trainer of the given class on the tiny Llama: `build(TinyZeroTrainer, reward_funcs=..., max_steps=3)`."""
 
-    def make(trainer_class: type, *, reward_funcs: Any = shortness, rows: Any = None, **settings: Any) -> Any:
+    def make(
+        trainer_class: type, *, reward_funcs: Any = shortness, rows: Any = None, eval_rows: Any = None, **settings: Any
+    ) -> Any:
         from datasets import Dataset
         from transformers import AutoTokenizer
         from trl import GRPOConfig, RLOOConfig, RLOOTrainer
@@ -159,6 +161,7 @@ def build(tiny_llama: Path, tmp_path: Path) -> Callable[..., Any]:
             reward_funcs=reward_funcs,
             args=(RLOOConfig if issubclass(trainer_class, RLOOTrainer) else GRPOConfig)(**values),
             train_dataset=Dataset.from_list(rows),
+            eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,
             processing_class=AutoTokenizer.from_pretrained(tiny_llama, padding_side="left"),
             **extras,
         )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-TIMES = ("seconds", "step_time", "tokens_per_second", "train_runtime", "train_s", "rewards/time_share")
-"""How the metrics begin that no two runs share."""
+TIMES = ("seconds", "step_time", "tokens_per_second", "runtime", "samples_per", "steps_per", "rewards/time_share")
+"""How the metrics begin that no two runs share, `train_` or `eval_` before it or not."""
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in entry.items() if not key.startswith(TIMES)} for entry in entries]
+    return [
+        {key: value for key, value in entry.items() if not re.sub("^(train|eval)_", "", key).startswith(TIMES)}
+        for entry in entries
+    ]
 
 
 def different(mine: Path, theirs: Path) -> list[str]:
@@ -22,7 +26,7 @@ def different(mine: Path, theirs: Path) -> list[str]:
     import torch
     from transformers.trainer import safe_globals
 
-    names = [] if metrics_of(mine) == metrics_of(theirs) else ["metrics.jsonl"]
+    names = [f"metrics.jsonl{place}" for place in _places(metrics_of(mine), metrics_of(theirs))]
     shards = [{path.name for path in (run / "rollouts").glob("*.parquet")} for run in (mine, theirs)]
     names += sorted(shards[0] ^ shards[1])
     for shard in sorted(shards[0] & shards[1]):

@@ -65,6 +65,10 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
         3,
     ),
     "dynamic sampling": (LUCKY | {"dynamic_sampling_rounds": 2, "num_iterations": 2}, 3),
+    "evaluation on the way": (
+        {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "num_iterations": 2},
+        3,
+    ),
     "a budget of tokens": ({"max_generated_tokens": 700, "max_steps": 50}, 3),
     "all of them": (
         LUCKY
@@ -87,6 +91,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, build: Any, tmp_path:
     rows = [{"prompt": f"{n} + {n + 3} =", "prefill": "", "nums": [n, n + 3], "target": 9} for n in range(num_rows)]
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "rows": rows, "task": TASK, **changes}
     settings["output_dir"] = str(tmp_path / "run")
+    if "eval_strategy" in settings:
+        settings["eval_rows"] = rows[:8]
     straight = build(TinyZeroTrainer, **settings)
     straight.train()
     assert straight.state.global_step >= 5

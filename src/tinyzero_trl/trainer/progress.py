@@ -83,6 +83,8 @@ class _Progress(TrainerCallback):
                 self.bar.update(self.bar_task, completed=state.global_step, description=line)
             else:
                 self._say(f"step {state.global_step}/{state.max_steps}  {line}")
+        elif self.bar is not None and self.bar_task is not None:  # another update on the same rollouts
+            self.bar.update(self.bar_task, completed=state.global_step)
 
     def stop(self) -> None:
         """Give the terminal back."""

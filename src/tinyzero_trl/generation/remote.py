@@ -35,6 +35,16 @@ class Remote:
     seconds_to_start: float
     seconds_per_batch: float
 
+    def begin(self) -> None:
+        """Return when it can generate for the first time; a start that failed is tried once more. Raises: ServerFault."""
+        try:
+            self.wait()
+        except ServerFault as fault:
+            if self.server is None:
+                raise
+            logger.warning("%s; starting once more", fault)
+            self.revive()
+
     def wait(self) -> None:
         """Return when it can generate. Raises: ServerFault."""
         if self.server is not None:
@@ -84,7 +94,7 @@ class ServerGeneration(VLLMGeneration):
     def _init_vllm(self) -> None:
         try:
             if self.remote is not None:
-                self.remote.wait()
+                self.remote.begin()
                 self.server_base_url = self.remote.calls.url
             with replaced(vllm_generation, "VLLMClient", self._client):
                 super()._init_vllm()

@@ -134,11 +134,11 @@ def test_evaluation_gives_the_same_greedy_answers_by_every_engine(tmp_path: Path
         "0",
     ]
     words += ["--max_new_tokens", "48", "--output", str(tmp_path)]
+    runs = {engine: program(tmp_path, *words, "--name", engine, "--engine", engine) for engine in ENGINES}
     samples = []
-    for engine in ENGINES:
-        done = program(tmp_path, *words, "--name", engine, "--engine", engine)
-        printed, errors = done.communicate(timeout=300)
-        assert done.returncode == 0, printed[-2000:] + errors[-3000:]
+    for engine, run in runs.items():
+        printed, errors = run.communicate(timeout=300)
+        assert run.returncode == 0, printed[-2000:] + errors[-3000:]
         folder = tmp_path / "evaluation" / engine
         assert scores.read_summary(folder)["engine"] == engine
         samples.append([(sample.completion, sample.is_truncated) for sample in scores.read_samples(folder)])

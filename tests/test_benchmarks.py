@@ -46,3 +46,15 @@ def test_the_demos_step_runs_on_both_trainers_and_counts_what_both_generate(tmp_
     assert found["stock"]["generated"] > 0
     assert found["ours"]["generated"] > 0
     assert found["ours"]["tokens"] <= found["stock"]["tokens"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+def test_what_is_estimated_is_what_a_run_takes_within_a_fifth(tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    script = str(FOLDER / "estimate_vs_measured.py")
+    words = ["--case", "states-sgd", "--case", "logits", "--json", str(found)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, script, *words], env=env, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert [abs(result["ratio"] - 1) < 0.2 for result in json.loads(found.read_text())] == [True, True]

@@ -103,6 +103,13 @@ def _check_plugin() -> None:
 def notes(cfg: DictConfig) -> list[str]:
     """Lines on what may be meant and often is not."""
     lines = []
+    section = cfg.generation
+    is_shared = section.engine == "server" and section.server == "auto" and section.devices is None
+    if is_shared and not cfg.trainer.use_cpu and section.memory_share > 0.5:
+        lines.append(
+            f"the server takes {section.memory_share:.0%} of the memory of the GPUs that train; name others in generation.devices, "
+            "lower generation.memory_share, or use generation.engine=colocate"
+        )
     num_threads = os.environ.get("OMP_NUM_THREADS", "")
     is_passive = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
     if cfg.generation.engine == "colocate" and cfg.trainer.use_cpu and num_threads != "1" and not is_passive:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 
@@ -53,6 +54,8 @@ class DiskFull(Failure):
     exit_code = 8
 
 
+PATIENCE = 5.0
+"""Seconds for rank 0 to end what it started, and to speak."""
 OUT_OF_MEMORY_EXIT = 5
 OUT_OF_MEMORY_ADVICE = (
     "out of memory: set trainer.gradient_checkpointing=true or lower batching.max_tokens_per_microbatch, with which the run "
@@ -86,6 +89,8 @@ def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) 
     if rank == "0" or not is_everyones:
         print(f"error{'' if rank == '0' else f' (process {rank})'}: {message}", file=sys.stderr, flush=True)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(PATIENCE)  # the launcher ends rank 0 as soon as this one is gone, and rank 0 has yet to say why
         # The other processes may wait for this one in a collective for ever; the launcher ends them once it is gone.
         sys.stdout.flush()
         os._exit(code)

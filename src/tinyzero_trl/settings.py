@@ -105,8 +105,8 @@ class GenerationSettings:
     """Until a server can generate."""
     seconds_per_batch: float = 600.0
     """For all completions of a generation batch, or one transfer of weights."""
-    seconds_per_call: float = 30.0
-    """For what should take milliseconds: health, versions."""
+    seconds_per_call: float = 60.0
+    """For what takes milliseconds, or as long as the engine takes for one token of all rows: health, versions, signs of life."""
     max_failures: int = 3
     """Of one batch in a row, each answered with a restart and the same rows again; one more saves and ends the run."""
 

@@ -20,6 +20,7 @@ def main(model: str, output_dir: str) -> None:
     from trl import GRPOConfig
 
     from tinyzero_trl.generation.colocated import ColocatedGeneration
+    from tinyzero_trl.generation.server import ON_CPU
     from tinyzero_trl.tasks.countdown import TASK
     from tinyzero_trl.trainer import TinyZeroTrainer
 
@@ -30,7 +31,7 @@ def main(model: str, output_dir: str) -> None:
         bf16=False, use_cpu=True, seed=7, disable_tqdm=True, gradient_checkpointing=False, use_vllm=True,
         vllm_mode="colocate", vllm_max_model_length=128,
     )  # fmt: skip
-    engine: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 2**27}
+    engine: dict[str, Any] = {**ON_CPU, "dtype": "float32", "kv_cache_memory_bytes": 2**27}
     trainer = TinyZeroTrainer(
         model=model, reward_funcs=shortness, args=args, train_dataset=Dataset.from_list(rows), task=TASK,
         processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),

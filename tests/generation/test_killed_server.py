@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,29 @@ def words(models: Callable[[bool], Path], tmp_path: Path) -> list[str]:
     return [
         "+countdown=grpo-tiny", f"model.model_name_or_path={models(True)}", "rewards.equation=0",
         f"rewards.{tmp_path}/reward.py:short=1", "generation.engine=server", "generation.kv_cache_gib=0.125",
-        "generation.seconds_per_call=10", "generation.seconds_per_batch=60", "trainer.vllm_max_model_length=1024",
+        "generation.seconds_per_call=5", "generation.seconds_to_start=90", "generation.seconds_per_batch=60", "trainer.vllm_max_model_length=1024",
         f"trainer.max_steps={STEPS}", "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=2",
         "trainer.num_generations=4", "trainer.max_completion_length=24", "trainer.save_steps=100", "data.num_train_rows=200",
         "trainer.eval_strategy=no", "trainer.eval_on_start=false", "data.num_eval_rows=0",
     ]  # fmt: skip
 
 
+RUNS: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_run_is_left() -> Iterator[None]:
+    yield
+    while RUNS:
+        RUNS.pop().kill()
+
+
 def start(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with folder.with_suffix(".log").open("wb") as log:
         command = [sys.executable, str(REPO / "src/tinyzero_trl/grpo.py"), *words, f"output_dir={folder}"]
-        return subprocess.Popen(command, cwd=REPO, env=env, stdout=log, stderr=subprocess.STDOUT)
+        RUNS.append(subprocess.Popen(command, cwd=REPO, env=env, stdout=log, stderr=subprocess.STDOUT))
+    return RUNS[-1]
 
 
 def num_steps(folder: Path) -> int:
@@ -72,14 +83,16 @@ def until(holds: Callable[[], bool], run: subprocess.Popen[bytes], folder: Path,
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("num_kills", [3, pytest.param(10, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.nightly)])
 def test_a_run_whose_server_is_killed_ends_as_one_whose_was_not(
     num_kills: int, words: list[str], tmp_path: Path
 ) -> None:
     began = time.monotonic()
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert start(words, straight).wait(timeout=300) == 0, straight.with_suffix(".log").read_text()[-3000:]
+    undisturbed = start(words, straight)
     dice, moments = random.Random(num_kills), []
+    # A process that is stopped is found out in half a minute, one that is gone at once.
+    numbers = [signal.SIGKILL] if num_kills < 10 else [signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP]
     run = start(words, killed)
     after = sorted(dice.sample(range(STEPS), num_kills))
     for step in after:
@@ -89,12 +102,15 @@ def test_a_run_whose_server_is_killed_ends_as_one_whose_was_not(
         time.sleep(dice.uniform(0, 0.8))
         victims = servers_of(psutil.Process(run.pid))
         if victims:
-            victim, number = dice.choice(victims), dice.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP])
+            victim, number = dice.choice(victims), dice.choice(numbers)
             moments.append((step, victim.name(), signal.Signals(number).name))
             victim.send_signal(number)
     assert run.wait(timeout=400) == 0, killed.with_suffix(".log").read_text()[-3000:]
+    assert undisturbed.wait(timeout=300) == 0, straight.with_suffix(".log").read_text()[-3000:]
     log = killed.with_suffix(".log").read_text()
-    print(f"{moments} in {time.monotonic() - began:.0f} s; {log.count('trying again')} retries")
+    print(
+        f"{moments} in {time.monotonic() - began:.0f} s; {log.count('trying again') + log.count('starting once more')} retries"
+    )
     ours, theirs = rollouts(killed), rollouts(straight)
     assert len(theirs) == STEPS * 16
     assert [row["completion"] for row in ours] == [row["completion"] for row in theirs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from servers import client_of
 
-from tinyzero_trl.failures import ServerLost
+from tinyzero_trl.failures import DiskFull, ServerLost
 
 
 def shortness(completions: list[str], **columns: object) -> list[float]:
@@ -142,6 +143,26 @@ def test_a_server_that_stays_lost_saves_the_run_and_ends_it(
     resumed.train(resume_from_checkpoint=str(found))
     texts = [[row["completion"] for row in rollouts(tmp_path / name)] for name in ("run", "straight")]
     assert texts[0] == texts[1]
+
+
+def test_weights_that_do_not_fit_save_the_run_and_end_it(
+    build: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinyzero_trl import manifest
+    from tinyzero_trl.generation import weights
+
+    save, num_saved = weights.save_file, [0]
+
+    def full(*arguments: Any) -> None:
+        num_saved[0] += 1
+        if num_saved[0] > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*arguments)
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(DiskFull, match="generation.shared_folder; checkpoint-2 is saved"):
+        build().train()
+    assert manifest.newest_usable(tmp_path / "run").path == tmp_path / "run" / "checkpoint-2"
 
 
 def test_two_runs_on_one_server_are_told_apart(build: Callable[..., Any], server: Any, tmp_path: Path) -> None:

@@ -96,6 +96,24 @@ def test_equal_seeds_give_equal_completions_whatever_is_beside_them(
     assert client.generate(PROMPTS[2:4], **SAMPLING)["completion_ids"] == whole[2:4]
 
 
+def test_prompts_that_do_not_fit_into_one_step_of_the_engine_are_drawn_by_their_seeds_too(
+    server: Any, models: Callable[[bool], Path]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from tinyzero_trl.generation.client import Rows
+
+    model = shaken(AutoModelForCausalLM.from_pretrained(models(True)).eval(), 5)
+    client = client_of(server)
+    push(client, model, step=0)
+    prompts = [[5 + (row * 7 + place * place) % 250 for place in range(300 + row)] for row in range(16)]
+    client.rows = Rows(list(range(16)), EOS)
+    first = client.generate(prompts, **SAMPLING)
+    assert client.fault is None, client.fault
+    assert gap(model, first) < 1e-4
+    assert client.generate(prompts, **SAMPLING)["completion_ids"] == first["completion_ids"]
+
+
 def test_a_completion_ends_with_the_trainers_end_token_and_temperature_0_is_greedy(
     server: Any, models: Callable[[bool], Path]
 ) -> None:

@@ -28,6 +28,7 @@ PROGRAM = REPO / "src" / "tinyzero_trl" / "grpo.py"
 REAL_ROWS = REPO.parent / "shared" / "data" / "countdown" / "countdown_dev_2k.jsonl"
 SMALL = (
     "trainer.max_steps=2",
+    "trainer.warmup_steps=0",
     "trainer.per_device_train_batch_size=8",
     "trainer.gradient_accumulation_steps=2",
     "trainer.num_generations=4",

@@ -110,8 +110,9 @@ def _in_process(asked: Asked) -> Drawn:
 
     from tinyzero_trl.generation.client import Rows
     from tinyzero_trl.generation.colocated import SeededLLM
+    from tinyzero_trl.generation.server import ON_CPU
 
-    own: dict[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30} if is_on_cpu else {}
+    own: dict[str, Any] = {**ON_CPU, "kv_cache_memory_bytes": 2**30} if is_on_cpu else {}
     if asked.batch_size is not None:
         own["max_num_seqs"] = asked.batch_size
     llm = SeededLLM(

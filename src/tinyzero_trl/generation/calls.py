@@ -7,8 +7,10 @@ import json
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-HEALTH_EVERY = 5.0
+LOOK_EVERY = 5.0
 """Seconds between two looks at a server that is generating."""
+ALIVE = "/weight_info"
+"""What is looked at: unlike /health, the engine itself answers it, between two tokens."""
 MAX_CONNECTIONS = 1024
 
 
@@ -49,7 +51,7 @@ class Calls:
     def together(
         self, path: str, bodies: Sequence[Any], *, seconds: float, on_answer: Callable[[Any], None] | None = None
     ) -> list[Any]:
-        """The answers to several POSTs sent at once, in their order. The first that fails ends all; so does a server that is not healthy.
+        """The answers to several POSTs sent at once, in their order. The first that fails ends all; so does an engine that no longer answers.
 
         seconds: for all of them. Raises: ServerFault.
         """
@@ -89,8 +91,8 @@ class Calls:
 
         async def watch() -> None:
             while True:
-                await asyncio.sleep(HEALTH_EVERY)
-                await self._alone("GET", "/health", None, self._seconds)
+                await asyncio.sleep(LOOK_EVERY)
+                await self._alone("GET", ALIVE, None, self._seconds)
 
         async with self._session() as session, asyncio.timeout(seconds), asyncio.TaskGroup() as group:
             watching = group.create_task(watch())

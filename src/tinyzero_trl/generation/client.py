@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from trl.generation.vllm_client import VLLMClient, parse_logprobs
 
-from tinyzero_trl.failures import Failure
+from tinyzero_trl.failures import Failure, ServerLost
 from tinyzero_trl.generation.addresses import is_on_this_machine
 from tinyzero_trl.generation.calls import Calls, ServerFault
 from tinyzero_trl.generation.plugin import ENGINE
@@ -38,10 +38,8 @@ class StaleFault(ServerFault):
     """The server works, with other weights than it was given last."""
 
 
-class ServerTaken(Failure):
+class ServerTaken(ServerLost):
     """Another run uses the same server."""
-
-    exit_code = 7
 
 
 class Client(VLLMClient):

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from tinyzero_trl.config import model_path
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.generation.server import Server, ServerSpec
+from tinyzero_trl.generation.server import ON_CPU, Server, ServerSpec
 
 Generation = Callable[..., Any]
 """Takes the arguments of TRL's VLLMGeneration."""
@@ -119,7 +119,7 @@ def colocated_arguments(cfg: DictConfig) -> dict[str, Any]:
     if is_on_cpu(cfg):
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it overrides the size given here
-        arguments |= {"enforce_eager": True}
+        arguments |= ON_CPU
         gib = gib or 1.0
     if gib is not None:
         arguments["kv_cache_memory_bytes"] = int(gib * 2**30)

@@ -35,6 +35,16 @@ class Remote:
     seconds_to_start: float
     seconds_per_batch: float
 
+    def begin(self) -> None:
+        """Return when it can generate for the first time; a start that failed is tried once more. Raises: ServerFault."""
+        try:
+            self.wait()
+        except ServerFault as fault:
+            if self.server is None:
+                raise
+            logger.warning("%s; starting once more", fault)
+            self.revive()
+
     def wait(self) -> None:
         """Return when it can generate. Raises: ServerFault."""
         if self.server is not None:
@@ -71,7 +81,7 @@ class ServerGeneration(VLLMGeneration):
         """Optimizer steps behind the weights of the last rollout, as the server said after it."""
         self.seconds_to_sync = 0.0
         self.num_faults = 0
-        """Over the whole run."""
+        """Of the last batch."""
         self._rows = Rows()
         self._step = -1
         super().__init__(*args, **kwargs)
@@ -84,7 +94,7 @@ class ServerGeneration(VLLMGeneration):
     def _init_vllm(self) -> None:
         try:
             if self.remote is not None:
-                self.remote.wait()
+                self.remote.begin()
                 self.server_base_url = self.remote.calls.url
             with replaced(vllm_generation, "VLLMClient", self._client):
                 super()._init_vllm()
@@ -115,29 +125,28 @@ class ServerGeneration(VLLMGeneration):
             self.vllm_client.rows = Rows(seeds, self._rows.eos_token_ids)
         # TRL sends each prompt once and asks for n completions; ours have a seed each, so every row is a request.
         generated = super().generate(prompts, images, 1, profiler)
-        num_failures = 0
+        self.num_faults = 0
         while prompts and not generated[1]:
-            num_failures += 1
-            self._mend(num_failures)
+            self.num_faults += 1
+            self._mend()
             self.sync_weights()
             generated = super().generate(prompts, images, 1, profiler)
         self.weights_step = self._version_of_all()
         return generated
 
-    def _mend(self, num_failures: int) -> None:
+    def _mend(self) -> None:
         """Have the server back, or raise the same failure on all processes."""
-        self.num_faults += 1
         verdict: list[Any] = [None]
         if self.remote is not None:
             fault = self.vllm_client.fault
             if isinstance(fault, Failure):
                 verdict = [fault]
-            elif num_failures > self.max_failures:
+            elif self.num_faults > self.max_failures:
                 said = f" ({self.remote.server.last_error()})" if self.remote.server else ""
-                verdict = [ServerLost(f"the vLLM server failed {num_failures} times in a row: {fault}{said}")]
+                verdict = [ServerLost(f"the vLLM server failed {self.num_faults} times in a row: {fault}{said}")]
             else:
                 logger.warning(
-                    "step %d: %s; trying again (%d of %d)", self._step + 1, fault, num_failures, self.max_failures
+                    "step %d: %s; trying again (%d of %d)", self._step + 1, fault, self.num_faults, self.max_failures
                 )
                 self._revive(fault)
         broadcast_object_list(verdict, from_process=0)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from trl.trainer import grpo_trainer
 
-from tinyzero_trl.failures import ServerLost
+from tinyzero_trl.failures import DiskFull, ServerLost
 from tinyzero_trl.trainer.seeds import Seeds
 
 
@@ -53,10 +53,10 @@ class Generating(Seeds):
         is_fresh = self._is_between_cycles()
         try:
             return super().training_step(model, inputs, num_items_in_batch)
-        except ServerLost as lost:
+        except (ServerLost, DiskFull) as lost:
             # Every process is here, before anything of this step has happened but the draw of its problems.
             if not is_fresh or self.num_generated_batches != before + 1 or not self.state.global_step:
                 raise
             self.num_generated_batches = before
             self._save_checkpoint(model, None)
-            raise ServerLost(f"{lost}; checkpoint-{self.state.global_step} is saved") from lost
+            raise type(lost)(f"{lost}; checkpoint-{self.state.global_step} is saved") from lost

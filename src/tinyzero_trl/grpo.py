@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL sends a ping as a trainer is made; 0 allows it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+# It warns on importing, whether a recipe wants it or not, that a faster product of 4-bit weights for CPUs is not installed.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 from tinyzero_trl import checks, combinations, config, engine, estimate, record, run_folder
 from tinyzero_trl.failures import exit_code_of
@@ -77,6 +80,9 @@ def train(words: Sequence[str]) -> int:
             trainer.train(resume_from_checkpoint=str(folder.resume_from) if folder.resume_from else None)
         if not trainer.interrupted_by:
             trainer.save_final(folder.path / "model")
+        # A process that leaves while the threads of its group run may abort, and the launch fails after all was done.
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
     signal, step = trainer.interrupted_by, trainer.state.global_step
     run_folder.say_what_next(folder, words, task=chosen.task.name, signal=signal, step=step)
     return 128 + signal if signal else 0

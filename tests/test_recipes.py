@@ -102,11 +102,15 @@ def test_an_accelerate_config_says_processes_and_sharding_only(path: Path) -> No
     assert str(loaded.mixed_precision) == "no"
     content = yaml.safe_load(path.read_text())
     if "deepspeed_config" in content:
-        assert content["deepspeed_config"]["zero_stage"] == int(path.stem[-1])
+        assert content["deepspeed_config"]["zero_stage"] == int(path.stem.removesuffix("-offload")[-1])
+        device = "cpu" if path.stem.endswith("-offload") else "none"
+        assert content["deepspeed_config"]["offload_optimizer_device"] == device
+        assert content["deepspeed_config"]["offload_param_device"] == (device if "zero3" in path.stem else "none")
         assert content["deepspeed_config"]["gradient_accumulation_steps"] == "auto"
         assert content["deepspeed_config"]["gradient_clipping"] == "auto"
 
 
 def test_there_is_a_config_for_each_way_to_spread_a_run() -> None:
     names = {path.stem for path in (RECIPES / "accelerate_configs").glob("*.yaml")}
-    assert names == {"cpu", "ddp", "zero1", "zero2", "zero3", "fsdp2"}
+    shared = {"zero1", "zero2", "zero3", "fsdp2"}
+    assert names == {"cpu", "ddp"} | shared | {f"{name}-offload" for name in shared}

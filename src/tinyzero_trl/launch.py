@@ -11,6 +11,13 @@ from types import FrameType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+NODES = {
+    "PET_NNODES": "--num_machines",
+    "PET_NODE_RANK": "--machine_rank",
+    "PET_MASTER_ADDR": "--main_process_ip",
+    "PET_MASTER_PORT": "--main_process_port",
+}
+"""accelerate's option by the variable torchrun reads the same from (Kubeflow sets them, too); accelerate reads none of these."""
 
 
 def launch(program: str, words: Sequence[str], *, config: Path, num_processes: int | None = None) -> int:
@@ -18,17 +25,20 @@ def launch(program: str, words: Sequence[str], *, config: Path, num_processes: i
 
     The bare command turns every exit code into 1 and prints the launcher's traceback below the program's one clear
     line; a signal to it leaves the program behind. Both are mended here, around accelerate's own functions.
-    num_processes: on this machine; None takes the config's.
+    num_processes: on this machine; None takes the config's, which counts those of all machines.
+    Machines, this one's rank and the first one's address and port come from the environment (NODES), if at all.
+    Raises: ValueError where it says half of that.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    options = ["--config_file", str(config)]
+    num_machines, options = _nodes()
+    options += ["--config_file", str(config)]
     if num_processes is not None:
-        options.append(f"--num_processes={num_processes}")
+        options.append(f"--num_processes={num_processes * num_machines}")
     arguments = launch_command_parser().parse_args([*options, str(HERE / f"{program}.py"), *words])
-    _share_cores(num_processes or _processes_of(config))
+    _share_cores(num_processes or max(1, _processes_of(config) // num_machines))
     # torch's elastic agent, which starts two or more processes, puts its own handlers in the place of these.
     previous = {number: signal.signal(number, _pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -43,6 +53,21 @@ def launch(program: str, words: Sequence[str], *, config: Path, num_processes: i
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 0
+
+
+def _nodes() -> tuple[int, list[str]]:
+    """How many machines run this, and what to tell accelerate of them."""
+    given = {name: os.environ[name] for name in NODES if os.environ.get(name)}
+    count = given.get("PET_NNODES", "1")
+    if not count.isdigit() or int(count) < 1:
+        raise ValueError(f"PET_NNODES must be a number of machines, got {count!r}")
+    if int(count) == 1:
+        return 1, []
+    missing = [name for name in NODES if name not in given]
+    if missing:
+        # Without its rank every machine would believe it is the first, and wait for the others for ever.
+        raise ValueError(f"PET_NNODES is {count}, and {', '.join(missing)} is not set; see docs/scale.md")
+    return int(count), [f"{option}={given[name]}" for name, option in NODES.items()]
 
 
 def _processes_of(config: Path) -> int:

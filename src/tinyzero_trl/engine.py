@@ -7,9 +7,10 @@ import importlib.util
 import os
 import shutil
 import sys
+from typing import Any
 from urllib.parse import urlparse
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.keys import nearest
@@ -55,7 +56,7 @@ def check_engine(cfg: DictConfig, *, num_processes: int = 1) -> None:
     if section.engine != "server":
         return
     if section.server != "auto":
-        _check_url(section.server)
+        _check_servers(section)
     if section.weight_transfer == "nccl" and trainer.use_cpu:
         raise ConfigError(
             "generation.weight_transfer=nccl moves weights between GPUs; with trainer.use_cpu=true use file"
@@ -118,6 +119,25 @@ def notes(cfg: DictConfig) -> list[str]:
             "they work; set OMP_WAIT_POLICY=passive, or OMP_NUM_THREADS=1"
         )
     return lines
+
+
+def several(value: Any) -> list[str]:
+    """A key that holds one word or a list of them, as a list; null is none."""
+    words = value if isinstance(value, (list, ListConfig)) else [value]
+    return [str(word) for word in words if word is not None]
+
+
+def _check_servers(section: DictConfig) -> None:
+    """The addresses of servers that a person started. Raises: ConfigError."""
+    urls, files = several(section.server), several(section.token_file)
+    for url in urls or ["[]"]:
+        _check_url(url)
+    if len(set(urls)) < len(urls):
+        raise ConfigError("generation.server names a server twice")
+    if files and len(files) != len(urls):
+        raise ConfigError(f"generation.token_file has {len(files)} files for the {len(urls)} of generation.server")
+    if len(urls) > 1 and section.weight_transfer == "nccl":
+        raise ConfigError("generation.weight_transfer=nccl reaches one server; for several use file")
 
 
 def _check_url(url: str) -> None:

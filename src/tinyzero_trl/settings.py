@@ -87,10 +87,10 @@ class GenerationSettings:
 
     engine: str = "transformers"
     """`transformers`: the trainer's own model; `server`: a vLLM server; `colocate`: vLLM inside the trainer's processes."""
-    server: str = "auto"
-    """`auto`: rank 0 starts one, watches it and stops it; or the URL of one that `tinyzero serve` started."""
-    token_file: str | None = None
-    """Of a server at a URL: the file `tinyzero serve` named; null: where it puts it on this machine."""
+    server: Any = "auto"
+    """`auto`: rank 0 starts one, watches it and stops it; or the URL of one that `tinyzero serve` started, or a list of such."""
+    token_file: Any = None
+    """Of a server at a URL: the file `tinyzero serve` named, a list for a list; null: where it puts it on this machine."""
     weight_transfer: str = "auto"
     """`file`: through files both sides see, on any device; `nccl`: between GPUs; `auto`: nccl where each side has GPUs of its own."""
     shared_folder: str | None = None

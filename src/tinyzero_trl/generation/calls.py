@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
+
+from tinyzero_trl.generation.guard import read_token
 
 LOOK_EVERY = 5.0
 """Seconds between two looks at a server that is generating."""
@@ -26,10 +29,12 @@ class ServerFault(Exception):
 class Calls:
     """One server, one token. Each call opens connections of its own: the trainer calls a few times a minute."""
 
-    def __init__(self, url: str, *, token: str, seconds_per_call: float):
-        """seconds_per_call: of a call that should take milliseconds, its connecting and its body included."""
+    def __init__(self, url: str, *, token: str | Path, seconds_per_call: float):
+        """token: or the file that holds it, read anew for each call: a server that was started again has another.
+
+        seconds_per_call: of a call that should take milliseconds, its connecting and its body included."""
         self.url = url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token}"}
+        self._token = token
         self._seconds = seconds_per_call
 
     def get(self, path: str, *, seconds: float | None = None) -> Any:
@@ -101,12 +106,20 @@ class Calls:
             watching.cancel()
         return answers
 
+    def _read_token(self) -> str:
+        if isinstance(self._token, str):
+            return self._token
+        try:
+            return read_token(self._token)
+        except (OSError, ValueError) as error:
+            raise ServerFault(f"{self.url}: {error}") from None
+
     def _session(self) -> Any:
         import aiohttp
 
         # Deadlines are asyncio's own: aiohttp's start anew with each phase.
         return aiohttp.ClientSession(
-            headers=self._headers,
+            headers={"Authorization": f"Bearer {self._read_token()}"},
             timeout=aiohttp.ClientTimeout(total=None),
             connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
         )

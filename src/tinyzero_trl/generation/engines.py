@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tinyzero_trl.config import model_path
+from tinyzero_trl.engine import several
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.generation.server import ON_CPU, Server, ServerSpec
 
@@ -44,6 +45,7 @@ def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:
     import torch
 
     from tinyzero_trl.generation.calls import Calls
+    from tinyzero_trl.generation.fleet import Fleet
     from tinyzero_trl.generation.guard import read_token
     from tinyzero_trl.generation.remote import Remote
     from tinyzero_trl.generation.weights import WeightFolder
@@ -60,16 +62,20 @@ def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:
         stack.callback(weights.remove)
     seconds = {name: float(section[name]) for name in ("seconds_to_start", "seconds_per_batch")}
     if section.server != "auto":
-        token_file = Path(section.token_file or token_file_of(str(section.server))).expanduser()
-        try:
-            calls = Calls(section.server, token=read_token(token_file), seconds_per_call=section.seconds_per_call)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"generation.server {section.server}: {error}; `tinyzero serve` prints the file that holds its token, set "
-                "generation.token_file to it"
-            ) from error
-        stack.enter_context(_leased(token_file, str(section.server)))
-        return Remote(calls, weights, None, **seconds)
+        servers = []
+        urls, files = several(section.server), several(section.token_file)
+        for url, file in zip(urls, files or [str(token_file_of(url)) for url in urls], strict=True):
+            token_file = Path(file).expanduser()
+            try:
+                read_token(token_file)
+            except (OSError, ValueError) as error:
+                raise ConfigError(
+                    f"generation.server {url}: {error}; `tinyzero serve` prints the file that holds its token, set "
+                    "generation.token_file to it"
+                ) from error
+            stack.enter_context(_leased(token_file, url))
+            servers.append(Calls(url, token=token_file, seconds_per_call=section.seconds_per_call))
+        return Remote(servers[0] if len(servers) == 1 else Fleet(servers), weights, None, **seconds)
     server = Server(
         server_spec(cfg),
         log=folder / "server.log",
@@ -131,6 +137,8 @@ def weight_transfer(cfg: DictConfig) -> str:
     asked = cfg.generation.weight_transfer
     if asked != "auto":
         return str(asked)
+    if len(several(cfg.generation.server)) > 1:
+        return "file"
     has_own_devices = cfg.generation.devices is not None or cfg.generation.server != "auto"
     return "nccl" if has_own_devices and not is_on_cpu(cfg) else "file"
 

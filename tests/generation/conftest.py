@@ -22,10 +22,8 @@ needs_vllm = pytest.mark.skipif(
 VLLM_TESTS = {"test_server", "test_rounds", "test_colocated", "test_killed_server", "test_engines_run"}
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("nightly") and "nightly" not in config.option.markexpr:
-            item.add_marker(pytest.mark.skip(reason="nightly: run with -m nightly"))
         if item.path.parent == Path(__file__).parent and item.path.stem in VLLM_TESTS:
             item.add_marker(needs_vllm)
             item.add_marker(pytest.mark.slow)

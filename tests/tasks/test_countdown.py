@@ -188,7 +188,9 @@ def test_an_expression_is_correct_only_for_its_own_numbers(used, given_numbers):
     assert (verdict.outcome == "correct") == (sorted(used) == sorted(given_numbers))
 
 
-@pytest.mark.parametrize("num_responses", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "num_responses", [50_000, pytest.param(1_000_000, marks=[pytest.mark.slow, pytest.mark.nightly])]
+)
 def test_the_fuzzer_finds_nothing_against_its_own_oracle(num_responses):
     fuzz = resolve(f"{HERE}/fuzz_countdown.py:fuzz", among={}, kind="fuzzer")
     result = fuzz(num_responses, seed=num_responses)

@@ -21,13 +21,6 @@ CHAT_TEMPLATE = (
 )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "nightly" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("nightly"):
-                item.add_marker(pytest.mark.skip(reason="nightly: run with -m nightly"))
-
-
 def make_llama(folder: Path, *, seed: int = 0, hidden: int = 32) -> Path:
     """A two-layer Llama with random weights and a byte-level tokenizer that has bos, eos, pad and a chat template."""
     import torch

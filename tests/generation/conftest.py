@@ -19,7 +19,15 @@ HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(
     not HAS_VLLM, reason="vLLM is not on the path; make test runs these by themselves where it could install it"
 )
-VLLM_TESTS = {"test_server", "test_rounds", "test_colocated", "test_killed_server", "test_engines_run"}
+VLLM_TESTS = {
+    "test_calls",
+    "test_fleet",
+    "test_server",
+    "test_rounds",
+    "test_colocated",
+    "test_killed_server",
+    "test_engines_run",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

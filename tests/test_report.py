@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import pytest
-
-# Tests are not a package (importmode=importlib): what they share is found beside them.
-sys.path.insert(0, str(Path(__file__).parent))
 
 from browser import CHROMEDRIVER, CHROMIUM, Browser
 from run_folders import write_run

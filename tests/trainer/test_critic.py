@@ -242,6 +242,7 @@ sys.exit(grpo.train(sys.argv[2:]))
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("config", ["ddp", "zero1", "zero2"])
 def test_the_critics_of_two_processes_stay_the_same(config: str, tiny_llama: Path, tmp_path: Path) -> None:
     if config.startswith("zero"):
@@ -298,6 +299,7 @@ save_file({"weights": torch.cat([value.flatten() for value in learner.model.stat
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_two_processes_learn_what_one_learns_from_the_rows_of_both(
     learner: Any, tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -197,6 +197,7 @@ def test_every_algorithm_has_a_recipe_for_the_tiny_model(algorithm: str) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_two_processes_have_the_advantages_that_one_has(tmp_path: Path) -> None:
     program = Path(__file__).with_name("estimators_program.py")
     configs = Path(__file__).resolve().parents[2] / "recipes" / "accelerate_configs"

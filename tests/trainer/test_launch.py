@@ -89,6 +89,7 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
     return [entry for entry in entries if "loss" in entry]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("config", ["ddp", "zero1", "zero2", "zero3"])
 def test_two_processes_train_save_resume_and_earn_what_one_does(config: str, words: list[str], tmp_path: Path) -> None:
     if config.startswith("zero"):
@@ -113,6 +114,7 @@ def rollouts_of(folder: Path) -> list[list[dict[str, Any]]]:
     return [pq.read_table(path).to_pylist() for path in sorted((folder / "rollouts").glob("train-*"))]
 
 
+@pytest.mark.alone
 def test_two_processes_are_given_the_completions_that_one_is(words: list[str], tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     launch("ddp", *words, "trainer.per_device_train_batch_size=8", "trainer.max_steps=1", f"output_dir={two}")
@@ -123,6 +125,7 @@ def test_two_processes_are_given_the_completions_that_one_is(words: list[str], t
             assert [row[key] for row in mine] == [row[key] for row in theirs]
 
 
+@pytest.mark.alone
 def test_dynamic_sampling_replay_and_a_curriculum_keep_two_processes_in_step(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text(
         "def short(response: str) -> float:\n    return float(len(response) % 7 == 0)\n"
@@ -183,6 +186,7 @@ def contents(path: Path) -> dict[Path, str]:
     return {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.rglob("*") if file.is_file()}
 
 
+@pytest.mark.alone
 def test_sigterm_to_one_process_stops_all_at_the_same_step_with_143_and_a_way_to_go_on(
     words: list[str], tmp_path: Path
 ) -> None:

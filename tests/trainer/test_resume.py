@@ -108,6 +108,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, build: Any, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_run_of_two_processes_stopped_by_a_signal_to_one_goes_on_as_if_it_had_not(
     tiny_llama: Path, tmp_path: Path
 ) -> None:

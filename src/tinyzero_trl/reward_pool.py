@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -17,14 +15,13 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from tinyzero_trl.reward_worker import prepare, score_here
+from tinyzero_trl.reward_worker import score_here
 from tinyzero_trl.rewards import BatchReward, Earned, Job, for_trl
 from tinyzero_trl.settings import RewardWorkerSettings
 from tinyzero_trl.task import RewardFn
+from tinyzero_trl.worker_process import KILL_SECONDS, discard, prepare
 
 logger = logging.getLogger(__name__)
-KILL_SECONDS = 5.0
-"""More than Pebble takes to end a worker and start another."""
 MAX_RENEWALS = 3
 """Times that a batch gets new workers after all of them were gone, before the rest of it has no reward."""
 MAX_ATTEMPTS = 2
@@ -77,7 +74,7 @@ class RewardPool:
         self._early.clear()
         pool, self._pool = self._pool, None
         if pool is not None:
-            _discard(pool).join(KILL_SECONDS)
+            discard(pool).join(KILL_SECONDS)
 
     def _started(self) -> ProcessPool:
         settings = self.settings
@@ -98,7 +95,7 @@ class RewardPool:
 
     def _renew(self) -> None:
         if self._pool is not None:
-            _discard(self._pool)
+            discard(self._pool)
         self._pool = self._started()
         self._generation += 1
 
@@ -187,19 +184,6 @@ class _Batch:
         for future in self.futures:
             if future is not None:
                 future.cancel()
-
-
-def _discard(pool: ProcessPool) -> threading.Thread:
-    """End the workers of `pool`; in a thread, because a pool whose worker was killed may wait for a lock for ever."""
-
-    def end() -> None:
-        with contextlib.suppress(Exception):
-            pool.stop()
-            pool.join()
-
-    thread = threading.Thread(target=end, daemon=True, name="reward-pool-end")
-    thread.start()
-    return thread
 
 
 def _error_of(future: ProcessFuture[Any]) -> BaseException | None:

@@ -1,0 +1,237 @@
+r"""An answer -> one spelling of it, by rewriting text: no algebra, no sympy, microseconds.
+
+Left out: dollar signs, `\left`, spacing, degree and percent signs, units behind a number, thousands separators, a `x =` in
+front, parentheses around one thing. Unified: `\dfrac`, `\frac12`, `1/2`, `0.5`, `1e-1`, `1\frac{1}{2}` and their like become a
+fraction; words lose their case; lists lose their order, tuples and intervals keep it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_DIGITS = 60
+"""Digits of a number that is worked out; longer ones are text."""
+MAX_EXPONENT = 60
+"""Of ten, in `1e5` and `3 \\times 10^{5}`."""
+
+_DROPPED = re.compile(
+    r"\\(?:left|right|bigg?|Bigg?|displaystyle|limits|quad|qquad)(?![a-zA-Z])|\\[,;:! ]|\\\s|~|\\\(|\\\)|\\\[|\\\]|\$"
+)
+_SPELLINGS = (
+    (re.compile(r"(?<=[0-9])(?:\\[,! ]|\{,\}|,\\!)(?=[0-9]{3}(?![0-9]))"), ","),
+    (re.compile(r"\\(?:dfrac|tfrac|cfrac)(?![a-zA-Z])"), r"\\frac"),
+    (re.compile(r"\\(?:cdot|times|ast)(?![a-zA-Z])|[×·]"), "*"),
+    (re.compile(r"\\(?:mathrm|textbf|textit|textrm|mbox|mathbf|textnormal|operatorname)(?=\s*\{)"), r"\\text"),
+    (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])|°"), ""),
+    (re.compile(r"\\(?:leq|le)(?![a-zA-Z])|≤"), r"\\le "),
+    (re.compile(r"\\(?:geq|ge)(?![a-zA-Z])|≥"), r"\\ge "),
+    (re.compile(r"\\(?:b|B|v)?matrix|\{[bB]matrix\}"), "{pmatrix}"),
+    (re.compile(r"−|–"), "-"),
+    (re.compile(r"π|(?<![a-zA-Z\\])pi(?![a-zA-Z])"), r"\\pi "),
+    (re.compile(r"∞|\\inf(?![a-zA-Z])|(?<![a-zA-Z\\])(?:infinity|inf)(?![a-zA-Z])"), r"\\infty "),
+    (re.compile(r"∪"), r"\\cup "),
+    (re.compile(r"√\s*([0-9]+)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<![a-zA-Z\\])sqrt\s*\(([^()]*)\)|√\s*\(([^()]*)\)"), r"\\sqrt{\1\2}"),
+    (re.compile(r"\\frac\s*([0-9])\s*([0-9])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*([0-9a-zA-Z])\s*\{"), r"\\frac{\1}{"),
+    (re.compile(r"(\\frac\s*\{[^{}]*\})\s*([0-9a-zA-Z])"), r"\1{\2}"),
+    (re.compile(r"\\sqrt\s*([0-9a-zA-Z])"), r"\\sqrt{\1}"),
+    (re.compile(r"\^\s*\{\s*([0-9a-zA-Z])\s*\}"), r"^\1"),
+    (re.compile(r"_\s*\{\s*([0-9a-zA-Z]+)\s*\}"), r"_\1"),
+)
+_AND = re.compile(r"\\text\s*\{\s*(?:,?\s*(?:and|or))\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])", re.IGNORECASE)
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_UNIT = re.compile(r"(?<=[0-9a-zA-Z})])\s*\\text\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?\s*\.?\s*$")
+_PLAIN_UNIT = re.compile(r"^(\$?-?[0-9][0-9.,/]*)\s+([a-zA-Z][a-zA-Z]+(?:[ /][a-zA-Z]+){0,4})(?:\^[23])?\s*\.?$")
+_NAME = re.compile(
+    r"^\s*((?:\\?[a-zA-Z]+(?:\s*\{?[a-zA-Z]*\}?)(?:_\\?\w+|_\{\w+\})?'*)(?:\s*\([^()=]*\))?)\s*=(?!=)\s*"
+)
+_SUM = r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
+_NUMBER = re.compile(rf"\+?({_SUM})(?:e([-+]?[0-9]+)|\*10\^(?:\{{?([-+]?[0-9]+)\}}?))?")
+_POWER_OF_TEN = re.compile(r"(-?)10\^\{(-?[0-9]+)\}")
+_RATIO = re.compile(rf"(-?)\+?(?:\\frac\{{({_SUM})\}}\{{({_SUM})\}}|({_SUM})/({_SUM}))")
+_MIXED = re.compile(r"(-?)([0-9]+)(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|\x00([0-9]+)/([0-9]+))")
+_THOUSANDS = re.compile(r"(?<![0-9.])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9])")
+_BLANKS = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
+"""A blank between two digits stays: they are not one number."""
+_WORD = re.compile(r"[A-Za-z][A-Za-z .'-]*[A-Za-z.]|[A-Za-z]")
+
+_UNITS = (
+    *("mm millimeter millimeters", "cm centimeter centimeters", "m meter meters", "km kilometer kilometers"),
+    *("in inch inches", "ft foot feet", "yd yard yards", "mi mile miles", "s sec second seconds", "min minute minutes"),
+    *("h hr hour hours", "day days", "week weeks", "month months", "year years", "g gram grams"),
+    *(
+        "kg kilogram kilograms",
+        "lb pound pounds",
+        "oz ounce ounces",
+        "cent cents",
+        "dollar dollars",
+        "a.m. am",
+        "p.m. pm",
+    ),
+)
+UNITS = {unit: names.split()[0] for names in _UNITS for unit in names.split()}
+"""Units of which two different ones are never the same answer; others are not looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One answer in its normal form."""
+
+    text: str
+    """What `canonical` gives."""
+    source: str
+    """The same for sympy: cleaned LaTeX that keeps its order and its parentheses."""
+    value: Fraction | None = None
+    """What it is worth, where it is a plain number."""
+    parts: tuple[Form, ...] = ()
+    """Of a list, tuple, set or interval."""
+    brackets: str = ""
+    """Around `parts`: `()`, `[)`, `{}` and so on; empty for a bare list."""
+    name: str = ""
+    """Of `name = ...`."""
+    unit: str = ""
+    """One of `UNITS`, where it has one."""
+    is_percent: bool = False
+    is_word: bool = False
+    """A word or a letter, not a formula."""
+
+    @property
+    def is_equation(self) -> bool:
+        """Whether it has an equals sign, be it behind a name."""
+        return bool(self.name) or "=" in self.source
+
+    @property
+    def equation(self) -> str:
+        """`source` with its name in front, where it has one."""
+        return f"{self.name}={self.source}" if self.name else self.source
+
+
+def canonical(answer: str) -> str:
+    r"""The normal form of `answer`: equal for two answers that are the same but for spelling; majority vote groups by it.
+
+    >>> canonical(r"\dfrac{1}{2}"), canonical("$0.50$"), canonical(r"x = \frac12"), canonical("1,234 apples")
+    ('1/2', '1/2', '1/2', '1234')
+    """
+    return form_of(answer).text
+
+
+def form_of(answer: str) -> Form:
+    """The normal form of `answer`; never raises. Linear in its length but for a few short look-aheads."""
+    text = answer.strip().rstrip(".").strip()
+    for pattern, spelling in _SPELLINGS:
+        text = pattern.sub(spelling, text)
+    return _form(_DROPPED.sub(" ", text.replace("\\$", " ")).strip(), 0)
+
+
+def _form(text: str, depth: int) -> Form:
+    text = text.strip().rstrip(".,;:").strip()
+    about, sign, near = text.partition("\\approx")
+    text = (about.strip() or near.strip()) if sign else text
+    joined = _THOUSANDS.sub(lambda match: match[1].replace(",", ""), _AND.sub(",", text))
+    parts = _split(joined)
+    if len(parts) > 1 and depth < 4:
+        return _listed(parts, "", depth)
+    opening, closing = _brackets(joined)
+    if opening and depth < 4:
+        inner = _split(joined[len(opening) : len(joined) - len(closing)])
+        if len(inner) > 1 or opening == "\\{":
+            return _listed(inner, opening[-1] + closing[-1], depth)
+        if opening == "(" and inner and "," not in joined:
+            return _form(inner[0], depth + 1)
+    if joined.count("\\pm") == 1 and depth < 4:
+        return _listed([joined.replace("\\pm", "+").lstrip("+"), joined.replace("\\pm", "-")], "", depth)
+    return _single(joined)
+
+
+def _listed(parts: list[str], brackets: str, depth: int) -> Form:
+    forms = [_form(part, depth + 1) for part in parts if part.strip()]
+    # A bare "3, 4 and 5" repeats nothing and has no order, and a set neither.
+    keeps_order = brackets not in ("", "{}")
+    texts = [form.text for form in forms]
+    text = ",".join(texts if keeps_order else sorted(texts))
+    source = ",".join(form.source for form in forms)
+    left, right = ("\\{", "\\}") if brackets == "{}" else (brackets[:1], brackets[1:])
+    return Form(f"{brackets[:1]}{text}{brackets[1:]}", f"{left}{source}{right}", parts=tuple(forms), brackets=brackets)
+
+
+def _single(text: str) -> Form:
+    name = ""
+    if named := _NAME.match(text):
+        name, text = re.sub(r"\s|\\text|[{}]", "", named[1]), text[named.end() :].strip()
+    is_percent = text.endswith("%")
+    text = text.removesuffix("%").removesuffix("\\").strip()
+    unit = ""
+    if found := _UNIT.search(text):
+        text, unit = text[: found.start()], found[1]
+    elif found := _PLAIN_UNIT.match(text):
+        text, unit = found[1], found[2]
+    unit = UNITS.get(unit.strip().lower().split("^")[0], "")
+    source = _TEXT.sub(lambda match: match[1] if match.span() == (0, len(text)) else match[0], text).strip()
+    if source.startswith("(") and source.endswith(")") and source[1:-1].isalpha():
+        source = source[1:-1]
+    value = _value(source)
+    if value is not None:
+        return Form(str(value), source, value=value, name=name, unit=unit, is_percent=is_percent)
+    is_word = _WORD.fullmatch(source) is not None
+    spelled = re.sub(r"\s+", " ", source) if is_word else _BLANKS.sub("", source)
+    spelled = spelled.casefold() if is_word and len(spelled) > 1 else spelled
+    return Form(spelled, source, name=name, unit=unit, is_percent=is_percent, is_word=is_word)
+
+
+def _value(text: str) -> Fraction | None:
+    if len(text) > 2 * MAX_DIGITS:
+        return None
+    text = re.sub(r"(?<=[0-9])\s+(?=[0-9]+/[0-9])", "\x00", text)
+    text = _BLANKS.sub("", text)
+    if match := _NUMBER.fullmatch(text):
+        exponent = int(match[2] or match[3] or 0) if len(match[2] or match[3] or "") < 5 else MAX_EXPONENT + 1
+        return Fraction(match[1]) * Fraction(10) ** exponent if abs(exponent) <= MAX_EXPONENT else None
+    if match := _MIXED.fullmatch(text):
+        over, under = int(match[3] or match[5]), int(match[4] or match[6])
+        if under == 0:
+            return None
+        value = int(match[2]) + Fraction(over, under)
+        return -value if match[1] else value
+    if match := _RATIO.fullmatch(text):
+        under = Fraction(match[3] or match[5])
+        if under == 0:
+            return None
+        value = Fraction(match[2] or match[4]) / under
+        return -value if match[1] else value
+    return None
+
+
+def _brackets(text: str) -> tuple[str, str]:
+    """The pair around all of `text`, or two empty texts."""
+    for opening in ("\\{", "(", "["):
+        if text.startswith(opening):
+            for closing in ("\\}",) if opening == "\\{" else (")", "]"):
+                if text.endswith(closing) and _closes_last(text):
+                    return opening, closing
+    return "", ""
+
+
+def _closes_last(text: str) -> bool:
+    depth = 0
+    for at, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and at > 0:
+            return at == len(text) - 1
+        if depth < 0:
+            return False
+    return False
+
+
+def _split(text: str) -> list[str]:
+    """`text` at its commas and semicolons outside all brackets; one part where brackets do not match."""
+    parts, start, depth = [], 0, 0
+    for at, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if character in ",;" and depth == 0:
+            parts.append(text[start:at])
+            start = at + 1
+    parts.append(text[start:])
+    return [part for part in parts if part.strip()] if depth == 0 else [text]

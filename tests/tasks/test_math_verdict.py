@@ -1,0 +1,245 @@
+"""The verdict on a mathematical answer: where it is found, what is the same, what never is, what it may cost."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+import time
+
+import pytest
+
+from tinyzero_trl.task import Outcome
+from tinyzero_trl.tasks import math_workers
+from tinyzero_trl.tasks.math_answers import find_answer
+from tinyzero_trl.tasks.math_verdict import canonical, gold_fault, verify
+
+needs_sympy = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed")
+SOLVED = Outcome.correct
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _workers_end():
+    yield
+    math_workers.workers.close()
+
+
+def boxed(answer: str) -> str:
+    return f"<think>Hm.</think> So it is $\\boxed{{{answer}}}$."
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (r"\boxed{1} no, \boxed{12}", "12"),
+        (r"<think>\boxed{1}</think>\boxed{\frac{1}{2}} and that is all, 7", r"\frac{1}{2}"),
+        (r"\boxed {12}", "12"),
+        (r"\fbox{12}", "12"),
+        (r"$\boxed 5$", "5"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{3} <answer>4</answer>", "3"),
+        ("<think>1</think><answer> 12 </answer> 13", "12"),
+        ("She has 3 * 4 = 12 apples.", "12"),
+        ("so\n#### 1,234\n", "1,234"),
+        ("The final answer is $x^2 + 1$. I hope it is correct.", "x^2 + 1"),
+        ("It costs $224 a day", "$224"),
+        ("That is 50%.", "50%"),
+        ("That is 3/4 of it.", "3/4"),
+        ("It is -0.5.", "-0.5"),
+        ("<think>12", None),
+        (r"<think>\boxed{12}", None),
+        ("<think>12</think> done", None),
+        (r"\boxed{12", None),
+        (r"\boxed{1} \boxed{", None),
+        (r"\boxed{}", None),
+        (r"\boxed{13\boxed{12}}", None),
+        ("<answer>1</answer><answer>2</answer>", None),
+        ("<answer>1", None),
+        ("It is 11 or 12", None),
+        ("I give up", None),
+        ("", None),
+    ],
+)
+def test_the_answer_is_the_last_box_else_the_answer_block_else_the_last_expression(response, answer):
+    assert find_answer(response).answer == answer
+
+
+def test_a_truncated_response_has_no_last_expression_but_may_have_its_box():
+    assert verify("3 * 4 = 12", answer="12", is_truncated=True).outcome is Outcome.truncated
+    assert verify(r"\boxed{12} and", answer="12", is_truncated=True).outcome is SOLVED
+
+
+def test_what_is_no_answer_has_its_own_outcome():
+    assert verify("I give up", answer="12").outcome is Outcome.no_answer
+    assert verify(r"\boxed{12", answer="12").outcome is Outcome.bad_format
+    assert verify(r"\boxed{13}", answer="12").outcome is Outcome.wrong_value
+
+
+SAME = [
+    ("1/2", r"\frac12"),
+    ("0.5", r"50\%"),
+    (r"50\%", "0.5"),
+    (r"50\%", "50"),
+    ("0.1", "1e-1"),
+    ("1.5", r"1\frac{1}{2}"),
+    ("1.5", "1 1/2"),
+    ("70000", r"\$70,000"),
+    ("1000000", r"1{,}000{,}000"),
+    ("35,\\!280", "35280"),
+    ("60\\text{ inches}", "60"),
+    ("60", "60 inches"),
+    ("90^\\circ", "90"),
+    ("5\\text{ cm}", "5\\text{ centimeters}"),
+    ("1", "y=1"),
+    ("x=4", "4"),
+    ("\\text{(E)}", "E"),
+    ("\\text{Monday}", "monday"),
+    ("1,2", "2, 1"),
+    ("3,4", r"x=3 \text{ or } x=4"),
+    ("\\{1,2,3\\}", "\\{3, 2, 1\\}"),
+    ("\\left(1,\\frac{1}{2}\\right)", "(1, 0.5)"),
+    (r"\pm 3", "3,-3"),
+    (r"1\pm\sqrt{2}", r"1-\sqrt2, 1+\sqrt2"),
+    ("2516_8", "2516"),
+    ("\\dfrac{\\sqrt3}{2}", "\\frac{\\sqrt{3}}{2}"),
+]
+DIFFERENT = [
+    ("0.5", "50"),
+    ("1", "5=1"),
+    ("1", "0=0=1"),
+    ("13", "12 = 13"),
+    ("12", "x = 12 = 13"),
+    ("(1,2)", r"\{1,2\}"),
+    ("(1,2)", "(2,1)"),
+    ("[1,2]", "(1,2)"),
+    ("0.0000001", "0.0000002"),
+    ("0.3", "0.3000001"),
+    ("1/3", "0.33"),
+    ("5\\text{ cm}", "5\\text{ m}"),
+    ("11", "11_{2}"),
+    ("A", "a"),
+    ("3", "3 or 4"),
+    ("3", "x=3 or x=4"),
+    ("3", "3, 4, 5"),
+    ("3,4", "3"),
+    ("100,200", "100, 200"),
+    ("12", "1 2"),
+    ("2/3", "-2/3"),
+    ("2/3", "3/2"),
+    ("", ""),
+    ("", "3"),
+    ("even", "odd"),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer"), SAME)
+def test_text_alone_knows_the_same_answer_in_another_spelling(gold, answer, no_workers):
+    assert verify(boxed(answer), answer=gold).outcome is SOLVED
+
+
+@pytest.mark.parametrize(("gold", "answer"), DIFFERENT)
+def test_text_alone_knows_another_answer(gold, answer, no_workers):
+    assert verify(boxed(answer), answer=gold).outcome is not SOLVED
+
+
+@pytest.fixture
+def no_workers(monkeypatch):
+    def never(*_: object):
+        raise AssertionError("text decides this one")
+
+    monkeypatch.setattr("tinyzero_trl.tasks.math_verdict.compare", never)
+
+
+SYMPY_SAME = [
+    ("42", r"6\cdot7"),
+    ("1", r"\frac{\sqrt{4}}{2}"),
+    ("x^2-1", "(x-1)(x+1)"),
+    (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
+    (r"2\sqrt3", r"\sqrt{12}"),
+    (r"(-\infty,2)\cup(3,4)", r"(3,4)\cup(-\infty,2)"),
+    ("y=2x-13", "2x-y=13"),
+    (r"\begin{pmatrix}1/2\\2\end{pmatrix}", r"\begin{bmatrix}\frac12\\2\end{bmatrix}"),
+    (r"\sqrt{2}", "1.414214"),
+    ("1+i", "i+1"),
+]
+SYMPY_DIFFERENT = [
+    ("x^2-1", "(x-1)(x+2)"),
+    (r"2\sqrt3", r"-\sqrt{12}"),
+    (r"\sqrt{2}", "1.41"),
+    (r"\sqrt2*10^{-17}", r"\sqrt3*10^{-17}"),
+    ("y=2x-13", "x=2y-13"),
+    ("1+i", "1-i"),
+    ("3", "nan"),
+    ("1", "1/0"),
+    ("3", r"\infty"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"),
+]
+
+
+@needs_sympy
+@pytest.mark.slow
+def test_sympy_decides_what_text_cannot():
+    for gold, answer in SYMPY_SAME:
+        assert verify(boxed(answer), answer=gold).outcome is SOLVED, (gold, answer)
+    for gold, answer in SYMPY_DIFFERENT:
+        assert verify(boxed(answer), answer=gold).outcome is Outcome.wrong_value, (gold, answer)
+
+
+BOMBS = (
+    "(9!)!!+2", r"\binom{20000}{10000}", "9^{9^{9}}", "9^9^9^9", "10**10**10", r"2^{2^{40}}", r"((10^{6})!)!+2",
+    r"0-\sum_{k=1}^{\pi}{12^{\lfloor 3.5 \rfloor}}", "(x+y+z)^{200}", r"\int_0^1 \sin(x^x)dx", r"\sqrt[1000000007]{2^{1000000007}}",
+    "(" * 300 + "1" + ")" * 300, "{" * 400 + "1" + "}" * 400, "9" * 900, "1+" * 400 + "1", r"\frac{" * 40 + "1" + "}{2}" * 40,
+    "\ud800\x00", "__import__('os').system('touch /tmp/canary')",
+)  # fmt: skip
+
+
+@needs_sympy
+@pytest.mark.slow
+def test_no_answer_costs_more_than_its_limit_or_reaches_the_trainer():
+    gaps, is_done = [], threading.Event()
+
+    def tick() -> None:
+        last = time.monotonic()
+        while not is_done.wait(0.02):
+            gaps.append(time.monotonic() - last)
+            last = time.monotonic()
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    for bomb in BOMBS:
+        start = time.monotonic()
+        assert verify(boxed(bomb), answer="12").outcome is not SOLVED, bomb
+        assert time.monotonic() - start < 5 * math_workers.CPU_SECONDS, bomb
+    is_done.set()
+    ticker.join()
+    assert max(gaps) < 0.5
+    assert verify(boxed(r"3\cdot 4"), answer="12").outcome is SOLVED
+
+
+def test_ten_megabytes_are_not_read():
+    start = time.monotonic()
+    assert verify("1" * 10**7, answer="1").outcome is Outcome.no_answer
+    for text in (
+        r"\boxed{" * 250_000,
+        r"\boxed{1}" * 200_000,
+        "1 " * 10**6,
+        "$" * 2**20,
+        "{" * 2**20,
+        "<answer>" * 2**17,
+    ):
+        verify(text, answer="1")
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("gold", [12, None, [], "", "  ", "1" * 2000])
+def test_a_gold_that_no_answer_can_meet_has_a_fault(gold):
+    assert gold_fault(gold)
+
+
+def test_a_usual_gold_has_no_fault():
+    assert all(gold_fault(gold) is None for gold, _ in SAME)
+
+
+def test_majority_vote_groups_by_one_spelling():
+    assert len({canonical(answer) for answer in ("0.5", r"\frac12", "$1/2$", r"x = \dfrac{1}{2}", "0.50")}) == 1
+    assert len({canonical(answer) for answer in ("1, 2", "2,1", "1 and 2", r"1 \text{ and } 2")}) == 1
+    assert canonical("(1,2)") != canonical("(2,1)")

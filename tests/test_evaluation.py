@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +65,6 @@ def evaluate(model, output, *arguments, task="countdown"):
 
 
 def make_run(folder, model_folder, *, task="countdown", **values):
-    import shutil
-
     shutil.copytree(model_folder, folder / "model")
     manifest.seal(folder / "model", step=3)
     run = {
@@ -370,7 +369,7 @@ def test_a_folder_that_is_no_evaluation_is_not_compared(tmp_path, capsys):
 )
 def test_a_mistake_gets_one_line_and_loads_no_model(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluation, "answer", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(evaluation, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
     assert evaluation.main(arguments, task="countdown") == 2
     error = capsys.readouterr().err
     assert message in error
@@ -387,7 +386,7 @@ def test_a_mistake_is_answered_without_importing_torch(tmp_path):
 
 
 def test_what_the_model_cannot_take_is_said_before_its_weights_are_read(model_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluation, "answer", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(evaluation, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
     assert evaluate(model_folder, tmp_path, "--max_new_tokens", 1000) == 2
     assert "--max_new_tokens may be" in capsys.readouterr().err
     short = make_model(tmp_path / "short", context=64)
@@ -424,14 +423,14 @@ def test_weights_that_are_cut_off_or_missing_are_said(tmp_path, capsys):
     [
         (OSError(28, "No space left on device", "x/samples.parquet.part"), 8, "x/samples.parquet.part: No space left"),
         (MemoryError(), 5, "lower --batch_size"),
-        (KeyboardInterrupt(), 130, "stopped; nothing was written"),
+        (KeyboardInterrupt(), 130, "stopped; what was answered is kept"),
     ],
 )
 def test_what_ends_an_evaluation_has_its_own_exit_code(monkeypatch, capsys, error, code, message):
     def fails(_):
         raise error
 
-    monkeypatch.setattr(evaluation, "evaluate", fails)
+    monkeypatch.setattr(evaluation, "evaluate_all", fails)
     assert evaluation.main(["--model_path", "x"], task="countdown") == code
     assert message in capsys.readouterr().err
 
@@ -445,3 +444,100 @@ def test_a_run_of_another_task_is_not_evaluated_on_this_one(model_folder, tmp_pa
 def test_a_plain_model_without_a_task_is_asked_for_one(model_folder, capsys):
     assert evaluation.main(["--model_path", str(model_folder)]) == 2
     assert "give --task (countdown, multiplication)" in capsys.readouterr().err
+
+
+# ---- stopped and gone on with
+
+
+@pytest.mark.slow
+def test_an_evaluation_killed_at_any_moment_goes_on_and_no_sample_is_drawn_twice(model_folder, tmp_path):
+    """A real SIGKILL, three times in a row, each after at least one shard more; then the end."""
+    import signal
+    import time
+
+    words = ["--model_path", str(model_folder), "--task", "countdown", "--source", "generated", "--n", "40", "--k", "4"]
+    words += ["--max_new_tokens", "40", "--batch_size", "8"]
+    assert evaluation.main([*words, "--output", str(tmp_path / "whole")]) == 0
+    command = [sys.executable, "-m", "tinyzero_trl.cli", "evaluate", *words, "--output", str(tmp_path / "cut")]
+    shards = tmp_path / "cut" / "evaluation" / "base" / "unfinished"
+    written: dict[str, int] = {}
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list(shards.glob("*.parquet"))) <= len(written):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        now = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.parquet")}
+        assert now.items() >= written.items()
+        written = now
+    assert 3 <= len(written) < 20
+    assert not (tmp_path / "cut" / "evaluation" / "base" / "summary.json").exists()
+    assert evaluation.main([*words, "--output", str(tmp_path / "cut")]) == 0
+    whole, cut = (tmp_path / name / "evaluation" / "base" for name in ("whole", "cut"))
+    assert scores.read_samples(cut) == scores.read_samples(whole)
+    assert scores.read_summary(cut)["metrics"] == scores.read_summary(whole)["metrics"]
+    assert sorted(path.name for path in cut.iterdir()) == ["samples.parquet", "summary.json"]
+
+
+def stopped(model_folder, output, monkeypatch, *arguments):
+    """An evaluation that loses power while its second shard is half written."""
+    from tinyzero_trl import unfinished
+
+    keep = unfinished.keep
+    with monkeypatch.context() as patch:
+
+        def dies(folder, places, completions):
+            if places[0]:
+                (folder / "unfinished" / f"{places[0]:08d}.parquet").write_bytes(b"PAR1")
+                raise KeyboardInterrupt
+            keep(folder, places, completions)
+
+        patch.setattr(unfinished, "keep", dies)
+        assert evaluate(model_folder, output, "--batch_size", 2, *arguments) == 130
+
+
+def test_a_shard_that_cannot_be_read_is_drawn_again(model_folder, tmp_path, monkeypatch, capsys):
+    assert evaluate(model_folder, tmp_path / "whole", "--batch_size", 2) == 0
+    stopped(model_folder, tmp_path, monkeypatch)
+    assert "what was answered is kept" in capsys.readouterr().err
+    assert evaluate(model_folder, tmp_path, "--batch_size", 2) == 0
+    assert "2 of 6 are answered already" in capsys.readouterr().out
+    whole, cut = (scores.read_samples(path / "evaluation" / "base") for path in (tmp_path / "whole", tmp_path))
+    assert cut == whole
+
+
+def test_what_was_stopped_goes_on_with_the_same_settings_alone(model_folder, tmp_path, monkeypatch, capsys):
+    stopped(model_folder, tmp_path, monkeypatch)
+    assert evaluate(model_folder, tmp_path, "--temperature", 0.5) == 2
+    assert "was stopped, with another temperature (1.0, now 0.5)" in capsys.readouterr().err
+    assert evaluate(model_folder, tmp_path, "--temperature", 0.5, "--overwrite") == 0
+    assert scores.read_summary(tmp_path / "evaluation" / "base")["temperature"] == 0.5
+
+
+def test_a_complete_evaluation_is_not_made_twice_but_for_other_weights(model_folder, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "model"
+    shutil.copytree(model_folder, copy)
+    assert evaluate(copy, tmp_path) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
+        assert evaluate(copy, tmp_path) == 0
+    assert "is complete; --overwrite makes it anew" in capsys.readouterr().out
+    (copy / "model.safetensors").touch()
+    assert evaluate(copy, tmp_path) == 0
+    assert "is complete" not in capsys.readouterr().out
+
+
+def test_a_small_top_p_is_greedy_and_a_whole_one_changes_nothing(model_folder, tmp_path):
+    for name, words in {
+        "greedy": ["--temperature", 0],
+        "tiny": ["--top_p", 1e-6],
+        "all": ["--top_p", 1],
+        "plain": [],
+    }.items():
+        assert evaluate(model_folder, tmp_path, "--name", name, *words) == 0
+    text = {
+        name: [sample.completion for sample in scores.read_samples(tmp_path / "evaluation" / name)]
+        for name in ("greedy", "tiny", "all", "plain")
+    }
+    assert text["greedy"] == text["tiny"] != text["all"]
+    assert text["all"] == text["plain"]

@@ -166,3 +166,42 @@ def test_equal_evaluations_show_no_gain_and_still_have_a_width():
 def test_different_numbers_of_problems_do_not_compare():
     with pytest.raises(ValueError, match="same problems"):
         compare([1, 0], [1])
+
+
+@pytest.mark.parametrize(
+    ("num_problems", "num_samples", "truth"), [(30, 16, 0.1), (30, 64, 0.05), (272, 4, 0.03), (500, 4, 0.0)]
+)
+def test_a_paired_interval_over_several_samples_covers_and_its_power_is_as_said(num_problems, num_samples, truth):
+    """The problem is the unit: 30 problems with 16 samples are 30 facts, each known better."""
+    rng = np.random.default_rng(2)
+    ease = rng.beta(0.7, 1.5, size=(2000, num_problems)) * (1 - 2 * truth)
+    # Some problems gain more than others, some nothing: `truth` is the mean.
+    lift = 2 * truth * rng.integers(0, 2, size=ease.shape)
+    base = rng.binomial(num_samples, ease) / num_samples
+    trained = rng.binomial(num_samples, ease + lift) / num_samples
+    found = [compare(*pair) for pair in zip(base, trained, strict=True)]
+    assert {one.test for one in found} == {"paired t"}
+    assert 0.92 <= np.mean([one.gain.low <= truth <= one.gain.high for one in found]) <= 0.975
+
+
+def test_a_gain_of_the_size_said_to_be_resolvable_shows_four_times_in_five():
+    rng = np.random.default_rng(3)
+    ease = rng.beta(0.7, 1.5, size=(2000, 100)) * 0.8
+
+    def found(lift):
+        samples = [rng.binomial(8, chances) / 8 for chances in (ease, ease + lift)]
+        return [compare(*pair) for pair in zip(*samples, strict=True)]
+
+    gain = float(np.mean([one.resolvable for one in found(0.05)]))
+    assert 0.75 < np.mean([one.p < 0.05 for one in found(gain)]) < 0.85
+    assert 0.03 < np.mean([one.p < 0.05 for one in found(0.0)]) < 0.07
+
+
+def test_a_gain_of_one_problem_in_thirty_is_too_small_and_one_over_five_hundred_is_not():
+    thirty = compare([0] * 15 + [1] * 15, [0] * 13 + [1] * 17)
+    assert thirty.is_too_small
+    assert thirty.resolvable == pytest.approx(0.15, abs=0.03)
+    assert thirty.num_problems_needed == pytest.approx(30 * (thirty.resolvable / (2 / 30)) ** 2, abs=1)
+    many = compare([0] * 400 + [1] * 100, [0] * 300 + [1] * 200)
+    assert not many.is_too_small
+    assert many.resolvable < 0.06

@@ -1,22 +1,24 @@
-"""A plan's model answers prompts: tokenizer and lengths checked before weights are read, then completions."""
+"""A model that answers prompts: tokenizer and lengths checked before weights are read, then a function that draws completions."""
 
 from __future__ import annotations
 
 import tempfile
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tinyzero_trl.evaluation_plan import Plan, Settings
+from tinyzero_trl.evaluation_plan import Plan
 from tinyzero_trl.model_location import ModelLocation
 from tinyzero_trl.task import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tinyzero_trl.generation.answers import Asked
     from tinyzero_trl.generation.sampler import Sampled
 
-DEFAULT_MAX_NEW_TOKENS = 1024
-"""Tokens of a response where neither a person nor a run says."""
+Draw = Callable[..., list[dict[str, Any]]]
+"""(*, prompt_ids, seeds, max_new_tokens, temperature, top_p, on_progress) -> text, length and `is_truncated` of each completion."""
 
 
 def tokenizer_of(location: ModelLocation) -> PreTrainedTokenizerBase:
@@ -62,81 +64,85 @@ def room(plan: Plan, longest: int) -> int:
             f"the longest prompt has {longest} tokens and {plan.location.shown} takes {context}: "
             + (f"--max_new_tokens may be {room} at most, got {plan.max_new_tokens}" if room > 0 else "it does not fit")
         )
-    return plan.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, room or DEFAULT_MAX_NEW_TOKENS)
+    return plan.max_new_tokens or min(plan.default_max_new_tokens, room or plan.default_max_new_tokens)
 
 
-def answer(
-    plan: Plan, settings: Settings, tokenizer: Any, prompt_ids: list[list[int]], max_new_tokens: int, console: Any
-) -> tuple[list[dict[str, Any]], float]:
-    """k completions of each prompt, and the seconds they took.
+@contextmanager
+def opened(
+    engine: str, location: ModelLocation, tokenizer: Any, *, max_length: int, batch_size: int | None = None
+) -> Iterator[Draw]:
+    """The model, loaded, as a function that draws completions.
 
+    max_length: tokens of the longest prompt with its completion.
     Raises: MemoryError where the device has too little memory for the batch; Failure where vLLM does not do its part.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from tinyzero_trl.generation.answers import Asked
 
-    from tinyzero_trl.draws import seed_of
+    with _sampler(engine, location, tokenizer, max_length, batch_size) as sampled_of:
 
-    rows = [ids for ids in prompt_ids for _ in range(settings.k)]
-    seeds = [seed_of(settings.seed, problem, i) for problem in range(len(prompt_ids)) for i in range(settings.k)]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(f"Answering with {plan.location.shown}", total=len(rows))
-        drawn = {
-            "seeds": seeds,
-            "max_new_tokens": max_new_tokens,
-            "temperature": plan.temperature,
-            "batch_size": settings.batch_size,
-            "on_progress": lambda done, total: progress.update(bar, advance=done),
-        }
-        if settings.engine == "transformers":
-            sampled, seconds = _by_transformers(plan.location, tokenizer, rows, drawn)
-        else:
-            sampled, seconds = _by_vllm(settings.engine, plan.location, tokenizer, rows, drawn)
-    texts = tokenizer.batch_decode(sampled.completion_ids, skip_special_tokens=True)
-    completions = [
-        {"completion": text, "num_completion_tokens": len(ids), "is_truncated": is_truncated}
-        for text, ids, is_truncated in zip(texts, sampled.completion_ids, sampled.is_truncated, strict=True)
-    ]
-    return completions, seconds
+        def draw(**asked: Any) -> list[dict[str, Any]]:
+            sampled = sampled_of(Asked(**asked))
+            texts = tokenizer.batch_decode(sampled.completion_ids, skip_special_tokens=True)
+            return [
+                {"completion": text, "num_completion_tokens": len(ids), "is_truncated": is_truncated}
+                for text, ids, is_truncated in zip(texts, sampled.completion_ids, sampled.is_truncated, strict=True)
+            ]
+
+        yield draw
 
 
-def _by_transformers(
-    location: ModelLocation, tokenizer: Any, rows: list[list[int]], drawn: dict[str, Any]
-) -> tuple[Sampled, float]:
+@contextmanager
+def _sampler(
+    engine: str, location: ModelLocation, tokenizer: Any, max_length: int, batch_size: int | None
+) -> Iterator[Callable[[Asked], Sampled]]:
+    if engine == "transformers":
+        yield _transformers(location, tokenizer, batch_size)
+        return
+    from transformers import AutoConfig, GenerationConfig
+
+    from tinyzero_trl.generation import answers
+
+    try:
+        generation_config = GenerationConfig.from_pretrained(location.path)
+    except OSError:  # a model without the file: its own config names the end, as it does for transformers
+        generation_config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(location.path))
+    ends = _ends(tokenizer, generation_config)
+    with tempfile.TemporaryDirectory(prefix="tinyzero-merged-") as merged:
+        if location.adapter:
+            _model(location).save_pretrained(merged)
+            tokenizer.save_pretrained(merged)
+        spec = answers.Answering(merged if location.adapter else location.path, ends, max_length, batch_size)
+        with answers.opened(engine, spec) as sampled_of:
+            yield sampled_of
+
+
+def _transformers(location: ModelLocation, tokenizer: Any, batch_size: int | None) -> Callable[[Asked], Sampled]:
     import torch
 
     from tinyzero_trl.generation.sampler import sample
 
     model = _model(location)
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    started = time.perf_counter()
-    try:
-        sampled = sample(
-            model, rows, eos_token_ids=_ends(tokenizer, model.generation_config), pad_token_id=pad_token_id, **drawn
-        )
-        return sampled, time.perf_counter() - started
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(str(error)) from error
+    ends = _ends(tokenizer, model.generation_config)
 
+    def draw(asked: Asked) -> Sampled:
+        try:
+            return sample(
+                model,
+                asked.prompt_ids,
+                max_new_tokens=asked.max_new_tokens,
+                temperature=asked.temperature,
+                top_p=asked.top_p,
+                seeds=asked.seeds,
+                eos_token_ids=ends,
+                pad_token_id=pad_token_id,
+                batch_size=batch_size,
+                on_progress=asked.on_progress,
+            )
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
 
-def _by_vllm(
-    engine: str, location: ModelLocation, tokenizer: Any, rows: list[list[int]], drawn: dict[str, Any]
-) -> tuple[Sampled, float]:
-    from transformers import AutoConfig, GenerationConfig
-
-    from tinyzero_trl.generation.answers import answers
-
-    try:
-        generation_config = GenerationConfig.from_pretrained(location.path)
-    except OSError:  # a model without the file: its own config names the end, as it does for transformers
-        generation_config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(location.path))
-    eos_token_ids = _ends(tokenizer, generation_config)
-    if not location.adapter:
-        return answers(engine, location.path, rows, eos_token_ids=eos_token_ids, **drawn)
-    with tempfile.TemporaryDirectory(prefix="tinyzero-merged-") as merged:
-        _model(location).save_pretrained(merged)
-        tokenizer.save_pretrained(merged)
-        return answers(engine, merged, rows, eos_token_ids=eos_token_ids, **drawn)
+    return draw
 
 
 def _ends(tokenizer: Any, generation_config: Any) -> list[int]:

@@ -131,7 +131,7 @@ def _phase(console: Any, seconds_by_phase: dict[str, float], name: str) -> Itera
 def _show(console: Any, base: dict[str, Any], trained: dict[str, Any], comparison: Comparison) -> None:
     from rich.table import Table
 
-    from tinyzero_trl.evaluation import is_share, shown_p
+    from tinyzero_trl.evaluation_shown import is_share, shown_p
 
     table = Table("", "base", "trained", title=f"The same {base['num_problems']} held-out problems (95 % intervals)")
     for metric, label in SHOWN.items():
@@ -142,7 +142,7 @@ def _show(console: Any, base: dict[str, Any], trained: dict[str, Any], compariso
     gain = comparison.gain
     console.print(
         f"Gain: [bold]{100 * gain.value:+.1f}[/] points [{100 * gain.low:.1f}, {100 * gain.high:.1f}], "
-        f"McNemar's exact p = {shown_p(comparison.p)}",
+        f"{comparison.test} p = {shown_p(comparison.p)}",
         markup=True,
     )
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.metadata
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from tinyzero_trl import scores
-from tinyzero_trl.answering import answer, prompt_ids_of, room, tokenizer_of
+from tinyzero_trl import benchmarks, scores, unfinished
+from tinyzero_trl.answering import Draw, opened, tokenizer_of
 from tinyzero_trl.engine import ENGINES, check_engine_of_evaluation
-from tinyzero_trl.evaluation_plan import DEFAULT_NUM_PROBLEMS, Plan, Settings, make_plan, request
+from tinyzero_trl.evaluation_plan import DEFAULT_NUM_PROBLEMS, Settings, make_plan
+from tinyzero_trl.evaluation_shown import show, show_comparison
+from tinyzero_trl.evaluation_work import Work, completed, device, manifest_sha256, rows_of, weights_of, work_of
 from tinyzero_trl.failures import Failure
-from tinyzero_trl.model_location import ModelLocation
+from tinyzero_trl.lock import locked
 from tinyzero_trl.scores import Sample
-from tinyzero_trl.statistics import Comparison, Estimate
-from tinyzero_trl.task import Row, Task, prompts, resolve
+from tinyzero_trl.task import Row, Task
 from tinyzero_trl.tasks import TASKS
 
 MISTAKE, OUT_OF_MEMORY, DISK, INTERRUPTED = 2, 5, 8, 130
@@ -35,8 +38,7 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
         elif arguments.model_path is None:
             raise ValueError("give --model_path, or two evaluations to --compare")
         else:
-            fields = {name: value for name, value in vars(arguments).items() if name != "compare"}
-            show(evaluate(Settings(**{"task": task, **fields})))
+            show(evaluate_all(_settings(arguments, task)))
     except (ValueError, FileNotFoundError) as error:
         return _failed(str(error), MISTAKE)
     except OSError as error:
@@ -46,50 +48,96 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
     except MemoryError:
         return _failed("out of memory: lower --batch_size or --max_new_tokens", OUT_OF_MEMORY)
     except KeyboardInterrupt:
-        return _failed("stopped; nothing was written", INTERRUPTED)
+        return _failed("stopped; what was answered is kept, and the same command goes on from there", INTERRUPTED)
     return 0
 
 
+def _settings(arguments: argparse.Namespace, task: str | None) -> list[Settings]:
+    """One for each benchmark, or the one for the task's own problems. Raises: ValueError or FileNotFoundError."""
+    others = ("compare", "benchmarks", "columns")
+    settings = Settings(**{"task": task, **{name: v for name, v in vars(arguments).items() if name not in others}})
+    if arguments.benchmarks is None:
+        return [settings]
+    if settings.source is not None:
+        raise ValueError("--source is of the task's own problems; a benchmark's file is --benchmarks NAME=FILE")
+    return [replace(settings, benchmark=one) for one in benchmarks.chosen(arguments.benchmarks, arguments.columns)]
+
+
 def evaluate(settings: Settings) -> Path:
-    """The evaluation folder, written.
+    """The evaluation folder, written; one that was stopped goes on where it was.
 
     Raises: ValueError or FileNotFoundError with one line, before weights are read.
     """
+    return evaluate_all([settings])[0]
+
+
+def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
+    """The folder of each evaluation of one model, which is loaded once; what is complete is left as it is.
+
+    Raises: as `evaluate`, before anything is written.
+    """
     from rich.console import Console
 
-    console = Console()
-    check_engine_of_evaluation(settings.engine)
-    plan = make_plan(settings)
-    rows = _rows(plan, settings)
-    tokenizer = tokenizer_of(plan.location)
-    prompt_ids = prompt_ids_of(tokenizer, rows, plan)
-    max_new_tokens = room(plan, max(map(len, prompt_ids)))
-    completions, seconds = answer(plan, settings, tokenizer, prompt_ids, max_new_tokens, console)
+    console = Console(highlight=False, soft_wrap=True)
+    check_engine_of_evaluation(asked[0].engine)
+    plans = [make_plan(settings) for settings in asked]
+    problems = [rows_of(plan, settings) for plan, settings in zip(plans, asked, strict=True)]
+    tokenizer = tokenizer_of(plans[0].location)
+    works = [work_of(*parts, tokenizer) for parts in zip(plans, asked, problems, strict=True)]
+    weights = weights_of(plans[0].location)
+    with ExitStack() as stack:
+        draw: Draw | None = None
+        for work in works:
+            identity = work.identity | {"weights": weights}
+            if not work.settings.overwrite and _is_complete(work.plan.folder, identity):
+                console.print(f"{work.plan.folder} is complete; --overwrite makes it anew")
+                continue
+            with locked(work.plan.folder):
+                known = unfinished.begin(work.plan.folder, identity, overwrite=work.settings.overwrite)
+                console.print(work.said(num_known=len(known)))
+                if draw is None and len(known) < work.num_samples:
+                    length = max(one.max_length for one in works)
+                    place, batch_size = work.plan.location, work.settings.batch_size
+                    model = opened(work.settings.engine, place, tokenizer, max_length=length, batch_size=batch_size)
+                    draw = stack.enter_context(model)
+                completions, seconds = completed(work, known, draw, console)
+                _write(work, completions, seconds, identity)
+                unfinished.clear(work.plan.folder)
+    return [plan.folder for plan in plans]
+
+
+def _write(work: Work, completions: Sequence[dict[str, Any]], seconds: float, identity: dict[str, Any]) -> None:
+    """Verify, count and write."""
+    plan, settings = work.plan, work.settings
+    rows = [row for row in work.rows for _ in range(plan.k)]
     samples = [
-        verified(row, plan.task, problem=index // settings.k, sample=index % settings.k, **completion)
-        for index, (row, completion) in enumerate(
-            zip([row for row in rows for _ in range(settings.k)], completions, strict=True)
-        )
+        verified(row, plan.task, problem=place // plan.k, sample=place % plan.k, **completion)
+        for place, (row, completion) in enumerate(zip(rows, completions, strict=True))
     ]
-    metrics = scores.metrics(samples, task=plan.task)
     num_tokens = sum(sample.num_completion_tokens for sample in samples)
     summary = {
         "schema": 1,
-        "name": plan.folder.name,
-        **request(plan, settings),
-        "engine": settings.engine,
-        "max_new_tokens": max_new_tokens,
-        "num_problems": len(rows),
+        "name": (settings.name or plan.location.name),
+        **identity,
+        "num_problems": len(work.rows),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(num_tokens / max(seconds, 1e-9), 1),
         "num_completion_tokens": num_tokens,
+        "batch_size": settings.batch_size,
+        "device": device(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "model_sha256": _manifest_sha256(plan.location),
-        "prompts_sha256": hashlib.sha256("\0".join(str(row["prompt"]) for row in rows).encode()).hexdigest(),
-        "metrics": {name: estimate.as_dict() for name, estimate in metrics.items()},
+        "model_sha256": manifest_sha256(plan.location),
+        "metrics": {name: e.as_dict() for name, e in scores.metrics(samples, task=plan.task).items()},
     }
     scores.write(plan.folder, summary=summary, samples=samples)
-    return plan.folder
+
+
+def _is_complete(folder: Path, identity: dict[str, Any]) -> bool:
+    """Whether `folder` holds exactly this evaluation."""
+    if not (folder / scores.SUMMARY).is_file() or not (folder / scores.SAMPLES).is_file():
+        return False
+    before = scores.read_summary(folder)
+    return all(before.get(name) == value for name, value in json.loads(json.dumps(identity)).items())
 
 
 def verified(
@@ -113,88 +161,9 @@ def verified(
     )
 
 
-def show_comparison(base: Path, trained: Path) -> Comparison:
-    """Print the paired gain of the second evaluation over the first."""
-    from rich.console import Console
-
-    summaries = [scores.read_summary(base), scores.read_summary(trained)]
-    try:
-        comparison = scores.compare(scores.read_samples(base), scores.read_samples(trained))
-    except ValueError as error:
-        raise ValueError(f"{base} and {trained} are not of the same problems: {error}") from None
-    console = Console()
-    for summary in summaries:
-        estimate = Estimate(**summary["metrics"]["pass@1"])
-        console.print(
-            f"{summary['name']:>16}  pass@1 {_percent(estimate)}  temperature {summary['temperature']:g}",
-            highlight=False,
-        )
-    console.print(
-        f"[bold]{'gain':>16}  {_percent(comparison.gain, signed=True)}[/] points on {comparison.gain.n} problems: "
-        f"{comparison.num_better} better, {comparison.num_worse} worse, McNemar's exact p = {shown_p(comparison.p)}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return comparison
-
-
-def shown_p(p: float) -> str:
-    """p in three digits; beyond 1e-12 the number says nothing more."""
-    return "< 1e-12" if p < 1e-12 else f"{p:.3g}"
-
-
-def _rows(plan: Plan, settings: Settings) -> list[Row]:
-    """The problems, worded: the same ones in the same order for the same source, n and seed."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    raw = plan.task.load(split=settings.split, num_rows=settings.n, seed=settings.seed, **plan.data)
-    worded = prompts(raw, resolve(plan.format, among=plan.task.formats, kind="format"))
-    rows: list[Row] = worded.to_list()
-    return rows
-
-
 def _failed(message: str, code: int) -> int:
     print(f"evaluate: {message}", file=sys.stderr)
     return code
-
-
-def _manifest_sha256(location: ModelLocation) -> str | None:
-    """Identifies the weights, where their folder is sealed."""
-    file = Path(location.shown) / "MANIFEST.json"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-
-
-def show(folder: Path) -> None:
-    """Print the table of an evaluation, and where it is."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console, summary = Console(), scores.read_summary(folder)
-    table = Table(
-        title=f"{summary['name']}: {summary['num_problems']} problems, temperature {summary['temperature']:g}"
-    )
-    for column in ("metric", "value", "95 % interval", "n"):
-        table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
-    for name, values in summary["metrics"].items():
-        e = Estimate(**values)
-        if is_share(name):
-            cells = (f"{e.value:.1%}", f"{e.low:.1%} to {e.high:.1%}")
-        else:
-            cells = (f"{e.value:.1f}", f"{e.low:.1f} to {e.high:.1f}")
-        table.add_row(name, *cells, str(e.n))
-    console.print(table)
-    console.print(f"Written to {folder}", soft_wrap=True, highlight=False)
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric lies between 0 and 1 by its name."""
-    return metric.startswith(("pass@", "maj@", "outcome/")) or metric.endswith("/share")
-
-
-def _percent(e: Estimate, *, signed: bool = False) -> str:
-    value = f"{100 * e.value:+.1f}" if signed else f"{100 * e.value:.1f} %"
-    return f"{value} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
 
 
 def _parser(task: str | None) -> argparse.ArgumentParser:
@@ -211,9 +180,26 @@ def _parser(task: str | None) -> argparse.ArgumentParser:
         add("--task", help="needed where the model comes from no run: " + ", ".join(TASKS))
     add("--source", metavar="S", help="hub id, .parquet, .json or .jsonl file, prepared folder, or `generated`")
     add("--split", choices=("test", "validation"), default="test")
-    add("--n", type=int, default=DEFAULT_NUM_PROBLEMS, help="problems (default: %(default)s)")
-    add("--k", type=int, default=1, help="samples of each problem; more than 1 adds pass@k and maj@k")
-    add("--temperature", type=float, metavar="T", help="0 is greedy (default: the run's, or 1)")
+    add(
+        "--benchmarks",
+        metavar="B,...",
+        help=f"{','.join(benchmarks.BENCHMARKS)}, or NAME=FILE (.jsonl, .json, .parquet, or a folder with such files)",
+    )
+    add(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="[B.]problem=C",
+        help="columns of a benchmark: problem, answer, level",
+    )
+    add("--n", type=int, help=f"problems (default: {DEFAULT_NUM_PROBLEMS}; all of a benchmark)")
+    add(
+        "--k",
+        type=int,
+        help="samples of each problem; more than 1 adds pass@k and maj@k (default: 1, or the benchmark's)",
+    )
+    add("--temperature", type=float, metavar="T", help="0 is greedy (default: the run's, or 1; the benchmark's)")
+    add("--top_p", type=float, metavar="P", help="sample from the likeliest tokens (default: 1, or the benchmark's)")
     add("--max_new_tokens", type=int, help="tokens of a response (default: the run's, or 1024)")
     add("--seed", type=int, default=0, help="draws problems and samples (default: 0)")
     add("--batch_size", type=int, help="sequences generated at once")

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_trl import scores
+from tinyzero_trl.benchmarks import Chosen
 from tinyzero_trl.model_location import ModelLocation, locate, read_record
 from tinyzero_trl.task import Task, resolve
 from tinyzero_trl.tasks import TASKS, find_task
 
 DEFAULT_NUM_PROBLEMS = 1024
 """Gives an interval of about +-3 points."""
+DEFAULT_MAX_NEW_TOKENS = 1024
+"""Tokens of a response where neither a person nor a run says."""
 DATA_OF_RUN = ("num_train_rows", "num_eval_rows", "seed", "split", "num_rows")
 """Keys of a run's `data` that are about its training; the others shape the problems, and hold in evaluation too."""
 
@@ -31,12 +34,16 @@ class Settings:
     """Where the rows come from; the task's own default."""
     split: str = "test"
     """test or validation."""
-    n: int = DEFAULT_NUM_PROBLEMS
-    """Problems."""
-    k: int = 1
-    """Samples of each problem."""
+    benchmark: Chosen | None = None
+    """Problems of a benchmark in the place of the task's own; then every None is as the field asks that benchmark."""
+    n: int | None = None
+    """Problems; 1,024, of a benchmark all."""
+    k: int | None = None
+    """Samples of each problem; 1."""
     temperature: float | None = None
     """0 is greedy; 1."""
+    top_p: float | None = None
+    """Share of probability that is sampled from, the likeliest first; 1."""
     max_new_tokens: int | None = None
     """Tokens a response may have; 1,024 or what the model has room for."""
     seed: int = 0
@@ -62,8 +69,14 @@ class Plan:
     format: str
     data: dict[str, Any]
     """Arguments of Task.load besides split, num_rows and seed."""
+    n: int | None
+    """Problems; None is all of a benchmark."""
+    k: int
     temperature: float
+    top_p: float
     max_new_tokens: int | None
+    """None is default_max_new_tokens, or what the model has room for."""
+    default_max_new_tokens: int
     folder: Path
     """The evaluation folder."""
 
@@ -75,27 +88,20 @@ def make_plan(settings: Settings) -> Plan:
     # What is written into a run folder is there to be compared with it: a base model then answers the run's problems.
     is_beside_run = not location.run and settings.output is not None and (settings.output / "run.yaml").is_file()
     run = read_record(settings.output) if is_beside_run and settings.output else location.run
-    task_name = settings.task or run.get("task")
-    if task_name is None:
-        raise ValueError(
-            f"{settings.model_path} comes from no run that names its task; give --task ({', '.join(TASKS)})"
-        )
-    if run and settings.task and run.get("task") != settings.task:
-        raise ValueError(f"{settings.model_path} was trained on {run.get('task')}, not on {settings.task}")
-    task = find_task(str(task_name))
-    format_name = settings.format or run.get("format") or "base"
+    task = _task(settings, run)
+    is_of_run = run.get("task") == task.name
+    format_name = settings.format or (run.get("format") if is_of_run else None) or _default_format(task)
     resolve(format_name, among=task.formats, kind="format")
-    data = {
-        name: value for name, value in (run.get("data") or {}).items() if name not in DATA_OF_RUN and value is not None
-    }
+    benchmark = settings.benchmark.benchmark if settings.benchmark else None
+    # A benchmark is asked as everyone asks it, whatever the run was trained with.
+    trainer, data_of_run = ({}, {}) if benchmark else (run.get("trainer") or {}, run.get("data") or {})
+    data = {name: value for name, value in data_of_run.items() if name not in DATA_OF_RUN and value is not None}
     if settings.source is not None:
         data["source"] = settings.source
-    trainer = run.get("trainer") or {}
-    temperature = settings.temperature if settings.temperature is not None else float(trainer.get("temperature", 1.0))
-    if settings.k > 1 and temperature == 0:
-        raise ValueError(
-            f"--k {settings.k} with temperature 0 would write the same response {settings.k} times; use --k 1"
-        )
+    temperature = _first(settings.temperature, trainer.get("temperature"), benchmark and benchmark.temperature, 1.0)
+    k = _first(settings.k, benchmark and temperature > 0 and benchmark.k, 1)
+    if k > 1 and temperature == 0:
+        raise ValueError(f"--k {k} with temperature 0 would write the same response {k} times; use --k 1")
     output = settings.output or location.run_folder
     if output is None:
         output = Path("outputs") / task.name / Path(location.shown).name
@@ -106,12 +112,41 @@ def make_plan(settings: Settings) -> Plan:
         task=task,
         format=str(format_name),
         data=data,
-        temperature=temperature,
+        n=settings.n if benchmark else _first(settings.n, DEFAULT_NUM_PROBLEMS),
+        k=int(k),
+        temperature=float(temperature),
+        top_p=float(_first(settings.top_p, benchmark and temperature > 0 and benchmark.top_p, 1.0)),
         max_new_tokens=settings.max_new_tokens or trainer.get("max_completion_length"),
-        folder=output / "evaluation" / (settings.name or location.name),
+        default_max_new_tokens=benchmark.max_new_tokens if benchmark else DEFAULT_MAX_NEW_TOKENS,
+        folder=output.joinpath("evaluation", settings.name or location.name, *([benchmark.name] if benchmark else [])),
     )
     _refuse_other(plan, settings)
     return plan
+
+
+def _task(settings: Settings, run: dict[str, Any]) -> Task:
+    """Raises: ValueError where nobody names a task, or one that is not the run's, or the benchmark's."""
+    task_name = settings.task or ("math" if settings.benchmark else run.get("task"))
+    if task_name is None:
+        raise ValueError(
+            f"{settings.model_path} comes from no run that names its task; give --task ({', '.join(TASKS)})"
+        )
+    task = find_task(str(task_name))
+    if settings.benchmark:
+        if task.columns != ("answer",):
+            raise ValueError(f"--benchmarks have problems and answers; the task {task.name} reads {task.columns}")
+    elif run and settings.task and run.get("task") != settings.task:
+        raise ValueError(f"{settings.model_path} was trained on {run.get('task')}, not on {settings.task}")
+    return task
+
+
+def _default_format(task: Task) -> str:
+    return "base" if "base" in task.formats else next(iter(task.formats))
+
+
+def _first(*values: Any) -> Any:
+    """The first that somebody gave; 0 is given."""
+    return next(value for value in values if value is not None and value is not False)
 
 
 def _check_numbers(settings: Settings) -> None:
@@ -121,6 +156,8 @@ def _check_numbers(settings: Settings) -> None:
             raise ValueError(f"--{name} must be at least 1, got {value}")
     if settings.temperature is not None and not 0 <= settings.temperature < float("inf"):
         raise ValueError(f"--temperature must be 0 (greedy) or more, got {settings.temperature}")
+    if settings.top_p is not None and not 0 < settings.top_p <= 1:
+        raise ValueError(f"--top_p must be more than 0 and at most 1, got {settings.top_p}")
     if settings.name is not None and (not settings.name or "/" in settings.name or settings.name in (".", "..")):
         raise ValueError(f"--name {settings.name!r} must be the name of one folder")
 
@@ -131,12 +168,14 @@ def request(plan: Plan, settings: Settings) -> dict[str, Any]:
         "task": plan.task.name,
         "format": plan.format,
         "model": plan.location.shown,
-        "source": plan.data.get("source", "default"),
+        "source": settings.benchmark.source if settings.benchmark else plan.data.get("source", "default"),
         "data": plan.data,
         "split": settings.split,
-        "n": settings.n,
-        "k": settings.k,
+        "benchmark": settings.benchmark.name if settings.benchmark else None,
+        "n": plan.n,
+        "k": plan.k,
         "temperature": plan.temperature,
+        "top_p": plan.top_p,
         "seed": settings.seed,
     }
 
@@ -145,6 +184,8 @@ def _refuse_other(plan: Plan, settings: Settings) -> None:
     if settings.overwrite or not (plan.folder / scores.SUMMARY).is_file():
         return
     before, now = scores.read_summary(plan.folder), request(plan, settings)
+    # An evaluation that does not name one of these was made before there was another.
+    before = {"top_p": 1.0, **before}
     if changed := [name for name in now if before.get(name) != now[name]]:
         raise ValueError(
             f"{plan.folder} holds an evaluation with another {changed[0]} "

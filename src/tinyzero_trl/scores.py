@@ -6,18 +6,20 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinyzero_trl import statistics
+from tinyzero_trl import benchmarks, statistics
 from tinyzero_trl.statistics import Comparison, Estimate
 from tinyzero_trl.task import Outcome, Row, Task
 
 SUMMARY, SAMPLES = "summary.json", "samples.parquet"
+MANY_TRUNCATED = 0.05
+"""Share of truncated responses above which a reader is told."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,22 @@ def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
     k = min(len(group) for group in problems)
     values = {"pass@1": statistics.share(_per_problem(problems, lambda sample: sample.is_correct))}
     if k > 1:
-        values[f"pass@{k}"] = statistics.share(
-            [statistics.pass_at_k(len(group), sum(sample.is_correct for sample in group), k) for group in problems]
-        )
+        # Of 16 samples also pass@2, @4 and @8: there the unbiased estimator uses every sample.
+        for size in [*(2**power for power in range(1, k.bit_length()) if 2**power < k), k]:
+            values[f"pass@{size}"] = statistics.share(
+                [
+                    statistics.pass_at_k(len(group), sum(sample.is_correct for sample in group), size)
+                    for group in problems
+                ]
+            )
         values[f"maj@{k}"] = statistics.share([_majority(group) for group in problems])
     for outcome in Outcome:
         is_it = _per_problem(problems, lambda sample, outcome=outcome: sample.outcome == outcome)  # type: ignore[misc]
         values[f"outcome/{outcome}"] = statistics.share(is_it)
+    # A response cut off is wrong in pass@1; how good those are that came to their end is another question.
+    ended = _per_problem(problems, lambda sample: math.nan if sample.is_truncated else float(sample.is_correct))
+    if ended:
+        values["correct_of_ended/share"] = statistics.share(ended)
     lengths: dict[str, Callable[[Sample], float]] = {
         "length/mean": lambda sample: sample.num_completion_tokens,
         "length/correct": lambda sample: sample.num_completion_tokens if sample.is_correct else math.nan,
@@ -89,6 +100,19 @@ def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
         is_correct = _per_problem(by_difficulty[label], lambda sample: sample.is_correct)
         values[f"pass@1/{label}"] = statistics.share(is_correct)
     return values
+
+
+def warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader of these figures must know: too few samples, or many responses cut off."""
+    lines = []
+    if summary.get("benchmark") and (line := benchmarks.advice(summary["num_problems"], summary["k"])):
+        lines.append(line)
+    truncated = summary["metrics"].get("outcome/truncated", {}).get("value", 0.0)
+    if truncated > MANY_TRUNCATED:
+        lines.append(
+            f"{truncated:.0%} of the responses had no answer before {summary.get('max_new_tokens')} tokens, and count as wrong"
+        )
+    return lines
 
 
 def write(folder: Path, *, summary: dict[str, Any], samples: Sequence[Sample]) -> None:

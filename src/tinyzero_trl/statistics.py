@@ -12,6 +12,8 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 """Coverage every interval of this module aims at."""
+POWER = 0.8
+"""How often a gain that a comparison is said to resolve would show."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,27 @@ class Comparison:
     gain: Estimate
     """Mean over problems of (trained - base), between -1 and 1."""
     p: float
-    """McNemar's exact two-sided p; with several samples a problem, the sign test over problems whose rates differ."""
+    """Two-sided, of `test`."""
+    test: str
+    """McNemar's exact with one sample a problem, Student's paired t over problems with several."""
     num_better: int
     """Problems on which the second evaluation is better."""
     num_worse: int
     """Problems on which it is worse."""
+    resolvable: float
+    """The smallest true gain that these problems and samples would show at the 5 % level four times in five."""
+
+    @property
+    def is_too_small(self) -> bool:
+        """Whether the difference that was seen is one that so few problems cannot tell from none."""
+        return abs(self.gain.value) < self.resolvable and self.p >= 1 - CONFIDENCE
+
+    @property
+    def num_problems_needed(self) -> int | None:
+        """Problems like these by which a true gain of the size seen would show; None where none was seen."""
+        if self.gain.value == 0:
+            return None
+        return math.ceil(self.gain.n * (self.resolvable / self.gain.value) ** 2)
 
 
 def wilson(num_successes: float, num_trials: float) -> Estimate:
@@ -128,24 +146,38 @@ def majority(answers: Sequence[str | None], is_correct: Sequence[bool]) -> float
 def compare(base: Sequence[float], trained: Sequence[float]) -> Comparison:
     """Paired comparison: one number in [0, 1] per problem from each side, in the same order of problems.
 
-    The interval is Agresti and Min's: half an observation in each cell of the 2x2 table, so that it keeps its coverage
-    where few problems differ and has a width where none does. The value is the plain mean difference.
-    Source: Agresti & Min (2005), Statistics in Medicine 24, 729; McNemar (1947), exact form.
+    One sample a problem on both sides: the interval is Agresti and Min's, half an observation in each cell of the 2x2 table,
+    so that it keeps its coverage where few problems differ and has a width where none does; p is McNemar's.
+    Means of several samples: Student's t over the differences of the problems, whose samples are no facts of their own; where
+    every problem differs by the same, the first way, for equal means on few problems prove no equality.
+    Source: Agresti & Min (2005), Statistics in Medicine 24, 729; McNemar (1947), exact form; Miller (arXiv 2411.00640), sec. 2.2
+    and 4.2 (paired differences, clustered), sec. 5 (power).
     """
     if len(base) != len(trained) or len(base) == 0:
         raise ValueError(f"a paired test needs the same problems on both sides, got {len(base)} and {len(trained)}")
-    differences_N = np.asarray(trained, dtype=float) - np.asarray(base, dtype=float)
-    n = len(differences_N)
-    centre = float(differences_N.sum()) / (n + 2)
-    variance = (float((differences_N**2).sum()) + 1) / (n + 2) - centre**2
-    half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * math.sqrt(variance / (n + 2))
-    gain = float(differences_N.mean())
+    base_N, trained_N = np.asarray(base, dtype=float), np.asarray(trained, dtype=float)
+    differences_N = trained_N - base_N
+    n, gain = len(differences_N), float(differences_N.mean())
     num_better, num_worse = int((differences_N > 1e-12).sum()), int((differences_N < -1e-12).sum())
+    is_single = np.isin(np.concatenate([base_N, trained_N]), (0.0, 1.0)).all()
+    if is_single or np.ptp(differences_N) < 1e-12:
+        centre = float(differences_N.sum()) / (n + 2)
+        variance = (float((differences_N**2).sum()) + 1) / (n + 2) - centre**2
+        error, quantile = math.sqrt(variance / (n + 2)), float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+        p, test = mcnemar(num_better, num_worse), "McNemar's exact"
+    else:
+        centre = gain
+        error = float(differences_N.std(ddof=1)) / math.sqrt(n)
+        quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1))
+        p, test = 2 * float(stats.t.sf(abs(gain) / error, n - 1)), "paired t"
+    half = quantile * error
     return Comparison(
         gain=Estimate(gain, max(-1.0, min(gain, centre - half)), min(1.0, max(gain, centre + half)), n),
-        p=mcnemar(num_better, num_worse),
+        p=p,
+        test=test,
         num_better=num_better,
         num_worse=num_worse,
+        resolvable=(quantile + float(stats.norm.ppf(POWER))) * error,
     )
 
 

@@ -87,12 +87,14 @@ def sample(
     eos_token_ids: Sequence[int],
     pad_token_id: int,
     seeds: Sequence[int] | None = None,
+    top_p: float = 1.0,
     batch_size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Sampled:
     """One completion for each prompt, drawn from the model's own distribution (temperature 0: the likeliest token).
 
-    Sampling is not truncated (no top-p, top-k), so that the log-probabilities are those a trainer computes.
+    Training never truncates (top_p 1, no top-k), so that the log-probabilities are those a trainer computes. Below 1, top_p
+    leaves the likeliest tokens whose probabilities come to it (nucleus sampling), for evaluation as others do it.
     seeds: one for each prompt; a completion is a function of model, prompt and seed, but for the rounding of a forward pass, which depends on
     the batch it is in. Temperature 0 reads none.
     on_progress: called with (prompts done, new tokens) after each batch.
@@ -110,7 +112,7 @@ def sample(
     for start in range(0, len(prompt_ids), size):
         chunk = prompt_ids[start : start + size]
         seeds_B = seeds_N[start : start + size]
-        ids, lps = _sample_batch(model, chunk, seeds_B, max_new_tokens, temperature, eos, pad_token_id)
+        ids, lps = _sample_batch(model, chunk, seeds_B, max_new_tokens, temperature, top_p, eos, pad_token_id)
         completions += ids
         logprobs += lps
         if on_progress is not None:
@@ -125,6 +127,7 @@ def _sample_batch(
     seeds_B: torch.Tensor,
     max_new_tokens: int,
     temperature: float,
+    top_p: float,
     eos: torch.Tensor,
     pad_token_id: int,
 ) -> tuple[list[list[int]], list[list[float]]]:
@@ -156,6 +159,8 @@ def _sample_batch(
             logits_to_keep=1,
         ).logits[:, -1]
         logps_BV = torch.log_softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
+        if top_p < 1:
+            logps_BV = _nucleus(logps_BV, top_p)
         token_B = logps_BV.argmax(-1) if temperature == 0 else tokens_at(logps_BV.exp(), uniforms(seeds_B, step))
         tokens_BT[active_B, step] = token_B
         logps_BT[active_B, step] = logps_BV.gather(1, token_B[:, None])[:, 0]
@@ -181,3 +186,16 @@ def _sample_batch(
         [row[:length] for row, length in zip(tokens_BT.tolist(), lengths, strict=True)],
         [row[:length] for row, length in zip(logps_BT.tolist(), lengths, strict=True)],
     )
+
+
+def _nucleus(logps_BV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Log-probabilities of the same shape after the tail is cut: the smallest set of likeliest tokens that comes to `top_p` stays.
+
+    Source: Holtzman et al. (arXiv 1904.09751), eq. 2-3.
+    """
+    sorted_BV, order_BV = logps_BV.sort(-1, descending=True)
+    probabilities_BV = sorted_BV.exp()
+    # A token stays while those before it have not come to top_p; the likeliest has none before it.
+    is_cut_BV = probabilities_BV.cumsum(-1, dtype=torch.float64) - probabilities_BV >= top_p
+    cut_BV = logps_BV.masked_fill(is_cut_BV.gather(-1, order_BV.argsort(-1)), -torch.inf)
+    return torch.log_softmax(cut_BV, dim=-1)

@@ -1,0 +1,81 @@
+"""Completions of an evaluation that has not ended, in shards that outlive the process that wrote them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER, REQUEST = "unfinished", "request.json"
+
+Completion = dict[str, Any]
+"""{"completion", "num_completion_tokens", "is_truncated"}: what a model wrote, before any verdict."""
+
+
+def begin(folder: Path, request: Mapping[str, Any], *, overwrite: bool) -> dict[int, Completion]:
+    """What is there already, by place; the folder is made ready for `keep`.
+
+    request: everything that makes two evaluations the same one; plain JSON.
+    A shard that cannot be read is one that is still to be drawn.
+    Raises: ValueError where what is there belongs to another request.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = folder / FOLDER
+    before = _request(place)
+    asked = json.loads(json.dumps(request))
+    if before is not None and before != asked:
+        if not overwrite and any(place.glob("*.parquet")):
+            changed = next(name for name in {**asked, **before} if before.get(name) != asked.get(name))
+            raise ValueError(
+                f"{folder} holds an evaluation that was stopped, with another {changed} ({before.get(changed)!r}, now "
+                f"{asked.get(changed)!r}); give this one a --name of its own, or --overwrite"
+            )
+        before = None
+    if before is None:
+        clear(folder)
+        place.mkdir(parents=True)
+        _replace(place / REQUEST, json.dumps(asked, indent=1) + "\n")
+    found: dict[int, Completion] = {}
+    for path in sorted(place.glob("*.parquet")):
+        try:
+            rows = pq.read_table(path).to_pylist()
+        except (pa.ArrowException, OSError):
+            continue
+        found.update({row.pop("place"): row for row in rows})
+    return found
+
+
+def keep(folder: Path, places: Sequence[int], completions: Sequence[Completion]) -> None:
+    """Write one shard, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    target = folder / FOLDER / f"{places[0]:08d}.parquet"
+    rows = [{"place": place, **completion} for place, completion in zip(places, completions, strict=True)]
+    part = target.with_suffix(".part")
+    pq.write_table(pa.Table.from_pylist(rows), part)
+    os.replace(part, target)
+
+
+def clear(folder: Path) -> None:
+    """Forget what was kept."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def _request(place: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads((place / REQUEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -12,7 +12,13 @@ from tinyzero_trl.algorithm_checks import check_algorithm
 from tinyzero_trl.combinations import check_combinations
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.keys import nearest
-from tinyzero_trl.sections import check_batching, check_chosen_problems, check_critic, check_reward_workers
+from tinyzero_trl.sections import (
+    check_batching,
+    check_chosen_problems,
+    check_critic,
+    check_evaluation,
+    check_reward_workers,
+)
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "loss_type": ("grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
@@ -82,6 +88,7 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
     _check_silent_killers(trainer)
     check_chosen_problems(cfg, num_processes)
     check_reward_workers(cfg)
+    check_evaluation(cfg)
     check_critic(cfg)
     check_combinations(cfg, num_processes=num_processes)
     if cfg.model.model_name_or_path is None:

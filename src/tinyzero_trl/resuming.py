@@ -20,6 +20,7 @@ MAY_CHANGE = re.compile(
     # What is written and measured on the way.
     | data\.num_eval_rows | trainer\.num_generations_eval
     | trainer\.(log|eval|save|hub|push_to_hub|trackio|report_to|project|disable_tqdm|skip_memory_metrics|debug).*
+    | evaluation\..*
     | trainer\.(do_eval|per_device_eval_batch_size|batch_eval_metrics|num_completions_to_print|include_num_input_tokens_seen)
     | trainer\.(metric_for_best_model|greater_is_better|load_best_model_at_end)
     # How the same numbers are had: by other hands, in more time, or in less memory (to rounding, where a GPU adds them up).

@@ -17,12 +17,23 @@ from tinyzero_trl.settings import (
     BatchingSettings,
     CriticSettings,
     CurriculumSettings,
+    EvaluationSettings,
     GenerationSettings,
     ReplaySettings,
     RewardWorkerSettings,
 )
 
-SECTIONS = ("model", "trainer", "batching", "critic", "curriculum", "generation", "replay", "reward_workers")
+SECTIONS = (
+    "model",
+    "trainer",
+    "batching",
+    "critic",
+    "curriculum",
+    "evaluation",
+    "generation",
+    "replay",
+    "reward_workers",
+)
 """Keys of a run whose own keys the schema knows."""
 REPLACED: dict[str, str] = {
     "max_prompt_length": "TRL no longer cuts prompts; prompts that do not fit the model are refused at start, with the row named",
@@ -100,6 +111,8 @@ class RunConfig:
     """The value model of `algorithm: ppo`."""
     curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
     """Which problems come when."""
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    """How held-out problems are answered during training."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """Who generates completions."""
     replay: ReplaySettings = field(default_factory=ReplaySettings)

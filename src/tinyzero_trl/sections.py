@@ -23,6 +23,24 @@ def changed(cfg: DictConfig, section: str) -> list[str]:
     return [f"{section}.{key}" for key, value in vars(settings).items() if value != standing[key]]
 
 
+def check_evaluation(cfg: DictConfig) -> None:
+    """How held-out problems are answered during training. Raises: ConfigError."""
+    idle = changed(cfg, "evaluation")
+    if not idle:
+        return
+    trainer, temperature = cfg.trainer, cfg.evaluation.temperature
+    if str(trainer.eval_strategy) == "no" and not trainer.eval_on_start:
+        raise ConfigError(
+            f"{', '.join(idle)}: nothing reads it without trainer.eval_strategy; set that, or leave it out"
+        )
+    if temperature is not None and not 0 <= temperature < math.inf:
+        raise ConfigError(f"evaluation.temperature must be 0 (greedy) or more, got {temperature:g}")
+    if temperature == 0 and (trainer.num_generations_eval or trainer.num_generations) > 1:
+        raise ConfigError("evaluation.temperature=0 gives equal responses: set trainer.num_generations_eval=1")
+    if not trainer.use_vllm and os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+        raise ConfigError(f"{', '.join(idle)}: under FSDP transformers generates, which does not read it; use vLLM")
+
+
 def check_chosen_problems(cfg: DictConfig, num_processes: int) -> None:
     """Curricula; and dynamic sampling and replay, which put groups in the place of others when advantages are known."""
     trainer = cfg.trainer

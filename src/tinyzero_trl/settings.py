@@ -82,6 +82,16 @@ class RewardWorkerSettings:
 
 
 @dataclass
+class EvaluationSettings:
+    """How held-out problems are answered during training; when, and how many responses each, say TRL's keys."""
+
+    temperature: float | None = None
+    """Of the responses that `eval_accuracy` counts; 0 is greedy; null: trainer.temperature."""
+    greedy: bool = False
+    """One greedy response more to each problem: `eval_greedy_accuracy`."""
+
+
+@dataclass
 class GenerationSettings:
     """Who generates completions, in training."""
 
@@ -113,7 +123,7 @@ class GenerationSettings:
 
 def features(cfg: DictConfig) -> dict[str, Any]:
     """Keyword arguments of TinyZeroTrainer that a recipe's own keys stand for."""
-    sections = ("batching", "critic", "curriculum", "replay")
+    sections = ("batching", "critic", "curriculum", "evaluation", "replay")
     keys = (
         *("give_up_after", "algorithm", "advantage_whitening", "soft_overlong_tokens", "dynamic_sampling_rounds"),
         "max_generated_tokens",

@@ -14,6 +14,7 @@ from trl import GRPOTrainer
 
 from tinyzero_trl.algorithms import ALGORITHMS, dapo, dr_grpo, grpo, raft, reinforce, reinforce_pp, remax, rloo
 from tinyzero_trl.algorithms.groups import is_constant
+from tinyzero_trl.trainer.extra_rollout import extra_rollout
 
 EPSILON = 1e-8
 """Added to the deviation when whitening."""
@@ -168,25 +169,13 @@ class Estimators(GRPOTrainer):
         if self.algorithm != "remax" or not self.model.training:
             return None
         rows = inputs[:: self.num_generations]
-        num_entries = {name: len(values) for name, values in self._metrics["train"].items()}
-        pending, self._pending_metrics = self._pending_metrics, defaultdict(list)
-        extra, self._pending_extra_logs = self._pending_extra_logs, defaultdict(list)
-        self.rollout_temperature = 0.0
-        try:
-            _, completion_ids, _, completions, *_ = self._generate([row["prompt"] for row in rows])
-            prompts = [row["prompt"] for row in rows]
+        prompts = [row["prompt"] for row in rows]
+        with extra_rollout(self, temperature=0.0, mode="train"):
+            _, completion_ids, _, completions, *_ = self._generate(prompts)
             rewards_NF = self._calculate_rewards(rows, prompts, completions, completion_ids)
-        finally:
-            self.rollout_temperature = None
-            self._pending_metrics, self._pending_extra_logs = pending, extra
-        metrics = self._metrics["train"]
-        for name in list(metrics):
-            metrics[name] = metrics[name][: num_entries.get(name, 0)]
-            if not metrics[name]:
-                del metrics[name]
         rewards_N = (rewards_NF * self.reward_weights.to(rewards_NF.device)).nansum(dim=1)
         rewards_N[rewards_NF.isnan().all(dim=1)] = torch.nan
-        metrics["reward_greedy"].append(torch.nanmean(rewards_N).item())
+        self._metrics["train"]["reward_greedy"].append(torch.nanmean(rewards_N).item())
         first = self.accelerator.process_index * len(rows)
         return rewards_N[first : first + len(rows)]
 

@@ -73,7 +73,12 @@ class _Progress(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "eval_accuracy" in logs:
-            self._say(f"step {state.global_step}/{state.max_steps}  held-out accuracy {logs['eval_accuracy']:.1%}")
+            line = f"step {state.global_step}/{state.max_steps}  held-out accuracy {logs['eval_accuracy']:.1%}"
+            if "eval_accuracy_low" in logs:
+                line += f" [{100 * logs['eval_accuracy_low']:.1f}, {100 * logs['eval_accuracy_high']:.1f}]"
+            if "eval_greedy_accuracy" in logs:
+                line += f", greedy {logs['eval_greedy_accuracy']:.1%}"
+            self._say(line)
         elif "reward" in logs:
             if logs.get("accuracy") is not None:
                 self.accuracies.append(logs["accuracy"])

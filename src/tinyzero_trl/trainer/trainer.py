@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyzero_trl.settings import BatchingSettings, CriticSettings, CurriculumSettings, ReplaySettings
+from tinyzero_trl.settings import (
+    BatchingSettings,
+    CriticSettings,
+    CurriculumSettings,
+    EvaluationSettings,
+    ReplaySettings,
+)
 from tinyzero_trl.trainer.adapter import Adapter
 from tinyzero_trl.trainer.batching import Batching
 from tinyzero_trl.trainer.budget import Budget
@@ -15,6 +21,7 @@ from tinyzero_trl.trainer.dynamic_sampling import DynamicSampling
 from tinyzero_trl.trainer.estimators import Estimators
 from tinyzero_trl.trainer.generating import Generating
 from tinyzero_trl.trainer.guards import Guards
+from tinyzero_trl.trainer.held_out import HeldOut
 from tinyzero_trl.trainer.interrupts import Interrupts
 from tinyzero_trl.trainer.logprobs import Logprobs
 from tinyzero_trl.trainer.prefill import Prefill
@@ -30,6 +37,7 @@ class TinyZeroTrainer(
     Replay,
     Curriculum,
     DynamicSampling,
+    HeldOut,
     Rollouts,
     Critic,
     Estimators,
@@ -63,6 +71,7 @@ class TinyZeroTrainer(
         batching: BatchingSettings | None = None,
         critic: CriticSettings | None = None,
         curriculum: CurriculumSettings | None = None,
+        evaluation: EvaluationSettings | None = None,
         replay: ReplaySettings | None = None,
         **kwargs: Any,
     ):
@@ -74,5 +83,6 @@ class TinyZeroTrainer(
         self.batching = batching or BatchingSettings()
         self.critic_settings = critic or CriticSettings()
         self.curriculum_settings = curriculum or CurriculumSettings()
+        self.evaluation = evaluation or EvaluationSettings()
         self.replay_settings = replay or ReplaySettings()
         super().__init__(*args, **kwargs)

@@ -104,7 +104,7 @@ def test_links_between_the_documents_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_recipes_and_scripts_named_in_the_documents_exist(page):
     text = page.read_text(encoding="utf-8")
-    for task, name in re.findall(r"\+(countdown|multiplication)=([\w.-]+)", text):
+    for task, name in re.findall(r"\+(countdown|math|multiplication)=([\w.-]+)", text):
         assert (ROOT / "recipes" / task / f"{name}.yaml").is_file() or name == "grpo-tiny-brief", f"+{task}={name}"
     for script in re.findall(r"(?:python )?(scripts/\w+\.py)", text):
         assert (ROOT / script).is_file(), script

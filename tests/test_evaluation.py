@@ -443,7 +443,7 @@ def test_a_run_of_another_task_is_not_evaluated_on_this_one(model_folder, tmp_pa
 
 def test_a_plain_model_without_a_task_is_asked_for_one(model_folder, capsys):
     assert evaluation.main(["--model_path", str(model_folder)]) == 2
-    assert "give --task (countdown, multiplication)" in capsys.readouterr().err
+    assert "give --task (countdown, math, multiplication)" in capsys.readouterr().err
 
 
 # ---- stopped and gone on with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -128,3 +129,41 @@ def test_a_write_that_fails_leaves_the_old_data(tmp_path, monkeypatch, capsys):
     assert "No space left" in capsys.readouterr().err
     assert (mine / "card.json").read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_training_problems_that_are_in_an_evaluation_are_left_out_and_counted(tmp_path, capsys):
+    from tinyzero_trl.tasks.math import load
+
+    rng = random.Random(1)
+    rows = [
+        {"q": " ".join("".join(rng.choices("abcdefgh", k=6)) for _ in range(20)) + "?", "a": f"#### {n}"}
+        for n in range(290)
+    ]
+    source, benchmark = tmp_path / "rows.jsonl", tmp_path / "benchmark.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    benchmark.write_text("\n".join(json.dumps({"problem": row["q"].upper(), "answer": "1"}) for row in rows[:40]))
+    argv = ["--source", str(source), "--data", "problem_column=q", "answer_column=a", "--format", "qwen-math",
+            "--evaluation", f"mine={benchmark}", "--output", str(tmp_path / "out")]  # fmt: skip
+    assert preparation.main(argv, task="math") == 0
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    left_out = card["evaluation_problems_left_out"]["mine"]
+    assert 35 <= left_out <= 40
+    assert f"{left_out} of " in capsys.readouterr().out
+    kept = load(split="train", source=str(tmp_path / "out"))
+    assert not {row["q"] for row in rows[:40]} & set(kept["problem"])
+    assert card["problem_column"] == "q"
+
+
+def test_format_math_is_importable_from_its_script():
+    from tinyzero_trl.tasks.math import format_math
+
+    assert resolve(f"{SCRIPTS}/prepare_math_data.py:format_math", among={}, kind="format") is format_math
+
+
+@pytest.mark.parametrize(
+    ("word", "message"), [("min_levle=3", "write key=value; there is answer_column"), ("min_level", "write key=value")]
+)
+def test_a_data_word_that_means_nothing_is_refused(tmp_path, word, message, capsys):
+    with pytest.raises(SystemExit):
+        preparation.main(["--data", word, "--output", str(tmp_path / "out")], task="math")
+    assert message in capsys.readouterr().err

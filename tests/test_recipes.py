@@ -26,6 +26,10 @@ WANTED = {
         "grpo-tiny", "grpo-qwen-2.5-0.5b-base", "grpo-qwen-2.5-1.5b-base", "grpo-qwen-2.5-3b-base",
         "grpo-qwen-2.5-3b-instruct", "grpo-qwen-2.5-7b-base", "grpo-qwen-2.5-3b-instruct-qlora-24gb",
     },
+    "math": {
+        "grpo-tiny", "grpo-deepseek-distill-1.5b-inst", "grpo-gsm8k-qwen-2.5-0.5b-lora", "grpo-qwen-2.5-0.5b-base",
+        "grpo-qwen-2.5-1.5b-base", "grpo-qwen-2.5-7b-base", "grpo-qwen-2.5-math-1.5b",
+    },
     "multiplication": {"grpo-tiny", "grpo-qwen-2.5-1.5b-base"},
 }  # fmt: skip
 

@@ -16,8 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
+from tinyzero_trl.earned import Job
 from tinyzero_trl.reward_pool import RewardPool
-from tinyzero_trl.rewards import BatchReward, Job, for_trl
+from tinyzero_trl.rewards import BatchReward, for_trl
 from tinyzero_trl.settings import RewardWorkerSettings
 from tinyzero_trl.task import resolve
 from tinyzero_trl.tasks import countdown
@@ -197,7 +198,7 @@ def test_no_worker_outlives_a_trainer_that_is_killed(tmp_path: Path) -> None:
     program.write_text(
         "import time\n"
         "from tinyzero_trl.reward_pool import RewardPool\n"
-        "from tinyzero_trl.rewards import Job\n"
+        "from tinyzero_trl.earned import Job\n"
         "from tinyzero_trl.settings import RewardWorkerSettings\n"
         "if __name__ == '__main__':\n"
         f"    pool = RewardPool('countdown', RewardWorkerSettings(rewards=['{tmp_path}/odd.py:odd'], seconds_per_call=99))\n"

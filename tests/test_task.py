@@ -70,12 +70,12 @@ def test_find_task_knows_the_shipped_tasks_and_those_in_files(tmp_path):
     assert find_task(f"{tmp_path}/mine.py:TASK") is TASKS["countdown"]
     with pytest.raises(ValueError, match="is a int, not a"):
         find_task(f"{tmp_path}/mine.py:NOT")
-    with pytest.raises(ValueError, match="no task 'contdown'; there is countdown, multiplication"):
+    with pytest.raises(ValueError, match="no task 'contdown'; there is countdown, math, multiplication"):
         find_task("contdown")
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_every_task_is_whole(task):
     assert task.solved in task.rewards
-    assert set(task.formats) == {"base", "instruct", "r1_prefix"}
-    assert {"format", "graded"} < set(task.rewards)
+    assert "base" in task.formats
+    assert "format" in task.rewards

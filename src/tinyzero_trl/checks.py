@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from tinyzero_trl import reward_parameters
 from tinyzero_trl.config import model_path, nearest
 from tinyzero_trl.failures import ConfigError, first_line
 from tinyzero_trl.method import check_method
@@ -61,6 +62,7 @@ def parts(cfg: DictConfig) -> Parts:
         raise ConfigError(f"rewards is empty; task {task.name} has {', '.join(sorted(task.rewards))}")
     if not any(weight for weight in cfg.rewards.values()) or not all(math.isfinite(w) for w in cfg.rewards.values()):
         raise ConfigError(f"rewards need finite weights, one of them not 0, got {OmegaConf.to_container(cfg.rewards)}")
+    reward_parameters.parameters(cfg, named)
     _check_data_keys(cfg, task)
     return Parts(task, format_fn, named)
 

@@ -95,6 +95,8 @@ def make_plan(settings: Settings) -> Plan:
     benchmark = settings.benchmark.benchmark if settings.benchmark else None
     # A benchmark is asked as everyone asks it, whatever the run was trained with.
     trainer, data_of_run = ({}, {}) if benchmark else (run.get("trainer") or {}, run.get("data") or {})
+    # A supervised run names its data by task.
+    data_of_run = data_of_run[task.name] if isinstance(data_of_run.get(task.name), dict) else data_of_run
     data = {name: value for name, value in data_of_run.items() if name not in DATA_OF_RUN and value is not None}
     if settings.source is not None:
         data["source"] = settings.source

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL sends a ping as a trainer is made; 0 allows it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-from tinyzero_trl import checks, combinations, config, engine, estimate, record, run_folder
+from tinyzero_trl import checks, combinations, config, engine, estimate, record, reward_parameters, run_folder
 from tinyzero_trl.failures import exit_code_of
 
 
@@ -27,6 +27,7 @@ def train(words: Sequence[str]) -> int:
         return config.show(cfg)
     chosen = checks.parts(cfg)
     checks.check_method(cfg, num_processes=num_processes)
+    reward_parameters.check_groups(cfg, chosen.rewards, num_processes=num_processes)
     engine.check_engine(cfg, num_processes=num_processes)
     engine.check_installed(cfg)
     combinations.check_installed(cfg)

@@ -13,6 +13,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from tinyzero_trl.benchmarks import BENCHMARKS, chosen, load
+from tinyzero_trl.overlap import overlaps
 from tinyzero_trl.rewards import columns_of
 from tinyzero_trl.rows import CARD
 from tinyzero_trl.task import Task, prompts, resolve
@@ -48,6 +52,20 @@ def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split_rule", default="problem", help="problem (disjoint), or tinyzero (leaks)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier call made")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what a recipe's data section says besides: min_level=3",
+    )
+    if task.wording is not None:
+        parser.add_argument(
+            "--evaluation",
+            default="",
+            metavar="B",
+            help=f"{', '.join(BENCHMARKS)}, or NAME=FILE, with commas between: training problems found in them are left out",
+        )
     parser.add_argument("--tokenizer", help="folder or hub id: show prompts as this chat template renders them")
     arguments = parser.parse_args(argv)
     output: Path = arguments.output
@@ -58,13 +76,19 @@ def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
             "train": arguments.num_train or (10_000 if is_generated else None),
             "test": arguments.num_test or (1_024 if is_generated else None),
         }
-        where = {"source": arguments.source, "split_rule": arguments.split_rule, "seed": arguments.seed}
+        data = keywords(task, arguments.data)
+        where = {"source": arguments.source, "split_rule": arguments.split_rule, "seed": arguments.seed, **data}
         rows_by_split = {split: task.load(split=split, num_rows=num_rows[split], **where) for split in num_rows}
+        report: dict[str, Any] = {}
+        if task.wording is not None:
+            rows_by_split["train"], report = without_evaluations(
+                task, rows_by_split, arguments.evaluation, arguments.source
+            )
         format_fn = resolve(arguments.format, among=task.formats, kind="format")
         worded = {split: prompts(rows, format_fn) for split, rows in rows_by_split.items()}
         num_checked = check_rewards(task, worded["test"])
         show(worded["test"], arguments.tokenizer)
-        card = {"task": task.name, "format": arguments.format, **where, "version": 1}
+        card = {"task": task.name, "format": arguments.format, **where, **report, "version": 1}
         save(worded, output, card, is_overwritten=arguments.overwrite)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
@@ -72,6 +96,53 @@ def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
     print(f"{num_checked} reference answers earn 1.0 and as many wrong ones 0.0. Saved {counts} rows: {output}")
     print(f"Train on them with data.source={output}")
     return 0
+
+
+def keywords(task: Task, words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as keyword arguments of the task's `load`. Raises: ValueError that lists what there is."""
+    takes = set(inspect.signature(task.load).parameters) - {"split", "source", "split_rule", "num_rows", "seed"}
+    given: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in takes:
+            raise ValueError(f"--data {word}: write key=value; there is {', '.join(sorted(takes))}")
+        try:
+            given[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--data {word}: {' '.join(str(error).split())}") from error
+    return given
+
+
+def without_evaluations(
+    task: Task, rows_by_split: dict[str, Dataset], benchmarks: str, own: str
+) -> tuple[Dataset, dict[str, Any]]:
+    """The training rows that are in none of `benchmarks`, and how many were, by evaluation; says so in print.
+
+    The test split of the data is one of the evaluations too, unless the problems are generated: there, like wording is
+    meant, and splits differ by their keys.
+    """
+    assert task.wording is not None
+    evaluations = {} if own == "generated" else {"test split": rows_by_split["test"].to_list()}
+    for one in chosen(benchmarks) if benchmarks else []:
+        evaluations[one.name] = load(one, num_rows=None, seed=0)
+    train = rows_by_split["train"]
+    texts = {name: [task.wording(row) for row in rows] for name, rows in evaluations.items()}
+    training = [task.wording(row) for row in train.to_list()]
+    found = overlaps(training, texts)
+    counts = {name: sum(overlap.evaluation == name for overlap in found) for name in texts}
+    for name, count in counts.items():
+        print(f"{count} of {len(train)} training problems are among the {len(texts[name])} of {name}, and are left out")
+    for overlap in found[:NUM_SHOWN]:
+        print(
+            f"  train: {training[overlap.index]!r:.160}\n  {overlap.evaluation}: {texts[overlap.evaluation][overlap.problem]!r:.160}"
+        )
+    if not evaluations:
+        print("No evaluation problems to look for: name some with --evaluation")
+    dropped = {overlap.index for overlap in found}
+    if len(dropped) == len(train):
+        raise ValueError("every training problem is an evaluation problem")
+    kept = train.select([index for index in range(len(train)) if index not in dropped]) if dropped else train
+    return kept, {"evaluation_problems_left_out": counts}
 
 
 def check_rewards(task: Task, rows: Dataset) -> int:

@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from tinyzero_trl.config import model_path
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.scratch import fixed_sentences, new_llama, train_tokenizer
-from tinyzero_trl.tasks import TASKS, countdown_traces, multiplication_traces
+from tinyzero_trl.tasks import TASKS, countdown_traces, math_traces, multiplication_traces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TRACES = {"countdown": countdown_traces, "multiplication": multiplication_traces}
+TRACES = {"countdown": countdown_traces, "math": math_traces, "multiplication": multiplication_traces}
 """By task, the module whose `draw` picks problems and whose `traces` thinks about them."""
 
 # Documents the tokenizer is trained on; its alphabet of merges is small, and more text would not change it.

@@ -15,8 +15,10 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
+from tinyzero_trl import reward_parameters
+from tinyzero_trl.earned import Earned, Job
 from tinyzero_trl.reward_worker import score_here
-from tinyzero_trl.rewards import BatchReward, Earned, Job, for_trl
+from tinyzero_trl.rewards import BatchReward, for_trl
 from tinyzero_trl.settings import RewardWorkerSettings
 from tinyzero_trl.task import RewardFn
 from tinyzero_trl.worker_process import KILL_SECONDS, discard, prepare
@@ -32,8 +34,9 @@ def reward_functions(cfg: DictConfig, rewards: Mapping[str, RewardFn]) -> list[B
     """The rewards of a run as TRL calls them; those that `reward_workers.rewards` names share one pool."""
     settings = cast(RewardWorkerSettings, OmegaConf.to_object(cfg.reward_workers))
     pool = RewardPool(str(cfg.task), settings) if settings.rewards else None
+    parameters = reward_parameters.parameters(cfg, rewards)
     return [
-        for_trl(reward, name=name, workers=pool if name in settings.rewards else None)
+        for_trl(reward, name=name, workers=pool if name in settings.rewards else None, parameters=parameters[name])
         for name, reward in rewards.items()
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from tinyzero_trl.rewards import Earned, Job, earn
+from tinyzero_trl.earned import Earned, Job, earn
 from tinyzero_trl.task import RewardFn, resolve
 from tinyzero_trl.tasks import find_task
 

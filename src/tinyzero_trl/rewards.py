@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from tinyzero_trl.answer import split_response
+from tinyzero_trl.earned import FROM_TRAINER, HIGH, LOW, Earned, Job, OverGroup, earn, earn_in_groups
 from tinyzero_trl.task import Outcome, RewardFn, Verdict
 
 logger = logging.getLogger(__name__)
-LOW, HIGH = -100.0, 100.0
-"""The range a reward is to be in."""
 LOST = ("seconds_per_call", "seconds_per_batch", "died")
 """Trouble of worker processes: the reward itself said nothing."""
 
@@ -40,23 +38,6 @@ def columns_of(reward: RewardFn) -> tuple[str, ...]:
     return tuple(key for key, parameter in _columns(reward).items() if parameter.default is inspect.Parameter.empty)
 
 
-class Earned(NamedTuple):
-    """What a reward gave for one response."""
-
-    number: float | None
-    """None: the reward does not apply, or there was trouble."""
-    trouble: str | None = None
-    """What kind: `range`, `shape`, the class of an exception, or one of LOST; None where there was none."""
-    detail: str = ""
-
-
-class Job(NamedTuple):
-    """One call of a reward: reward(response, **columns)."""
-
-    response: str
-    columns: dict[str, Any]
-
-
 class Workers(Protocol):
     """Where rewards may be computed other than here (`reward_pool.RewardPool`)."""
 
@@ -70,31 +51,20 @@ class Workers(Protocol):
         """End the processes."""
 
 
-def earn(reward: RewardFn, job: Job, *, low: float = LOW, high: float = HIGH) -> Earned:
-    """What `reward` gives for one response; whatever it raises or returns, this returns."""
-    try:
-        value = reward(job.response, **job.columns)
-        if value is None:
-            return Earned(None)
-        number = float(value) if not isinstance(value, str) else math.nan
-        if math.isfinite(number) and low <= number <= high:
-            return Earned(number)
-        shown = f"{value!r:.200}"
-    except Exception as error:  # a custom reward may raise anything; training goes on without this sample
-        return Earned(None, type(error).__name__, f"raised {error!r:.200} for {job.response[-200:]!r}")
-    return Earned(
-        None, "range", f"returned {shown}, which is not a number in [{low:g}, {high:g}], for {job.response[-200:]!r}"
-    )
-
-
 def for_trl(
-    reward: RewardFn, *, name: str, low: float = LOW, high: float = HIGH, workers: Workers | None = None
+    reward: RewardFn,
+    *,
+    name: str,
+    low: float = LOW,
+    high: float = HIGH,
+    workers: Workers | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> BatchReward:
     """`reward` over a batch, as TRL calls it: (prompts, completions, **columns) -> one number or None per sample.
 
-    workers: computes it in other processes, by its name; None calls `reward` here.
+    workers: computes it in other processes, by its name; None calls `reward` here. parameters: keyword arguments of every call.
     """
-    return BatchReward(reward, name=name, low=low, high=high, workers=workers)
+    return BatchReward(reward, name=name, low=low, high=high, workers=workers, parameters=parameters or {})
 
 
 class BatchReward:
@@ -106,19 +76,29 @@ class BatchReward:
     the share of such samples is the metric `rewards/<name>/rejected`, of those that workers lost `rewards/<name>/lost`.
     """
 
-    def __init__(self, reward: RewardFn, *, name: str, low: float, high: float, workers: Workers | None):
+    def __init__(
+        self,
+        reward: RewardFn,
+        *,
+        name: str,
+        low: float,
+        high: float,
+        workers: Workers | None,
+        parameters: Mapping[str, Any],
+    ):
         self.__name__ = name
         self.seconds = 0.0
         """What all calls so far took."""
         self.workers = workers
         self._reward, self._low, self._high = reward, low, high
-        self._parameters = _columns(reward)
+        self._parameters, self._fixed = _columns(reward), dict(parameters)
         self._required = columns_of(reward)
         self._reported: set[str] = set()
 
     def submit(self, completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> None:
         """Let the workers begin; where a column is not there yet, nothing begins before the call."""
-        if self.workers is not None and all(key in columns for key in self._required):
+        awaited = [*self._required, *(key for key in FROM_TRAINER if key in self._parameters)]
+        if self.workers is not None and all(key in columns for key in awaited):
             jobs = self._jobs(completions, columns)
             self.workers.submit(self.__name__, [job for job in jobs if job is not None])
 
@@ -137,9 +117,7 @@ class BatchReward:
         jobs = self._jobs(completions, columns)
         real = [job for job in jobs if job is not None]
         scored = iter(
-            [earn(self._reward, job, low=self._low, high=self._high) for job in real]
-            if self.workers is None
-            else self.workers.score(name, real)
+            self._scored(real, [prompt for prompt, job in zip(prompts, jobs, strict=True) if job is not None])
         )
         results = [
             Earned(0.0, "shape", f"a completion is neither text nor messages with content: {completion!r:.200}")
@@ -160,6 +138,13 @@ class BatchReward:
                 log_metric(f"rewards/{name}/lost", num_lost / max(len(results), 1))
         return [result.number for result in results]
 
+    def _scored(self, jobs: list[Job], prompts: list[Any]) -> list[Earned]:
+        if self.workers is not None:
+            return self.workers.score(self.__name__, jobs)
+        if isinstance(self._reward, OverGroup):
+            return earn_in_groups(self._reward, jobs, prompts, low=self._low, high=self._high)
+        return [earn(self._reward, job, low=self._low, high=self._high) for job in jobs]
+
     def _jobs(self, completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> list[Job | None]:
         """The call for each completion, None for one of another shape."""
         prefills = columns.get("prefill") or [""] * len(completions)
@@ -167,7 +152,7 @@ class BatchReward:
         return [
             None
             if (text := text_of(completion)) is None
-            else Job((prefills[index] or "") + text, {key: columns[key][index] for key in keys})
+            else Job((prefills[index] or "") + text, {key: columns[key][index] for key in keys} | self._fixed)
             for index, completion in enumerate(completions)
         ]
 

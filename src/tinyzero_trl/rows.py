@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyzero_trl.row_files import read_source
 from tinyzero_trl.task import Row
 
 if TYPE_CHECKING:
@@ -59,12 +60,14 @@ def load_rows(
     num_rows: int | None,
     seed: int,
     candidates: Callable[[random.Random], Iterator[Row]],
+    read: Callable[[str], list[Row]] | None = None,
 ) -> Dataset:
     """The rows of `split`: all of them in their order, or a sample of `num_rows` drawn with `seed`.
 
     source: "generated", a .parquet, .json or .jsonl file, a folder made by a prepare script, or a dataset of the hub.
     split_rule: "problem" (`split_of_key`; duplicates removed) or "tinyzero" (by place in the file; warns of its leak).
     candidates: problems without end, which may repeat; for "generated".
+    read: file or hub dataset -> the task's rows, where they do not lie there as they are.
 
     Raises: ValueError or FileNotFoundError with one line that names the file, the row and what is wrong with it.
     """
@@ -84,7 +87,7 @@ def load_rows(
     elif Path(source).is_dir():
         rows = _sample(_read_prepared(Path(source), problems, split, split_rule), num_rows, seed, source, split)
     else:
-        rows = read_rows(source, problems)
+        rows = checked(read(source), source, problems) if read else read_rows(source, problems)
         if split_rule == "tinyzero":
             rows = _tinyzero(rows, split, source)
         else:
@@ -95,12 +98,11 @@ def load_rows(
 
 def read_rows(source: str, problems: Problems) -> list[Row]:
     """Every row of a file or hub dataset, checked; raises ValueError naming the first row that is not a problem."""
-    path = Path(source)
-    is_file_name = path.suffix in (".parquet", ".json", ".jsonl")
-    if is_file_name or path.is_file() or source.startswith((".", "/", "~")):
-        rows = _read_file(path.expanduser(), problems.columns)
-    else:
-        rows = _read_hub(source, problems.columns)
+    return checked(read_source(source, columns=problems.columns), source, problems)
+
+
+def checked(rows: list[Row], source: str, problems: Problems) -> list[Row]:
+    """The same rows; raises ValueError naming the first that is not a problem."""
     if not rows:
         raise ValueError(f"{source} has no rows")
     for index, row in enumerate(rows):
@@ -121,68 +123,6 @@ def _fault(row: Any, problems: Problems) -> str | None:
 def _shown(row: Any) -> str:
     text = repr(row)
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _read_file(path: Path, columns: tuple[str, ...]) -> list[Row]:
-    if path.suffix not in (".parquet", ".json", ".jsonl"):
-        raise ValueError(f"{path} is not a .parquet, .json or .jsonl file, nor a folder made by a prepare script")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no data file {path.absolute()}")
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            names = pq.read_schema(path).names
-            if missing := [column for column in columns if column not in names]:
-                raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}")
-            rows: list[Row] = pq.read_table(path, columns=list(columns)).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} cannot be read as parquet: {error}") from error
-        return rows
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    if path.suffix == ".json":
-        return _read_json(path, text)
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-    return rows
-
-
-def _read_json(path: Path, text: str) -> list[Row]:
-    if not text.strip():
-        return []
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} must hold a list of rows, not a {type(rows).__name__}")
-    return rows
-
-
-def _read_hub(source: str, columns: tuple[str, ...]) -> list[Row]:
-    import datasets
-
-    try:
-        dataset = datasets.load_dataset(source, split="train")
-    except Exception as error:  # the hub's client raises a dozen kinds; each becomes the same one line
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(
-            f"dataset {source!r} is neither a file or folder here nor readable from the hub ({type(error).__name__}: "
-            f"{first_line}). Offline, give a .parquet, .json or .jsonl file, or source=generated"
-        ) from error
-    if missing := [column for column in columns if column not in dataset.column_names]:
-        raise ValueError(f"{source} has no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}")
-    rows: list[Row] = dataset.select_columns(list(columns)).to_list()
-    return rows
 
 
 def _read_prepared(folder: Path, problems: Problems, split: str, split_rule: str) -> list[Row]:

@@ -97,6 +97,8 @@ class RunConfig:
     """Name of one of the task's formats, or `pkg.module:function`, or `file.py:function`."""
     rewards: dict[str, float] = field(default_factory=dict)
     """Weight by reward name; a name is one of the task's, or `pkg.module:function`, or `file.py:function`."""
+    reward_parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By reward name, keyword arguments of the reward: numbers that its docstring names."""
     algorithm: str = "grpo"
     """What rewards become: a name of `algorithms.ALGORITHMS`."""
     advantage_whitening: str | None = None

@@ -23,8 +23,8 @@ Row = dict[str, Any]
 FormatFn = Callable[[Row], Row]
 """Raw row -> {"prompt": text or chat messages, "prefill": what the prompt already put in the assistant's mouth}."""
 
-RewardFn = Callable[..., float]
-"""(response, *, columns of the row it reads) -> a number in a finite range, for any text."""
+RewardFn = Callable[..., float | None]
+"""(response, *, columns of the row it reads) -> a number in a finite range, for any text; None where it does not apply."""
 
 
 class Outcome(StrEnum):
@@ -86,6 +86,9 @@ class Task:
     """Row -> a label such as "3 numbers"; tables are broken down by it."""
     solve: Callable[[Row], str | None] | None = None
     """Row -> a reference answer, or None where the row has none; preparation checks the rewards with it."""
+    wording: Callable[[Row], str] | None = None
+    """Row -> the problem's own text; preparation looks for evaluation problems among training ones by it. None where the
+    key of a problem says all."""
     behaviours: Mapping[str, Callable[..., float]] = field(default_factory=dict)
     """What evaluation watches besides the outcome: (response, *, columns...) -> a number, NaN where it does not
     apply. Names that end in `/share` are shares, others means."""

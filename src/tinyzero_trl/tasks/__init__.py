@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tinyzero_trl.task import Task, resolve
-from tinyzero_trl.tasks import countdown, multiplication
+from tinyzero_trl.tasks import countdown, math, multiplication
 
-TASKS: dict[str, Task] = {task.name: task for task in (countdown.TASK, multiplication.TASK)}
+TASKS: dict[str, Task] = {task.name: task for task in (countdown.TASK, math.TASK, multiplication.TASK)}
 
 
 def find_task(name: str) -> Task:

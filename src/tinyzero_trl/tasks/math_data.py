@@ -1,0 +1,254 @@
+"""Mathematics problems out of data sets with columns of any name: read, mapped, filtered, mixed."""
+
+from __future__ import annotations
+
+import random
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyzero_trl.row_files import read_source
+from tinyzero_trl.rows import Problems, load_rows
+from tinyzero_trl.task import Row
+from tinyzero_trl.tasks.math_golds import bare
+from tinyzero_trl.tasks.math_verdict import gold_fault
+from tinyzero_trl.tasks.math_word_problems import generate
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MIXTURE = "mixture"
+"""The source that stands for several others with weights."""
+_IRRELEVANT = re.compile(r"\\left|\\right|\\displaystyle|\\[!,;:()\[\] ]|[\s$~]|(?<=\\)[dt](?=frac)")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a data set keeps what a row needs; `a.b` is the field b of column a."""
+
+    problem: str = "problem"
+    answer: str = "answer"
+    """A bare gold, a GSM8K solution that ends in `####`, or a solution with the gold in a \\boxed."""
+    level: str | None = None
+    """Column of the difficulty: a number, or text that ends in one (`Level 5`)."""
+    pass_rate: str | None = None
+    """Column of the share of some model's answers that were right."""
+    config: str | None = None
+    """Configuration of the hub dataset."""
+
+
+_DAPO_BEFORE, _DAPO_AFTER = "Answer: $Answer (without quotes) where $Answer is the answer to the problem.", "Remember to put your answer on its own line"  # fmt: skip
+
+KNOWN: dict[str, Columns] = {
+    "DigitalLearningGmbH/MATH-lighteval": Columns(answer="solution", level="level"),
+    "openai/gsm8k": Columns(problem="question", config="main"),
+    "agentica-org/DeepScaleR-Preview-Dataset": Columns(),
+    "BytedTsinghua-SIA/DAPO-Math-17k": Columns(problem="prompt", answer="reward_model.ground_truth"),
+    "open-r1/DAPO-Math-17k-Processed": Columns(problem="prompt", answer="solution", config="all"),
+    **{
+        f"hkust-nlp/SimpleRL-Zoo-Data/simplelr_{kind}": Columns("extra_info.question", "extra_info.answer")
+        for kind in (
+            "qwen_gsm8k_level1",
+            "qwen_level1to4",
+            "qwen_level3to5",
+            "abel_gsm8k_level1",
+            "abel_level1to4",
+            "abel_level3to5",
+        )
+    },
+}
+"""Data sets of the hub whose columns are known; the third part of a name is a folder of the data set."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which problems of a source are kept; None keeps all."""
+
+    min_level: int | None = None
+    max_level: int | None = None
+    min_pass_rate: float | None = None
+    max_pass_rate: float | None = None
+    max_problem_characters: int | None = None
+
+
+def key_of(row: Row) -> str:
+    r"""The problem, whatever its blanks, dollars, case, and spelling of LaTeX that looks the same.
+
+    >>> key_of({"problem": r"Find $\dfrac{1}{2} + x$."}) == key_of({"problem": r"Find \( \frac{1}{2}+x \)."})
+    True
+    """
+    return _IRRELEVANT.sub("", row["problem"]).casefold()
+
+
+def fault_of(row: Row) -> str | None:
+    """What keeps `row` from being a problem, or None."""
+    for column in ("problem", "answer"):
+        if not isinstance(row[column], str) or not row[column].strip():
+            return f"{column!r} must be text that is not blank"
+    return None
+
+
+PROBLEMS = Problems(columns=("problem", "answer", "source", "level"), fault=fault_of, key=key_of)
+
+
+def load_one(
+    *, split: str, source: str, split_rule: str, num_rows: int | None, seed: int, columns: Mapping[str, Any], filters: Filters
+) -> Dataset:  # fmt: skip
+    """Rows {"problem", "answer", "source", "level"} of one source: see `rows.load_rows`.
+
+    columns: fields of `Columns` that differ from what is known about `source`.
+    Raises: ValueError or FileNotFoundError with one line.
+    """
+    if split_rule != "problem":
+        raise ValueError(f"math has the split rule problem only, got {split_rule!r}")
+
+    if (source == "generated" or Path(source).is_dir()) and (columns or filters != Filters()):
+        raise ValueError(f"columns and limits are for files and hub datasets; {source} is ready as it is")
+
+    def read(name: str) -> list[Row]:
+        known = KNOWN.get(name, Columns())
+        where = Columns(**{item.name: columns.get(item.name, getattr(known, item.name)) for item in fields(Columns)})
+        return mapped(read_source(name, config=where.config), name, where, filters)
+
+    return load_rows(
+        PROBLEMS,
+        split=split,
+        source=source,
+        split_rule=split_rule,
+        num_rows=num_rows,
+        seed=seed,
+        candidates=generate,
+        read=read,
+    )
+
+
+def mapped(rows: Sequence[Row], source: str, where: Columns, filters: Filters) -> list[Row]:
+    """The rows as the task has them, less those that are filtered out, and those without a problem or a gold that can be met (warned of).
+
+    Raises: ValueError where a column is missing, a filter has no column to read, or nothing is left.
+    """
+    if not rows:
+        raise ValueError(f"{source} has no rows")
+    if not isinstance(rows[0], dict):
+        raise ValueError(f"{source}, row 0 (from 0): a row is an object with columns")
+    if (filters.min_level, filters.max_level) != (None, None) and where.level is None:
+        raise ValueError(f"{source}: min_level and max_level need level_column")
+    if (filters.min_pass_rate, filters.max_pass_rate) != (None, None) and where.pass_rate is None:
+        raise ValueError(f"{source}: min_pass_rate and max_pass_rate need pass_rate_column")
+    kept, num_unfit = [], 0
+    for index, raw in enumerate(rows):
+        values = {
+            name: _value(raw, path, f"{source}, row {index} (from 0)")
+            for name in ("problem", "answer", "level", "pass_rate")
+            if (path := getattr(where, name)) is not None
+        }
+        problem, answer = _problem_text(values["problem"]), bare(_text(values["answer"]))
+        if not problem or gold_fault(answer):
+            num_unfit += 1
+            continue
+        level = _level(values.get("level"))
+        if _is_kept(problem, level, values.get("pass_rate"), filters):
+            kept.append({"problem": problem, "answer": answer, "source": source, "level": level})
+    if num_unfit:
+        warnings.warn(f"{source}: {num_unfit} of {len(rows)} rows have no problem, or no gold that an answer could meet, and are left out", stacklevel=2)  # fmt: skip
+    if not kept:
+        raise ValueError(f"{source}: none of {len(rows)} rows is left; look at the columns and filters")
+    return kept
+
+
+def load_mixture(
+    entries: Any, *, load: Callable[..., Dataset], split: str, split_rule: str, num_rows: int | None, seed: int
+) -> Dataset:
+    """Rows of several sources in the shares their weights say, shuffled; a problem of two sources counts for the first.
+
+    entries: a list of {"source", "weight", and keyword arguments of `load`}. num_rows: None takes as many as the shares
+    allow. Raises: ValueError.
+    """
+    from datasets import Dataset
+
+    if (
+        not isinstance(entries, (list, tuple))
+        or not entries
+        or not all(isinstance(entry, Mapping) for entry in entries)
+    ):
+        raise ValueError("mixture must be a list of {source: ..., weight: ...}")
+    seen: set[str] = set()
+    parts: list[tuple[Fraction, list[Row]]] = []
+    for entry in entries:
+        options = {key: value for key, value in entry.items() if key != "weight"}
+        weight = entry.get("weight")
+        if "source" not in options or options["source"] == MIXTURE or {"split", "num_rows", "seed"} & options.keys():
+            raise ValueError(f"an entry of mixture has source, weight and what load takes besides, got {dict(entry)}")
+        if type(weight) not in (int, float) or not weight > 0:
+            raise ValueError(f"mixture: {options['source']} needs a weight above 0, got {weight!r}")
+        rows = []
+        for row in load(split=split, split_rule=split_rule, seed=seed, **options).to_list():
+            if (key := key_of(row)) not in seen:
+                seen.add(key)
+                rows.append(row)
+        parts.append((Fraction(str(weight)), rows))
+    whole = sum(weight for weight, _ in parts)
+    possible = min(int(len(rows) * whole / weight) for weight, rows in parts)
+    wanted = possible if num_rows is None else num_rows
+    if wanted > possible or wanted < 1:
+        raise ValueError(
+            f"{wanted} {split} rows were asked of a mixture whose sources and weights give 1 to {possible}"
+        )
+    rng = random.Random(f"tinyzero mixture {seed}")
+    mixed = [row for weight, rows in parts for row in rng.sample(rows, int(wanted * weight / whole))]
+    rest = [row for _, rows in parts for row in rows if row not in mixed] if len(mixed) < wanted else []
+    mixed += rest[: wanted - len(mixed)]
+    rng.shuffle(mixed)
+    return Dataset.from_list(mixed)
+
+
+def _value(row: Row, path: str, where: str) -> Any:
+    value: Any = row
+    for name in path.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+            raise ValueError(f"{where}: there is no column {path!r}; it has {has}")
+        value = value[name]
+    return value
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _problem_text(value: Any) -> str:
+    """A problem, also as the last user message of a chat; DAPO's standing instruction is cut off."""
+    if isinstance(value, list):
+        value = next((item.get("content") for item in reversed(value) if isinstance(item, Mapping)), None)
+    text = _text(value)
+    if _DAPO_BEFORE in text and _DAPO_AFTER in text:
+        text = text.split(_DAPO_BEFORE, 1)[1].rsplit(_DAPO_AFTER, 1)[0]
+    return text.strip()
+
+
+def _level(value: Any) -> str:
+    """The number at the end of a level, or "".
+
+    >>> _level("Level 5"), _level(3), _level(None), _level("Level ?")
+    ('5', '3', '', '')
+    """
+    match = re.search(r"([0-9]+)(\.0*)?\s*\Z", _text(value))
+    return match[1] if match else ""
+
+
+def _is_kept(problem: str, level: str, pass_rate: Any, filters: Filters) -> bool:
+    if filters.max_problem_characters is not None and len(problem) > filters.max_problem_characters:
+        return False
+    return _is_within(int(level) if level else None, filters.min_level, filters.max_level) and _is_within(
+        pass_rate, filters.min_pass_rate, filters.max_pass_rate
+    )
+
+
+def _is_within(value: Any, low: float | None, high: float | None) -> bool:
+    if low is None and high is None:
+        return True
+    return type(value) in (int, float) and (low is None or value >= low) and (high is None or value <= high)

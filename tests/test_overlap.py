@@ -1,0 +1,32 @@
+"""Evaluation problems among training ones: found through other spelling, not for standing phrases."""
+
+from __future__ import annotations
+
+from tinyzero_trl.overlap import Overlap, overlaps
+
+LONG = "A train leaves the station at noon and travels at 60 miles per hour for three hours before it stops. How far does it go?"
+OTHER = "Ten points lie on a circle and every two of them are joined. Into how many parts is the disc cut at most? Express your answer as an integer."
+
+
+def test_the_same_words_in_other_spelling_are_found():
+    spelled = LONG.replace("60", "$60$").replace(" miles", "  MILES")
+    assert overlaps([OTHER, spelled], {"e": ["nothing", LONG]}) == [Overlap(1, "e", 1)]
+
+
+def test_a_problem_with_words_around_it_is_found():
+    assert overlaps(["Solve: " + LONG + " Think first."], {"e": [LONG]}) == [Overlap(0, "e", 0)]
+
+
+def test_a_standing_phrase_is_no_overlap():
+    phrase = " Express your answer as a common fraction in lowest terms with no spaces in it at all."
+    one = "The sides of a triangle are in ratio two to three to four and its area is nine, so what is the longest of them?"
+    assert not overlaps([one + phrase], {"e": [OTHER.rsplit(" Express", 1)[0] + " Nothing else counts here but the number itself," + phrase]})  # fmt: skip
+
+
+def test_short_problems_must_be_the_same():
+    assert overlaps(["Find $x^2$."], {"e": ["find x^2 ."]}) == [Overlap(0, "e", 0)]
+    assert not overlaps(["Find $x^2$.", "Find $x^3$."], {"e": ["Find $x^4$."]})
+
+
+def test_a_training_problem_is_named_once_and_blank_ones_never():
+    assert overlaps([LONG, "", "$ $"], {"a": [LONG, LONG], "b": [LONG, ""]}) == [Overlap(0, "a", 0)]

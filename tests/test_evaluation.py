@@ -78,6 +78,13 @@ def make_run(folder, model_folder, *, task="countdown", **values):
     return folder
 
 
+def test_a_supervised_run_is_evaluated_on_the_data_of_its_task(model_folder, tmp_path):
+    data = {"countdown": {"source": "generated", "num_rows": 10, "seed": 4, "min_numbers": 4, "max_numbers": 4}}
+    run = make_run(tmp_path, model_folder, data=data)
+    plan = make_plan(Settings(model_path=str(run)))
+    assert plan.data == {"source": "generated", "min_numbers": 4, "max_numbers": 4}
+
+
 def sample_of(problem, completion, *, sample=0, is_truncated=False, nums=(3, 5, 40), target=42):
     row = {"nums": list(nums), "target": target, "prompt": "...<think>", "prefill": "<think>"}
     return evaluation.verified(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_trl.task import Row
+from tinyzero_trl.tasks.math_golds import bare
 
 PROBLEM_COLUMNS = ("problem", "question", "Problem", "Question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "Answer", "expected_answer", "gold")
@@ -135,18 +136,6 @@ def load(one: Chosen, *, num_rows: int | None, seed: int) -> list[Row]:
     if num_rows > len(rows):
         raise ValueError(f"--n {num_rows}: {one.name} has {len(rows)} problems")
     return random.Random(f"tinyzero {seed}").sample(rows, num_rows)
-
-
-def bare(answer: str) -> str:
-    """A gold answer without what stands around it: GSM8K's solution before `####`, and dollar signs.
-
-    >>> bare("48 / 2 = 24 clips\\n#### 1,024"), bare("$\\\\frac{1}{2}$")
-    ('1,024', '\\\\frac{1}{2}')
-    """
-    answer = answer.rpartition("####")[2].strip()
-    if len(answer) > 2 and answer[0] == answer[-1] == "$" and "$" not in answer[1:-1]:
-        answer = answer[1:-1].strip()
-    return answer
 
 
 def advice(num_problems: int, k: int) -> str | None:

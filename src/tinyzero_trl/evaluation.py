@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl import benchmarks, scores, unfinished
+from tinyzero_trl import benchmarks, contamination, scores, unfinished
 from tinyzero_trl.answering import Draw, opened, tokenizer_of
 from tinyzero_trl.engine import ENGINES, check_engine_of_evaluation
 from tinyzero_trl.evaluation_plan import DEFAULT_NUM_PROBLEMS, Settings, make_plan
@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
             show_comparison(*arguments.compare)
         elif arguments.model_path is None:
             raise ValueError("give --model_path, or two evaluations to --compare")
+        elif arguments.contamination:
+            contamination.show(_probe(_settings(arguments, task)))
         else:
             show(evaluate_all(_settings(arguments, task)))
     except (ValueError, FileNotFoundError) as error:
@@ -54,13 +56,23 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
 
 def _settings(arguments: argparse.Namespace, task: str | None) -> list[Settings]:
     """One for each benchmark, or the one for the task's own problems. Raises: ValueError or FileNotFoundError."""
-    others = ("compare", "benchmarks", "columns")
+    others = ("compare", "benchmarks", "columns", "contamination")
     settings = Settings(**{"task": task, **{name: v for name, v in vars(arguments).items() if name not in others}})
     if arguments.benchmarks is None:
         return [settings]
     if settings.source is not None:
         raise ValueError("--source is of the task's own problems; a benchmark's file is --benchmarks NAME=FILE")
     return [replace(settings, benchmark=one) for one in benchmarks.chosen(arguments.benchmarks, arguments.columns)]
+
+
+def _probe(asked: Sequence[Settings]) -> Path:
+    """contamination.json of these benchmarks. Raises: as `contamination.probe`."""
+    first, chosen = asked[0], [settings.benchmark for settings in asked if settings.benchmark]
+    if not chosen:
+        raise ValueError("--contamination is about the texts of --benchmarks; name one")
+    check_engine_of_evaluation(first.engine)
+    folder = make_plan(replace(first, overwrite=True)).folder.parent
+    return contamination.probe(first.model_path, chosen, n=first.n, seed=first.seed, engine=first.engine, output=folder)
 
 
 def evaluate(settings: Settings) -> Path:
@@ -191,6 +203,11 @@ def _parser(task: str | None) -> argparse.ArgumentParser:
         default=[],
         metavar="[B.]problem=C",
         help="columns of a benchmark: problem, answer, level",
+    )
+    add(
+        "--contamination",
+        action="store_true",
+        help="instead: the share of problems known by heart, from 60 %% of their text",
     )
     add("--n", type=int, help=f"problems (default: {DEFAULT_NUM_PROBLEMS}; all of a benchmark)")
     add(

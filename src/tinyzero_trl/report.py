@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tinyzero_trl.report_benchmarks import read_benchmarks
 from tinyzero_trl.report_charts import OUTCOMES, charts, is_number
 from tinyzero_trl.report_data import RunFiles, metric, read_run
 
@@ -29,6 +30,7 @@ def write_report(run_folder: Path | str) -> Path:
     from plotly.offline import get_plotlyjs
 
     files = read_run(Path(run_folder))
+    benchmarks = read_benchmarks(files.folder, missing=files.missing)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         autoescape=True,
@@ -51,6 +53,7 @@ def write_report(run_folder: Path | str) -> Path:
             "Accuracy by difficulty": changes(files, difficulty_labels(files)),
             "Where responses end": changes(files, {f"outcome/{name}": name.replace("_", " ") for name in OUTCOMES}),
         },
+        benchmarks=benchmarks,
         temperature=sampling(files),
         seconds=seconds_by_part(files),
         config=_yaml(files.run),

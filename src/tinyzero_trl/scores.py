@@ -53,7 +53,7 @@ class Sample:
 def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
     """Every figure of an evaluation by name; each rests on problems, whatever the number of samples of one.
 
-    maj@k votes by the text of the answer without blanks: it may not know what the verifier knows.
+    maj@k votes by the task's normal form of the answer (`Task.canonical`): it may not know what the verifier knows.
     """
     groups: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -70,7 +70,7 @@ def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
                     for group in problems
                 ]
             )
-        values[f"maj@{k}"] = statistics.share([_majority(group) for group in problems])
+        values[f"maj@{k}"] = statistics.share([_majority(group, task.canonical) for group in problems])
     for outcome in Outcome:
         is_it = _per_problem(problems, lambda sample, outcome=outcome: sample.outcome == outcome)  # type: ignore[misc]
         values[f"outcome/{outcome}"] = statistics.share(is_it)
@@ -194,8 +194,8 @@ def _per_problem(problems: Sequence[Sequence[Sample]], figure: Callable[[Sample]
     return means
 
 
-def _majority(group: Sequence[Sample]) -> float:
-    answers = [None if sample.answer is None else "".join(sample.answer.split()) for sample in group]
+def _majority(group: Sequence[Sample], canonical: Callable[[str], str]) -> float:
+    answers = [None if sample.answer is None else canonical(sample.answer) for sample in group]
     return statistics.majority(answers, [sample.is_correct for sample in group])
 
 

@@ -89,6 +89,8 @@ class Task:
     wording: Callable[[Row], str] | None = None
     """Row -> the problem's own text; preparation looks for evaluation problems among training ones by it. None where the
     key of a problem says all."""
+    canonical: Callable[[str], str] = lambda answer: "".join(answer.split())
+    """Answer -> a text that is equal for answers that mean the same; maj@k votes by it."""
     behaviours: Mapping[str, Callable[..., float]] = field(default_factory=dict)
     """What evaluation watches besides the outcome: (response, *, columns...) -> a number, NaN where it does not
     apply. Names that end in `/share` are shares, others means."""

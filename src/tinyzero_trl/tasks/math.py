@@ -91,4 +91,5 @@ TASK = Task(
     difficulty=difficulty,
     solve=lambda row: str(row["answer"]),
     wording=lambda row: str(row["problem"]),
+    canonical=canonical,
 )

@@ -1,6 +1,6 @@
 r"""An answer -> one spelling of it, by rewriting text: no algebra, no sympy, microseconds.
 
-Left out: dollar signs, `\left`, spacing, degree and percent signs, units behind a number, thousands separators, a `x =` in
+Left out: dollar signs, `x \in`, `(p,q) =`, `\left`, spacing, degree and percent signs, units behind a number, thousands separators, a `x =` in
 front, parentheses around one thing. Unified: `\dfrac`, `\frac12`, `1/2`, `0.5`, `1e-1`, `1\frac{1}{2}` and their like become a
 fraction; words lose their case; lists lose their order, tuples and intervals keep it.
 """
@@ -20,13 +20,14 @@ _DROPPED = re.compile(
     r"\\(?:left|right|bigg?|Bigg?|displaystyle|limits|quad|qquad)(?![a-zA-Z])|\\[,;:! ]|\\\s|~|\\\(|\\\)|\\\[|\\\]|\$"
 )
 _SPELLINGS = (
-    (re.compile(r"(?<=[0-9])(?:\\[,! ]|\{,\}|,\\!)(?=[0-9]{3}(?![0-9]))"), ","),
+    (re.compile(r"(?<=[0-9])(?:,?\s*\\[,! ]|\s?\{\s?,\s?\}|,\\!)\s*(?=[0-9]{3}(?![0-9]))"), ","),
     (re.compile(r"\\(?:dfrac|tfrac|cfrac)(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:cdot|times|ast)(?![a-zA-Z])|[×·]"), "*"),
     (re.compile(r"\\(?:mathrm|textbf|textit|textrm|mbox|mathbf|textnormal|operatorname)(?=\s*\{)"), r"\\text"),
     (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])|°"), ""),
-    (re.compile(r"\\(?:leq|le)(?![a-zA-Z])|≤"), r"\\le "),
-    (re.compile(r"\\(?:geq|ge)(?![a-zA-Z])|≥"), r"\\ge "),
+    (re.compile(r"\\(?:leq|le)(?![a-zA-Z])|≤|<="), r"\\le "),
+    (re.compile(r"\\(?:geq|ge)(?![a-zA-Z])|≥|>="), r"\\ge "),
+    (re.compile(r"\\neq(?![a-zA-Z])|≠|!="), r"\\ne "),
     (re.compile(r"\\(?:b|B|v)?matrix|\{[bB]matrix\}"), "{pmatrix}"),
     (re.compile(r"−|–"), "-"),
     (re.compile(r"π|(?<![a-zA-Z\\])pi(?![a-zA-Z])"), r"\\pi "),
@@ -48,14 +49,18 @@ _PLAIN_UNIT = re.compile(r"^(\$?-?[0-9][0-9.,/]*)\s+([a-zA-Z][a-zA-Z]+(?:[ /][a-
 _NAME = re.compile(
     r"^\s*((?:\\?[a-zA-Z]+(?:\s*\{?[a-zA-Z]*\}?)(?:_\\?\w+|_\{\w+\})?'*)(?:\s*\([^()=]*\))?)\s*=(?!=)\s*"
 )
+_OF = re.compile(r"^\s*(?:[a-zA-Z]\w*\s*\\in(?![a-zA-Z])|\([a-zA-Z_0-9, ]*[a-zA-Z][a-zA-Z_0-9, ]*\)\s*=)\s*")
+"""What says of a set, tuple or interval whose it is: `x \\in`, `(p,q) =`."""
 _SUM = r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
 _NUMBER = re.compile(rf"\+?({_SUM})(?:e([-+]?[0-9]+)|\*10\^(?:\{{?([-+]?[0-9]+)\}}?))?")
 _POWER_OF_TEN = re.compile(r"(-?)10\^\{(-?[0-9]+)\}")
 _RATIO = re.compile(rf"(-?)\+?(?:\\frac\{{({_SUM})\}}\{{({_SUM})\}}|({_SUM})/({_SUM}))")
 _MIXED = re.compile(r"(-?)([0-9]+)(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|\x00([0-9]+)/([0-9]+))")
-_THOUSANDS = re.compile(r"(?<![0-9.])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9])")
+_THOUSANDS = re.compile(r"(?<![0-9.])([0-9]{1,3}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+))(?![0-9/])")
 _BLANKS = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
 """A blank between two digits stays: they are not one number."""
+SUBSCRIPT = re.compile(r"_\{[^{}]*\}")
+"""`k = 1` below a sum is no equation."""
 _WORD = re.compile(r"[A-Za-z][A-Za-z .'-]*[A-Za-z.]|[A-Za-z]")
 
 _UNITS = (
@@ -101,7 +106,7 @@ class Form:
     @property
     def is_equation(self) -> bool:
         """Whether it has an equals sign, be it behind a name."""
-        return bool(self.name) or "=" in self.source
+        return bool(self.name) or "=" in SUBSCRIPT.sub("", self.source)
 
     @property
     def equation(self) -> str:
@@ -129,8 +134,13 @@ def form_of(answer: str) -> Form:
 def _form(text: str, depth: int) -> Form:
     text = text.strip().rstrip(".,;:").strip()
     about, sign, near = text.partition("\\approx")
-    text = (about.strip() or near.strip()) if sign else text
-    joined = _THOUSANDS.sub(lambda match: match[1].replace(",", ""), _AND.sub(",", text))
+    if sign:
+        text = near.strip() if not about.strip() or about.strip().isalpha() else about.strip()
+    joined = _OF.sub("", _AND.sub(",", text))
+    if not re.search(r"[(\[]|\\\{", joined):  # `(12,102)` is a pair
+        joined = _THOUSANDS.sub(lambda match: re.sub("[, ]", "", match[1]), joined)
+    if joined.startswith("{") and joined.endswith("}") and _closes_last(joined):
+        joined = joined[1:-1].strip()
     parts = _split(joined)
     if len(parts) > 1 and depth < 4:
         return _listed(parts, "", depth)

@@ -2,7 +2,8 @@ r"""Whether a response's final answer is the right one: text first, sympy in oth
 
 The answer is found by the rule of `math_answers`. What then counts as the same answer:
 
-- numbers, exactly: `0.5`, `1/2`, `\frac12`, `5e-1`, `1,234` and `1234`; never nearly: `0.33` is not `1/3`;
+- numbers, exactly: `0.5`, `1/2`, `\frac12`, `5e-1`, `1,234` and `1234`; nearly only where the gold is a fraction that no decimal
+  equals, within 1e-6 relatively: `0.333333` is `1/3`, `0.33` is not;
 - percent: `50\%` is `50`, and `0.5`; but `0.5` as the gold is not `50`;
 - units may be left out or added, but a known one must not be another (`UNITS`): `5 cm` is not `5 m`;
 - a name in front may be left out or added: `x = 5` is `5`. Chains (`0=0=1`) and equations of numbers (`12 = 13`) are no answer;
@@ -17,14 +18,17 @@ from __future__ import annotations
 
 import contextlib
 import re
+from fractions import Fraction
 
 from tinyzero_trl.task import Outcome, Verdict
 from tinyzero_trl.tasks.math_answers import MAX_ANSWER, find_answer
-from tinyzero_trl.tasks.math_normal_form import Form, canonical, form_of
+from tinyzero_trl.tasks.math_normal_form import SUBSCRIPT, Form, canonical, form_of
 from tinyzero_trl.tasks.math_workers import UndecidedError, compare
 
 __all__ = ["canonical", "gold_fault", "verify"]
 
+RELATIVE = Fraction(1, 10**6)
+"""How far a decimal may be from a fraction that has none, of that fraction."""
 MAX_DEPTH = 12
 """Brackets open at once in an answer that sympy reads."""
 MAX_NUMBER = 100
@@ -76,7 +80,8 @@ def is_beyond(answer: str) -> bool:
     for character in answer:
         depth += (character in "([{") - (character in ")]}")
         deepest = max(deepest, depth)
-    return deepest > MAX_DEPTH or any(half.count("=") > 1 for half in re.split(r",|;|\\text|and|or|\\\\|&", answer))
+    parts = re.split(r",|;|\\text|and|or|\\\\|&", SUBSCRIPT.sub("", answer))
+    return deepest > MAX_DEPTH or any(part.count("=") > 1 for part in parts)
 
 
 def sources(gold: Form, form: Form) -> tuple[str, str]:
@@ -107,7 +112,7 @@ def same_by_text(gold: Form, form: Form) -> bool | None:
         return False
     if (base := _BASE.fullmatch(gold.text)) is not None:
         return form.text == base[1]
-    if _BASE.fullmatch(form.text) or ("=" in form.source and not gold.is_equation):
+    if _BASE.fullmatch(form.text) or (form.is_equation and not form.name and not gold.is_equation):
         return False
     return None
 
@@ -117,9 +122,16 @@ def _same_numbers(gold: Form, form: Form) -> bool:
     assert form.value is not None
     if gold.value == form.value:
         return True
+    if not _is_decimal(gold.value) and _is_decimal(form.value):
+        return abs(gold.value - form.value) <= RELATIVE * abs(gold.value)
     if gold.is_percent and not form.is_percent:
         return gold.value == form.value * 100
     return form.is_percent and not gold.is_percent and gold.value * 100 == form.value
+
+
+def _is_decimal(value: Fraction) -> bool:
+    """Whether a decimal is worth exactly this: no prime but 2 and 5 divides its denominator."""
+    return 10 ** value.denominator.bit_length() % value.denominator == 0
 
 
 def _same_parts(gold: Form, form: Form) -> bool | None:

@@ -20,7 +20,7 @@ NUM_WORKERS = 2
 """Processes for each process that asks: while one that was killed starts again, the other goes on."""
 CPU_SECONDS = 1.0
 """Processor time of one comparison; of 99 in 100 ordinary ones it is below 0.1."""
-WALL_SECONDS = 20.0
+WALL_SECONDS = 6.0
 """Time of one comparison by the clock, for one that waits instead of working."""
 MEMORY_GIB = 2.0
 """Address space of a worker."""
@@ -28,6 +28,8 @@ TASKS_PER_WORKER = 2000
 """After which a worker is replaced: sympy's caches and math-verify's grow."""
 MAX_ATTEMPTS = 3
 """Of one comparison whose worker died for another reason than its limits."""
+MAX_RENEWALS = 10
+"""Pools that one comparison asks, where each is gone before it answers: what is killed from outside takes every thread's."""
 
 counts: Counter[str] = Counter()
 """What became of the comparisons of this process: `compared`, `too_long`, `died`, and `restarts` of the pool."""
@@ -48,7 +50,7 @@ class Workers:
     def compare(self, gold: str, answer: str) -> tuple[bool, bool]:
         """`math_equivalence.compare` in a worker.
 
-        Raises: UndecidedError where it took more than its limits, or its worker died `MAX_ATTEMPTS` times.
+        Raises: UndecidedError where it took more than its limits, or its workers died `MAX_ATTEMPTS` times.
         """
         from pebble import ProcessExpired
 
@@ -57,17 +59,21 @@ class Workers:
         if multiprocessing.current_process().daemon:
             # This is a reward worker already: it may be killed, it has a memory limit, and it may start no process.
             return compare(gold, answer)
-        for _ in range(MAX_ATTEMPTS):
+        num_deaths = 0
+        for _ in range(MAX_RENEWALS):
             pool = self._running()
             try:
                 future = pool.schedule(compare_within, args=(gold, answer, CPU_SECONDS), timeout=WALL_SECONDS)
                 is_legal, is_equal = future.result(timeout=WALL_SECONDS + KILL_SECONDS)
             except ProcessExpired as error:
                 if error.exitcode == -signal.SIGPROF:
-                    return self._too_long(gold, answer)
+                    raise self._too_long(answer) from None
+                num_deaths += 1
+                if num_deaths == MAX_ATTEMPTS:
+                    break
             except TimeoutError:
                 if future.done():
-                    return self._too_long(gold, answer)
+                    raise self._too_long(answer) from None
                 self._drop(pool)
             except (BrokenProcessPool, CancelledError, RuntimeError):
                 self._drop(pool)  # an idle worker that was killed from outside breaks a Pebble pool for good
@@ -75,7 +81,7 @@ class Workers:
                 counts["compared"] += 1
                 return is_legal, is_equal
         counts["died"] += 1
-        raise UndecidedError(f"workers died {MAX_ATTEMPTS} times on {answer[:100]!r}")
+        raise UndecidedError(f"no worker lived to compare {answer[:100]!r}")
 
     def close(self) -> None:
         """End the workers; the next comparison starts new ones."""
@@ -84,9 +90,9 @@ class Workers:
         if pool is not None:
             discard(pool).join(KILL_SECONDS)
 
-    def _too_long(self, gold: str, answer: str) -> tuple[bool, bool]:
+    def _too_long(self, answer: str) -> UndecidedError:
         counts["too_long"] += 1
-        raise UndecidedError(f"more than {CPU_SECONDS:g} s of processor time on {answer[:100]!r}")
+        return UndecidedError(f"more than {CPU_SECONDS:g} s of processor time on {answer[:100]!r}")
 
     def _running(self) -> Any:
         from pebble import ProcessPool
@@ -108,8 +114,9 @@ class Workers:
 
     def _drop(self, pool: Any) -> None:
         with self._lock:
-            if self._pool is pool:
-                self._pool = None
+            if self._pool is not pool:  # another thread saw it first
+                return
+            self._pool = None
         discard(pool)
 
 

@@ -22,6 +22,7 @@ needs_vllm = pytest.mark.skipif(
 VLLM_TESTS = {
     "test_calls",
     "test_fleet",
+    "test_two_servers",
     "test_server",
     "test_rounds",
     "test_colocated",

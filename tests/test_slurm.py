@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -37,6 +39,11 @@ exec {sys.executable} -m tinyzero_trl.cli "$@"
 """
 
 
+NEEDS_VLLM = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not on the path")
+TWO_TRAIN = ["--train-nodes", "2"]
+ONE_SERVES = ["--train-nodes", "1", "--generation-nodes", "1", "generation.kv_cache_gib=0.125"]
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "bin").mkdir()
@@ -45,7 +52,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         path.write_text(text)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return {
-        **os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(REPO / "src"), "OMP_NUM_THREADS": "1",
+        **os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": f"{REPO / 'src'}:{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1",
         "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "127.0.0.1,127.0.0.2", "REQUEUED": str(tmp_path / "requeued"),
         "TINYZERO_RUN": str(tmp_path / "run"),
     }  # fmt: skip
@@ -75,12 +82,14 @@ def test_the_script_is_clean_by_shellcheck() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize("nodes", [TWO_TRAIN, pytest.param(ONE_SERVES, marks=NEEDS_VLLM)], ids=["train", "serve"])
 def test_a_job_that_is_preempted_saves_goes_back_into_the_queue_and_ends_its_run(
-    environment: dict[str, str], tmp_path: Path
+    nodes: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "reward.py").write_text("def short(response: str) -> float:\n    return 1 / (1 + len(response))\n")
     words = [
-        "--train-nodes", "2", "+countdown=grpo-tiny", "--processes", "1", "--accelerate_config", "ddp", "rewards.equation=0",
+        *nodes, "+countdown=grpo-tiny", "--processes", "1", "--accelerate_config", "ddp", "rewards.equation=0",
         f"rewards.{tmp_path}/reward.py:short=1", "data.num_train_rows=200", "data.num_eval_rows=0", "trainer.max_steps=12",
         "trainer.eval_strategy=no", "trainer.eval_on_start=false", "trainer.per_device_train_batch_size=4",
         "trainer.gradient_accumulation_steps=1", "trainer.num_generations=4", "trainer.max_completion_length=8",
@@ -106,3 +115,8 @@ def test_a_job_that_is_preempted_saves_goes_back_into_the_queue_and_ends_its_run
     assert "continuing checkpoint-" in (tmp_path / "second.log").read_text()
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     assert len((tmp_path / "requeued").read_text().split()) == 1
+    assert not list(tmp_path.glob("*-servers/*.token")), "a server was left"
+    faults = [
+        json.loads(line).get("server/faults") for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
+    assert (0.0 in faults) == (nodes is ONE_SERVES)

@@ -24,6 +24,7 @@ VLLM_TESTS = {
     "test_fleet",
     "test_two_servers",
     "test_server",
+    "test_server_faults",
     "test_rounds",
     "test_colocated",
     "test_killed_server",

@@ -2,78 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM, which is not on the path")
 
-import contextlib
+from stub import Stub, reply
 
 from tinyzero_trl.generation.calls import Calls, ServerFault
 
 TOKEN = "t" * 43
 
 
-class Stub:
-    """A server that answers as it is told, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, dict[str, str]]] = []
-        self.behave: Callable[[Any], None] = lambda request: reply(request, 200, {})
-        self.over = threading.Event()
-        stub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                stub.asked.append((self.command, self.path, dict(self.headers)))
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    stub.behave(self)
-
-            do_GET = do_POST = answer
-
-            def log_message(self, *words: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def stall(self, request: Any) -> None:
-        self.over.wait(30)
-
-    def drip(self, request: Any) -> None:
-        """A body that comes a byte at a time and never whole: no pause is long enough for a read timeout."""
-        request.send_response(200)
-        request.send_header("Content-Length", "1000")
-        request.end_headers()
-        while not self.over.wait(0.05):
-            request.wfile.write(b" ")
-            request.wfile.flush()
-
-
-def reply(request: Any, status: int, body: Any, **headers: str) -> None:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request.send_response(status)
-    request.send_header("Content-Length", str(len(content)))
-    for name, value in headers.items():
-        request.send_header(name.replace("_", "-"), value)
-    request.end_headers()
-    request.wfile.write(content)
-
-
 @pytest.fixture
 def stub() -> Iterator[Stub]:
     made = Stub()
     yield made
-    made.over.set()
-    made.http.shutdown()
+    made.stop()
 
 
 def calls(stub: Stub, seconds: float = 0.5) -> Calls:
@@ -88,7 +37,7 @@ def test_a_server_that_hangs_or_drips_is_given_up_in_time(stub: Stub, behaviour:
         calls(stub).post("/update_weights", {})
     with pytest.raises(ServerFault, match="no answer in time"):
         calls(stub).together("/v1/completions", [{}] * 8, seconds=0.5)
-    assert not calls(stub).is_healthy()
+    assert not calls(stub).is_healthy(seconds=0.5)
     assert time.monotonic() - started < 3
     assert len([path for _, path, _ in stub.asked if path == "/update_weights"]) == 1
 

@@ -76,9 +76,16 @@ def test_one_run_uses_the_server_of_another_terminal_and_a_second_is_refused(
             assert goes_on.poll() is None, goes_on.communicate()
             assert time.monotonic() < end
             time.sleep(0.1)
+        token = next((tmp_path / "tinyzero-trl").glob("*.token")).read_text().strip()
+        for process in (psutil.Process(goes_on.pid), *psutil.Process(goes_on.pid).children(recursive=True)):
+            assert token not in " ".join([*process.cmdline(), *process.environ().values()])
         goes_on.send_signal(signal.SIGTERM)
-        _, errors = goes_on.communicate(timeout=120)
+        printed, errors = goes_on.communicate(timeout=120)
         assert goes_on.returncode == 143, errors
+        assert token not in printed + errors
+        kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".token"]
+        assert any(path.suffix == ".parquet" for path in kept)
+        assert not [path for path in kept if token.encode() in path.read_bytes()]
     finally:
         for run in runs:
             run.kill()

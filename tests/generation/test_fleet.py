@@ -23,7 +23,8 @@ class Stub:
     """What of a vLLM server a fleet looks at: a version, a transfer that is open or not, completions."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.version, self.is_open, self.is_broken, self.rows = name, "default", False, False, 0
+        self.name, self.version, self.rows = name, "default", 0
+        self.is_open = self.is_broken = self.is_paused = False
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -49,11 +50,14 @@ class Stub:
         if path.startswith("/start_weight_update"):
             status, self.is_open = (500 if self.is_open else 200), True
             return status, {}
+        if path.split("?")[0] in ("/pause", "/resume"):
+            self.is_paused = path != "/resume"
         if path == "/finish_weight_update":
             self.is_open, self.version = False, body.get("weight_version", self.version)
         if path == "/weight_info":
             return 200, {"weight_version": self.version}
         if path == "/v1/completions":
+            assert not self.is_paused
             self.rows += 1
             return 200, {"by": self.name, "row": body["row"]}
         return 200, {"success": True}
@@ -68,8 +72,10 @@ def stubs() -> Iterator[list[Stub]]:
 
 
 def push(fleet: Fleet, version: str) -> None:
+    fleet.post("/pause?mode=abort")
     fleet.post("/start_weight_update?is_checkpoint_format=true")
     fleet.post("/finish_weight_update", {"weight_version": version})
+    fleet.post("/resume")
 
 
 def complete(fleet: Fleet, num_rows: int = 7) -> list[str]:
@@ -98,7 +104,8 @@ def test_the_share_of_a_server_that_fails_is_done_by_the_others_until_it_is_back
     stubs[1].is_broken = True
     assert complete(fleet) == list("aaaaccc")
     assert complete(fleet) == list("aaaaccc")
-    stubs[1].is_broken, stubs[1].is_open, stubs[1].version = False, True, "default"
+    stubs[1].is_broken, stubs[1].version = False, "default"
+    stubs[1].is_open = stubs[1].is_paused = True
     assert complete(fleet) == list("aaaaccc"), "it has none of the weights yet"
     push(fleet, "run:1:2")
     assert complete(fleet) == list("aaabbcc")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-STEPS = 12
+STEPS = 16
+PROCESSES = {"api": "vllm.entrypoints", "engine": "multiprocessing.spawn"}
+"""A word on the command line of each process of a vLLM server."""
+STOPPED = (1, 4, 6, 8)
+"""Of ten kills, those that are SIGSTOP: found out after seconds_per_call, or after seconds_to_start."""
 REWARD = "def short(response: str) -> float:\n    return 1 / (1 + len(response))\n"
 
 
@@ -28,7 +32,7 @@ def words(models: Callable[[bool], Path], tmp_path: Path) -> list[str]:
     return [
         "+countdown=grpo-tiny", f"model.model_name_or_path={models(True)}", "rewards.equation=0",
         f"rewards.{tmp_path}/reward.py:short=1", "generation.engine=server", "generation.kv_cache_gib=0.125",
-        "generation.seconds_per_call=5", "generation.seconds_to_start=90", "generation.seconds_per_batch=60", "trainer.vllm_max_model_length=1024",
+        "generation.seconds_per_call=5", "generation.seconds_to_start=60", "generation.seconds_per_batch=60", "trainer.vllm_max_model_length=1024",
         f"trainer.max_steps={STEPS}", "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=2",
         "trainer.num_generations=4", "trainer.max_completion_length=24", "trainer.save_steps=100", "data.num_train_rows=200",
         "trainer.eval_strategy=no", "trainer.eval_on_start=false", "data.num_eval_rows=0",
@@ -57,17 +61,37 @@ def num_steps(folder: Path) -> int:
     return len(list((folder / "rollouts").glob("train-*.parquet")))
 
 
-def servers_of(process: psutil.Process) -> list[psutil.Process]:
-    """vLLM's processes below a trainer, the first of them the one that answers."""
-    found = [child for child in process.children(recursive=True) if is_server(child)]
-    return [child for child in found if "keeper" not in " ".join(child.cmdline())]
+def num_retries(folder: Path) -> int:
+    """How often a run found its server lacking and did the same once more."""
+    log = folder.with_suffix(".log").read_text(errors="replace")
+    return log.count("; trying again (") + log.count("; starting once more")
 
 
-def is_server(process: psutil.Process) -> bool:
+def keepers_of(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The process between a trainer and each server that it started and that is still there."""
+    return [
+        child for child in psutil.Process(run.pid).children() if "tinyzero_trl.generation.keeper" in words_of(child)
+    ]
+
+
+def servers_of(run: subprocess.Popen[bytes], *, but: Container[int] = ()) -> dict[str, psutil.Process]:
+    """vLLM's two processes below the keepers of a trainer, as far as they are there. but: keepers to leave out."""
+    below = [child for keeper in keepers_of(run) if keeper.pid not in but for child in children_of(keeper)]
+    return {name: child for child in below for name, word in PROCESSES.items() if word in " ".join(words_of(child))}
+
+
+def children_of(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return "vllm" in " ".join(process.cmdline()).lower() or "vllm" in process.name().lower()
+        return process.children(recursive=True)
     except psutil.Error:
-        return False
+        return []
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def rollouts(folder: Path) -> list[dict[str, Any]]:
@@ -87,30 +111,32 @@ def until(holds: Callable[[], bool], run: subprocess.Popen[bytes], folder: Path,
 def test_a_run_whose_server_is_killed_ends_as_one_whose_was_not(
     num_kills: int, words: list[str], tmp_path: Path
 ) -> None:
-    began = time.monotonic()
+    """The first kill, and every third after, is of a server that is starting. Each is found out and counted by itself."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    undisturbed = start(words, straight)
-    dice, moments = random.Random(num_kills), []
-    # A process that is stopped is found out in half a minute, one that is gone at once.
-    numbers = [signal.SIGKILL] if num_kills < 10 else [signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP]
-    run = start(words, killed)
-    after = sorted(dice.sample(range(STEPS), num_kills))
-    for step in after:
-        until(lambda step=step: num_steps(killed) >= step, run, killed, seconds=180)
-        if not step:
-            until(lambda: bool(servers_of(psutil.Process(run.pid))), run, killed, seconds=60)
-        time.sleep(dice.uniform(0, 0.8))
-        victims = servers_of(psutil.Process(run.pid))
-        if victims:
-            victim, number = dice.choice(victims), dice.choice(numbers)
-            moments.append((step, victim.name(), signal.Signals(number).name))
-            victim.send_signal(number)
+    undisturbed, run = start(words, straight), start(words, killed)
+    dice, began = random.Random(num_kills), time.monotonic()
+    steps = sorted(dice.sample(range(1, STEPS - 5), num_kills))
+    before: set[int] = set()
+    for kill in range(num_kills):
+        is_starting = kill % 3 == 0
+        if not is_starting:
+            step = steps.pop(0)
+            until(lambda step=step: num_steps(killed) >= step, run, killed, seconds=180)
+        until(lambda: bool(servers_of(run, but=before)), run, killed, seconds=60)
+        time.sleep(dice.uniform(0, 8 if is_starting else 0.8))
+        name, victim = dice.choice(sorted(servers_of(run, but=before).items()))
+        number = signal.SIGSTOP if num_kills == 10 and kill in STOPPED else signal.SIGKILL
+        shown = f"{number.name} to {name} {'as it starts' if is_starting else f'after step {step}'}"
+        before.update(keeper.pid for keeper in keepers_of(run))
+        victim.send_signal(number)
+        told = time.monotonic()
+        until(lambda kill=kill: num_retries(killed) > kill, run, killed, seconds=120)
+        print(f"{shown}: found out after {time.monotonic() - told:.1f} s")
+        assert num_retries(killed) == kill + 1
     assert run.wait(timeout=400) == 0, killed.with_suffix(".log").read_text()[-3000:]
     assert undisturbed.wait(timeout=300) == 0, straight.with_suffix(".log").read_text()[-3000:]
-    log = killed.with_suffix(".log").read_text()
-    print(
-        f"{moments} in {time.monotonic() - began:.0f} s; {log.count('trying again') + log.count('starting once more')} retries"
-    )
+    print(f"{num_kills} kills, {num_retries(killed)} retries, {time.monotonic() - began:.0f} s")
+    assert num_retries(killed) == num_kills
     ours, theirs = rollouts(killed), rollouts(straight)
     assert len(theirs) == STEPS * 16
     assert [row["completion"] for row in ours] == [row["completion"] for row in theirs]
@@ -121,6 +147,30 @@ def test_a_run_whose_server_is_killed_ends_as_one_whose_was_not(
     assert not (killed / "server.token").exists()
 
 
+@pytest.mark.nightly
+def test_a_run_that_lost_its_server_for_good_ends_with_7_and_goes_on_as_if_nothing_had_been(
+    words: list[str], tmp_path: Path
+) -> None:
+    straight, lost = tmp_path / "straight", tmp_path / "lost"
+    undisturbed = start(words, straight)
+    run = start([*words, "generation.max_failures=0"], lost)
+    until(lambda: num_steps(lost) >= 3, run, lost, seconds=180)
+    dead = servers_of(run)
+    dead["engine"].kill()
+    assert run.wait(timeout=60) == 7, lost.with_suffix(".log").read_text()[-3000:]
+    (line,) = (line for line in lost.with_suffix(".log").read_text().splitlines() if line.startswith("error: "))
+    assert "the vLLM server failed 1 times in a row" in line
+    assert "is saved" in line
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in dead.values())
+    resumed = start([*words, "generation.max_failures=0", f"trainer.resume_from_checkpoint={lost}"], lost)
+    assert resumed.wait(timeout=300) == 0, lost.with_suffix(".log").read_text()[-3000:]
+    assert undisturbed.wait(timeout=300) == 0, straight.with_suffix(".log").read_text()[-3000:]
+    ours, theirs = rollouts(lost), rollouts(straight)
+    assert [(row["completion"], row["reward"]) for row in ours] == [
+        (row["completion"], row["reward"]) for row in theirs
+    ]
+
+
 @pytest.mark.parametrize("at", ["while the server starts", "in the middle of the run"])
 def test_a_trainer_that_is_killed_leaves_no_server_no_token_and_no_weights(
     at: str, words: list[str], tmp_path: Path
@@ -129,7 +179,7 @@ def test_a_trainer_that_is_killed_leaves_no_server_no_token_and_no_weights(
     folder = tmp_path / "run"
     run = start([*words, f"generation.shared_folder={tmp_path / 'shared'}"], folder)
     if at == "while the server starts":
-        until(lambda: bool(servers_of(psutil.Process(run.pid))), run, folder, seconds=120)
+        until(lambda: bool(servers_of(run)), run, folder, seconds=120)
         time.sleep(3)
     else:
         until(lambda: num_steps(folder) >= 2, run, folder, seconds=180)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from servers import client_of
+from stub import Stub, forward, reply
 
 from tinyzero_trl.failures import DiskFull, ServerLost
+from tinyzero_trl.generation.calls import Calls
 
 
 def shortness(completions: list[str], **columns: object) -> list[float]:
@@ -24,7 +29,16 @@ def shortness(completions: list[str], **columns: object) -> list[float]:
 def build(models: Callable[[bool], Path], server: Any, tmp_path: Path) -> Callable[..., Any]:
     """A trainer whose rollouts come from the shared server."""
 
-    def make(*, max_failures: int = 2, folder: str = "run", generation: Any = None, **settings: Any) -> Any:
+    def make(
+        *,
+        max_failures: int = 2,
+        folder: str = "run",
+        generation: Any = None,
+        calls: Any = None,
+        shared: Path = tmp_path,
+        seconds_per_batch: float = 60,
+        **settings: Any,
+    ) -> Any:
         from datasets import Dataset
         from transformers import AutoTokenizer
         from trl import GRPOConfig
@@ -36,7 +50,13 @@ def build(models: Callable[[bool], Path], server: Any, tmp_path: Path) -> Callab
 
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
         model = models(True)
-        remote = Remote(server.calls, WeightFolder(str(tmp_path)), None, seconds_to_start=60, seconds_per_batch=60)
+        remote = Remote(
+            calls or server.calls,
+            WeightFolder(str(shared)),
+            None,
+            seconds_to_start=60,
+            seconds_per_batch=seconds_per_batch,
+        )
         rows = [{"prompt": f"{n} + {n + 3} =", "prefill": "", "nums": [n, n + 3], "target": 9} for n in range(16)]
         values: dict[str, Any] = {
             "output_dir": str(tmp_path / folder), "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
@@ -113,6 +133,45 @@ def test_a_server_that_lost_the_weights_in_mid_run_is_given_them_again_and_nothi
     assert max(history(disturbed, "sampling/sampling_logp_difference/max")) < 1e-4
 
 
+def test_a_server_that_answers_500_breaks_off_and_hangs_in_mid_run_changes_nothing(
+    build: Callable[..., Any], server: Any, tmp_path: Path
+) -> None:
+    plan = {
+        "/update_weights": deque([None, 500]),  # in the second step
+        "/v1/completions": deque([None] * 20 + ["drip"] + [None] * 30 + ["cut"]),  # in the second, in the third
+        "/start_weight_update": deque([None] * 5 + [503]),  # in the third, after the cut
+    }
+    proxy = Stub()
+
+    def disturb(request: Any) -> None:
+        left = plan.get(request.path.split("?")[0])
+        fault = left.popleft() if left else None
+        if isinstance(fault, int):
+            reply(request, fault, b"no")
+        elif fault == "drip":
+            proxy.drip(request)
+        elif fault == "cut":
+            request.connection.close()
+        else:
+            forward(request, server.url)
+
+    straight = build(folder="straight")
+    straight.train()
+    proxy.behave = disturb
+    calls = Calls(proxy.url, token=server.token_file, seconds_per_call=5)
+    disturbed = build(folder="disturbed", calls=calls, seconds_per_batch=5)
+    disturbed.train()
+    proxy.stop()
+    assert not any(plan.values())
+    assert sum(history(disturbed, "server/faults")) == 4
+    ours, theirs = rollouts(tmp_path / "disturbed"), rollouts(tmp_path / "straight")
+    assert [(row["completion"], row["reward"]) for row in ours] == [
+        (row["completion"], row["reward"]) for row in theirs
+    ]
+    assert all(row["weights_step"] == row["step"] - 1 for row in ours)
+    assert max(history(disturbed, "sampling/sampling_logp_difference/max")) < 1e-4
+
+
 def test_a_server_that_stays_lost_saves_the_run_and_ends_it(
     build: Callable[..., Any], tmp_path: Path, server: Any
 ) -> None:
@@ -163,6 +222,40 @@ def test_weights_that_do_not_fit_save_the_run_and_end_it(
     with pytest.raises(DiskFull, match="generation.shared_folder; checkpoint-2 is saved"):
         build().train()
     assert manifest.newest_usable(tmp_path / "run").path == tmp_path / "run" / "checkpoint-2"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", place], capture_output=True).returncode:
+        pytest.skip("a small file system needs root")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_a_real_disk_that_fills_up_in_mid_run_saves_the_run_and_ends_it_with_8(
+    build: Callable[..., Any], small_disk: Path, tmp_path: Path
+) -> None:
+    from tinyzero_trl import manifest
+    from tinyzero_trl.generation.remote import ServerGeneration
+
+    class Filled(ServerGeneration):
+        """Before the third transfer of weights somebody fills the disk."""
+
+        def sync_weights(self) -> None:
+            if self._step == 2:
+                with contextlib.suppress(OSError), (small_disk / "of somebody else").open("wb", buffering=0) as file:
+                    while file.write(b"x" * 4096):
+                        pass
+            super().sync_weights()
+
+    with pytest.raises(DiskFull, match=r"\(0 MiB left, .*checkpoint-2 is saved") as stop:
+        build(generation=Filled, shared=small_disk).train()
+    assert stop.value.exit_code == 8
+    assert manifest.newest_usable(tmp_path / "run").path == tmp_path / "run" / "checkpoint-2"
+    assert not list(small_disk.glob("*/*.safetensors"))
 
 
 def test_two_runs_on_one_server_are_told_apart(build: Callable[..., Any], server: Any, tmp_path: Path) -> None:

@@ -12,48 +12,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from servers import client_of, start
+from servers import EOS, PROMPTS, SAMPLING, client_of, gap, push, rows, shaken, start
 
-EOS, NUM_UPDATES = [0], 4
-PROMPTS = [[5 + i, 20, 30 + i, 40, 50][: 2 + i % 4] for i in range(6)]
-SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 24, "logprobs": 0}
-
-
-def push(client: Any, model: torch.nn.Module, step: int) -> None:
-    client.push(step)
-    named = [(name, parameter.data) for name, parameter in model.named_parameters()]
-    client.update_named_params(
-        [(name, str(p.dtype).removeprefix("torch."), list(p.shape)) for name, p in named], iter(named)
-    )
-    client.reset_prefix_cache()
-    assert client.fault is None, client.fault
-
-
-def gap(model: Any, generated: dict[str, Any], temperature: float = 1.0) -> float:
-    """The largest difference between the server's log-probabilities and those of one forward pass."""
-    widest = 0.0
-    for prompt, ids, logps in zip(
-        generated["prompt_ids"], generated["completion_ids"], generated["logprobs"], strict=True
-    ):
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / temperature
-        expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
-        widest = max(widest, float((expected - torch.tensor(logps)[:, 0]).abs().max()))
-    return widest
-
-
-def shaken(model: Any, seed: int) -> Any:
-    torch.manual_seed(seed)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-def rows(client: Any, first_seed: int) -> Any:
-    from tinyzero_trl.generation.client import Rows
-
-    client.rows = Rows(list(range(first_seed, first_seed + len(PROMPTS))), EOS)
-    return client.generate(PROMPTS, **SAMPLING)
+NUM_UPDATES = 4
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -185,7 +146,19 @@ def status_of(url: str, method: str, token: str | None) -> int:
         return error.code
 
 
-def test_every_route_but_health_asks_for_the_token(server: Any, tmp_path: Path) -> None:
+def test_only_with_the_token_can_it_be_told_to_write_a_file(server: Any, tmp_path: Path) -> None:
+    from tinyzero_trl.generation.calls import Calls, ServerFault
+
+    words = {"method": "save_sharded_state", "kwargs": {"path": str(tmp_path / "sharded")}}
+    with pytest.raises(ServerFault, match="answered 401"):
+        Calls(server.url, token="x" * 43, seconds_per_call=20).post("/collective_rpc", words)
+    assert not (tmp_path / "sharded").exists()
+    (tmp_path / "sharded").mkdir()
+    server.calls.post("/collective_rpc", words)
+    assert list((tmp_path / "sharded").iterdir()), "what the token keeps others from"
+
+
+def test_every_route_but_health_asks_for_the_token(server: Any) -> None:
     from tinyzero_trl.generation.guard import read_token
 
     described = server.calls.get("/openapi.json")["paths"]
@@ -201,9 +174,6 @@ def test_every_route_but_health_asks_for_the_token(server: Any, tmp_path: Path) 
         for token in (None, "x" * 43):
             expected = 200 if path == "/health" else 401
             assert status_of(address, method, token) == expected, f"{method} {path}"
-    target = tmp_path / "sharded"
-    assert status_of(f"{server.url}/collective_rpc", "POST", None) == 401
-    assert not target.exists()
     assert status_of(f"{server.url}/weight_info", "GET", read_token(server.token_file)) == 200
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 from servers import start
 
 REPO = Path(__file__).resolve().parents[2]
 STEPS = 10
 
 
+@pytest.mark.nightly
 def test_a_run_goes_on_while_one_of_its_servers_is_away_and_takes_it_in_again(
     models: Callable[[bool], Path], tmp_path: Path
 ) -> None:
@@ -25,7 +27,7 @@ def test_a_run_goes_on_while_one_of_its_servers_is_away_and_takes_it_in_again(
     try:
         for name in ("first", "second"):
             (tmp_path / name).mkdir()
-            servers.append(start(models(True), tmp_path / name))
+            servers.append(start(models(True), tmp_path / name, max_model_length=1024))
         port = servers[1].port
         straight = run(servers, models(True), tmp_path, "straight")
         assert straight.wait(timeout=200) == 0, log_of(tmp_path, "straight")
@@ -56,7 +58,7 @@ def run(servers: list[Any], model: Path, tmp_path: Path, name: str) -> subproces
     words = [
         "+countdown=grpo-tiny", f"model.model_name_or_path={model}", "rewards.equation=0",
         f"rewards.{tmp_path}/reward.py:short=1", "generation.engine=server", "generation.seconds_per_call=10",
-        f"generation.server=[{','.join(server.url for server in servers)}]", "trainer.vllm_max_model_length=512",
+        f"generation.server=[{','.join(server.url for server in servers)}]", "trainer.vllm_max_model_length=1024",
         f"generation.token_file=[{','.join(str(server.token_file) for server in servers)}]", f"trainer.max_steps={STEPS}",
         "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=2", "trainer.num_generations=4",
         "trainer.max_completion_length=24", "trainer.save_steps=100", "data.num_train_rows=200", "data.num_eval_rows=0",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,27 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_nothing_half_written(bu
     folder = Path(trainer.args.output_dir)
     assert [path.name for path in manifest.checkpoints(folder)] == ["checkpoint-1"]
     assert manifest.newest_usable(folder).path == folder / "checkpoint-1"
+
+
+@pytest.mark.parametrize("kib", [8, 150, 600])
+def test_what_the_system_itself_says_of_a_file_that_grows_too_large_is_understood(kib: int, build: Any) -> None:
+    """8 KiB are too few for the first file, 150 for the weights, 600 for the optimizer's state."""
+    trainer = build(TinyZeroTrainer, max_steps=3, save_strategy="steps", save_steps=1)
+    save, limits = trainer._save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(*arguments: Any) -> None:
+        if trainer.state.global_step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (kib * 2**10, limits[1]))
+        try:
+            save(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    trainer._save_checkpoint = limited
+    with pytest.raises(DiskFull, match="last good checkpoint is .*checkpoint-1") as stop:
+        trainer.train()
+    assert stop.value.exit_code == 8
+    assert [path.name for path in manifest.checkpoints(Path(trainer.args.output_dir))] == ["checkpoint-1"]
 
 
 def test_weights_that_are_not_finite_are_never_saved(build: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from tinyzero_trl.generation.guard import read_token
 
 LOOK_EVERY = 5.0
 """Seconds between two looks at a server that is generating."""
+SECONDS_TO_BE_HEALTHY = 5.0
+"""For a look at the health of a server: what takes longer is not well."""
 ALIVE = "/weight_info"
 """What is looked at: unlike /health, the engine itself answers it, between two tokens."""
 MAX_CONNECTIONS = 1024
@@ -45,10 +48,10 @@ class Calls:
         """As `get`; the server is asked once, since what it did not answer it may have done."""
         return self._run(self._alone("POST", path, body, seconds or self._seconds))
 
-    def is_healthy(self) -> bool:
-        """Whether the server answers and can generate."""
+    def is_healthy(self, *, seconds: float = SECONDS_TO_BE_HEALTHY) -> bool:
+        """Whether the server answers within `seconds` and can generate."""
         try:
-            self.get("/health")
+            self.get("/health", seconds=seconds)
         except ServerFault:
             return False
         return True
@@ -138,6 +141,11 @@ class Calls:
             return json.loads(content)
         except ValueError:
             raise ServerFault(f"{self.url}{path} answered what is no JSON: {_shown(content)}", status=200) from None
+
+
+def look(until: float) -> float:
+    """Seconds for the next look at a server's health, where all is over at `until` (time.monotonic()) or a second after."""
+    return max(1.0, min(SECONDS_TO_BE_HEALTHY, until - time.monotonic()))
 
 
 def _shown(content: bytes) -> str:

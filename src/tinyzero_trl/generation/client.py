@@ -102,20 +102,29 @@ class Client(VLLMClient):
         self.fault = None
         try:
             if self.folder is None:
+                self._pause()
                 super().update_named_params(metadata, named_params)
             else:
                 # All parameters first: other processes gather them along with this one, and no server is to keep them waiting.
                 files = self.folder.write(named_params)
                 self.num_bytes = sum(file.stat().st_size for file in files)
+                self._pause()
                 self._start_weight_update()
                 for file in files:
                     self._post(f"{self.base_url}/update_weights", json={"update_info": {"path": str(file)}})
                 self._finish_weight_update()
+            self.calls.post("/resume")
         except (ServerFault, Failure) as fault:
             self.fault = fault
         finally:
+            for _ in named_params:  # where the server failed before all were taken
+                pass
             if self.folder is not None:
                 self.folder.remove_files()
+
+    def _pause(self) -> None:
+        """End what a client that is gone still has running: it would meet half of the new weights, which ends vLLM's engine."""
+        self.calls.post("/pause?mode=abort")
 
     def _start_weight_update(self) -> None:
         try:

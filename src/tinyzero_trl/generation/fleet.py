@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tinyzero_trl.generation.calls import Calls, ServerFault
+from tinyzero_trl.generation.calls import SECONDS_TO_BE_HEALTHY, Calls, ServerFault
 
 logger = logging.getLogger(__name__)
 SECONDS_TO_ANSWER = 2.0
-"""For a server that is set aside."""
+"""For a server that is set aside: all others wait along."""
 
 
 class Fleet(Calls):
@@ -34,16 +34,18 @@ class Fleet(Calls):
 
     def post(self, path: str, body: Any = None, *, seconds: float | None = None) -> Any:
         """As `get`."""
-        if path.startswith("/start_weight_update"):
+        if path.startswith("/pause"):  # what a transfer begins with
             self._take_in()
         answer = self._tell(lambda server: self._checked(path, server.post(path, body, seconds=seconds)))
         if path == "/finish_weight_update" and body:
             self.version = body["weight_version"]
         return answer
 
-    def is_healthy(self) -> bool:
+    def is_healthy(self, *, seconds: float = SECONDS_TO_BE_HEALTHY) -> bool:
         """Whether a server can generate; before the first transfer of weights, whether all can."""
-        return (all if self.version is None else any)(self._each(Calls.is_healthy, range(len(self.servers))))
+        return (all if self.version is None else any)(
+            self._each(lambda server: server.is_healthy(seconds=seconds), range(len(self.servers)))
+        )
 
     def together(
         self, path: str, bodies: Sequence[Any], *, seconds: float, on_answer: Callable[[Any], None] | None = None
@@ -116,7 +118,9 @@ class Fleet(Calls):
     def _take_in(self) -> None:
         """Have those that answer again in, each with the transfer ended that its failure may have cut short."""
         aside = sorted(self._aside)
-        for index, is_healthy in zip(aside, self._each(answers_quickly, aside), strict=True):
+        for index, is_healthy in zip(
+            aside, self._each(lambda server: server.is_healthy(seconds=SECONDS_TO_ANSWER), aside), strict=True
+        ):
             if is_healthy:
                 try:
                     self.servers[index].post("/finish_weight_update", {})
@@ -125,15 +129,6 @@ class Fleet(Calls):
                         continue
                 self._aside.discard(index)
                 logger.warning("%s is back", self.servers[index].url)
-
-
-def answers_quickly(server: Calls) -> bool:
-    """Whether a server is there, without a long wait for one that is not: all others wait along."""
-    try:
-        server.get("/health", seconds=SECONDS_TO_ANSWER)
-    except ServerFault:
-        return False
-    return True
 
 
 def dealt(rows: Sequence[int], num_servers: int) -> list[list[int]]:

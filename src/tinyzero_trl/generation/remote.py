@@ -15,7 +15,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
 from tinyzero_trl.failures import Failure, ServerLost
-from tinyzero_trl.generation.calls import Calls, ServerFault
+from tinyzero_trl.generation.calls import Calls, ServerFault, look
 from tinyzero_trl.generation.client import Client, Rows, StaleFault
 from tinyzero_trl.generation.server import Server
 from tinyzero_trl.generation.weights import WeightFolder
@@ -52,10 +52,10 @@ class Remote:
             self.calls = self.server.calls
             return
         until = time.monotonic() + self.seconds_to_start
-        while not self.calls.is_healthy():
+        while not self.calls.is_healthy(seconds=look(until)):
             if time.monotonic() > until:
                 raise ServerFault(f"{self.calls.url} was not ready within {self.seconds_to_start:g} s")
-            time.sleep(1.0)
+            time.sleep(0.5)
 
     def revive(self) -> None:
         """After a fault: a new process where it is ours, otherwise patience. Raises: ServerFault."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_trl.generation.addresses import free_port
-from tinyzero_trl.generation.calls import Calls, ServerFault
+from tinyzero_trl.generation.calls import Calls, ServerFault, look
 from tinyzero_trl.generation.guard import TOKEN_FILE, make_token
 from tinyzero_trl.generation.plugin import DIE_WITH_PARENT
 
@@ -187,7 +187,7 @@ class Server:
                 elapsed = time.monotonic() - self._started
                 if not self.is_running():
                     raise ServerFault(f"the vLLM server ended while it started: {self.last_error()} ({self.log})")
-                if Calls(self.url, token=self._token, seconds_per_call=5.0).is_healthy():
+                if self.calls.is_healthy(seconds=look(self._started + seconds)):
                     break
                 if elapsed > seconds:
                     self.stop()

@@ -1,4 +1,4 @@
-"""A run on two real servers, one of which is killed and comes back: the rows of a run on both, undisturbed."""
+"""A run on two real servers, one of which ends: the rows of a run on both, undisturbed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = 10
 
 
 @pytest.mark.nightly
-def test_a_run_goes_on_while_one_of_its_servers_is_away_and_takes_it_in_again(
+def test_a_run_goes_on_with_the_other_where_one_of_its_servers_ends(
     models: Callable[[bool], Path], tmp_path: Path
 ) -> None:
     servers = []
@@ -28,14 +28,11 @@ def test_a_run_goes_on_while_one_of_its_servers_is_away_and_takes_it_in_again(
         for name in ("first", "second"):
             (tmp_path / name).mkdir()
             servers.append(start(models(True), tmp_path / name, max_model_length=1024))
-        port = servers[1].port
         straight = run(servers, models(True), tmp_path, "straight")
         assert straight.wait(timeout=200) == 0, log_of(tmp_path, "straight")
         disturbed = run(servers, models(True), tmp_path, "disturbed")
         wait_for(3, disturbed, tmp_path)
         servers[1].stop()
-        wait_for(6, disturbed, tmp_path)
-        servers[1].start(port=port)
         assert disturbed.wait(timeout=200) == 0, log_of(tmp_path, "disturbed")
     finally:
         for server in servers:
@@ -48,7 +45,6 @@ def test_a_run_goes_on_while_one_of_its_servers_is_away_and_takes_it_in_again(
     assert all(row["weights_step"] == row["step"] - 1 for row in ours)
     log = log_of(tmp_path, "disturbed")
     assert "1 of 2 servers go on without it" in log
-    print("back in time:", " is back" in log)
     for line in (tmp_path / "disturbed" / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line).get("sampling/sampling_logp_difference/max", 0) < 1e-4
 

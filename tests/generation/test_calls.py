@@ -121,6 +121,21 @@ def test_a_server_that_hangs_while_it_generates_is_seen_long_before_its_time_is_
     assert time.monotonic() - started < 3
 
 
+def test_a_long_call_to_a_server_that_ends_meanwhile_is_given_up(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM does whose engine was killed: it takes no more calls, and waits without end for the answer to this one."""
+
+    def end(request: Any) -> None:
+        reply(request, 503, b"") if request.path == "/health" else stub.stall(request)
+
+    monkeypatch.setattr("tinyzero_trl.generation.calls.LOOK_EVERY", 0.1)
+    stub.behave = end
+    started = time.monotonic()
+    with pytest.raises(ServerFault, match="/health answered 503"):
+        calls(stub).post("/update_weights", {}, seconds=20)
+    assert time.monotonic() - started < 3
+    assert stub.count("/update_weights") == 1
+
+
 def test_an_answer_that_is_no_whole_completion_is_a_fault() -> None:
     pytest.importorskip("vllm", reason="vLLM is not on the path")
     from tinyzero_trl.generation.client import checked_choice

@@ -16,7 +16,7 @@ LOOK_EVERY = 5.0
 SECONDS_TO_BE_HEALTHY = 5.0
 """For a look at the health of a server: what takes longer is not well."""
 ALIVE = "/weight_info"
-"""What is looked at: unlike /health, the engine itself answers it, between two tokens."""
+"""What is looked at then: unlike /health, the engine itself answers it, between two tokens."""
 MAX_CONNECTIONS = 1024
 
 
@@ -45,8 +45,14 @@ class Calls:
         return self._run(self._alone("GET", path, None, seconds or self._seconds))
 
     def post(self, path: str, body: Any = None, *, seconds: float | None = None) -> Any:
-        """As `get`; the server is asked once, since what it did not answer it may have done."""
-        return self._run(self._alone("POST", path, body, seconds or self._seconds))
+        """As `get`; the server is asked once, since what it did not answer it may have done.
+
+        seconds: of a call that may take long. Then its health is looked at meanwhile: where vLLM's engine ends, a call to it is never answered.
+        """
+        if seconds is None:
+            return self._run(self._alone("POST", path, body, self._seconds))
+        (answer,) = self._run(self._together(path, [body], seconds, None, alive="/health"))
+        return answer
 
     def is_healthy(self, *, seconds: float = SECONDS_TO_BE_HEALTHY) -> bool:
         """Whether the server answers within `seconds` and can generate."""
@@ -63,7 +69,7 @@ class Calls:
 
         seconds: for all of them. Raises: ServerFault.
         """
-        return self._run(self._together(path, bodies, seconds, on_answer))
+        return self._run(self._together(path, bodies, seconds, on_answer, alive=ALIVE))
 
     def _run(self, call: Coroutine[Any, Any, Any]) -> Any:
         import aiohttp
@@ -89,7 +95,13 @@ class Calls:
             return await self._ask(session, method, path, body)
 
     async def _together(
-        self, path: str, bodies: Sequence[Any], seconds: float, on_answer: Callable[[Any], None] | None
+        self,
+        path: str,
+        bodies: Sequence[Any],
+        seconds: float,
+        on_answer: Callable[[Any], None] | None,
+        *,
+        alive: str,
     ) -> list[Any]:
         async def one(body: Any) -> Any:
             answer = await self._ask(session, "POST", path, body)
@@ -100,7 +112,7 @@ class Calls:
         async def watch() -> None:
             while True:
                 await asyncio.sleep(LOOK_EVERY)
-                await self._alone("GET", ALIVE, None, self._seconds)
+                await self._alone("GET", alive, None, self._seconds)
 
         async with self._session() as session, asyncio.timeout(seconds), asyncio.TaskGroup() as group:
             watching = group.create_task(watch())

@@ -113,7 +113,6 @@ class Client(VLLMClient):
                 for file in files:
                     self._post(f"{self.base_url}/update_weights", json={"update_info": {"path": str(file)}})
                 self._finish_weight_update()
-            self.calls.post("/resume")
         except (ServerFault, Failure) as fault:
             self.fault = fault
         finally:
@@ -140,9 +139,13 @@ class Client(VLLMClient):
         self._post(f"{self.base_url}/finish_weight_update", json={"weight_version": self.version})
 
     def reset_prefix_cache(self) -> None:
+        """What a transfer ends with: the server generates again."""
+        if self.fault is not None:
+            return
         try:
-            if self.fault is None and not self.calls.post("/reset_prefix_cache")["success"]:
+            if not self.calls.post("/reset_prefix_cache")["success"]:
                 raise ServerFault(f"{self.base_url} keeps the prefix cache of other weights")
+            self.calls.post("/resume")
         except ServerFault as fault:
             self.fault = fault
 

@@ -26,6 +26,7 @@ FULL_WORDS = (
     "disk quota",
     "file too large",
     "inline_container",
+    "iostream error",
     "file write failed",
     "os error 28",
     "os error 122",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 import re
 import signal
 import sys
@@ -318,6 +319,26 @@ def test_real_outputs_get_the_verdicts_that_others_gave_them(no_workers):
     for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
         verdict = verify(row["completion"], answer=row["gold"])
         assert (verdict.outcome is SOLVED) is row["is_correct"], row
+
+
+PIECES = (
+    *("\\frac", "\\text", "\\pm", "\\left", "\\sqrt", "\\approx", "\\in", "\\boxed", "\\{", "\\}", "\\$", "\\ ", " or ", " and "),
+    *("<answer>", "</answer>", "<think>", "</think>", "####"),
+    *"{}()[]120.,-+x=^_%$ !e#½٣\ud800",
+)  # fmt: skip
+
+
+def test_any_text_gets_a_verdict_and_a_normal_form(monkeypatch):
+    monkeypatch.setattr("tinyzero_trl.tasks.math_verdict.compare", lambda gold, answer: (False, False))
+    draw = random.Random(0)
+    texts = ["".join(draw.choices(PIECES, k=draw.randrange(60))) for _ in range(4000)]
+    texts += [(piece * 1000)[:1000] for piece in (*PIECES, "a", "a ", "1 ", "1,", "a=", "x_", "(1,", "\\frac{")]
+    start = time.monotonic()
+    for text in texts:
+        for response in (text, f"\\boxed{{{text}}}"):
+            assert verify(response, answer=text).outcome in Outcome
+        assert isinstance(canonical(text), str)
+    assert time.monotonic() - start < 10
 
 
 def test_ten_megabytes_are_not_read():

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from tinyzero_trl.tasks.math_answers import MAX_ANSWER
+
 MAX_DIGITS = 60
 """Digits of a number that is worked out; longer ones are text."""
 MAX_EXPONENT = 60
@@ -47,7 +49,7 @@ _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _UNIT = re.compile(r"(?<=[0-9a-zA-Z})])\s*\\text\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?\s*\.?\s*$")
 _PLAIN_UNIT = re.compile(r"^(\$?-?[0-9][0-9.,/]*)\s+([a-zA-Z][a-zA-Z]+(?:[ /][a-zA-Z]+){0,4})(?:\^[23])?\s*\.?$")
 _NAME = re.compile(
-    r"^\s*((?:\\?[a-zA-Z]+(?:\s*\{?[a-zA-Z]*\}?)(?:_\\?\w+|_\{\w+\})?'*)(?:\s*\([^()=]*\))?)\s*=(?!=)\s*"
+    r"^\s*((?:\\?[a-zA-Z]{1,24}(?:\s*\{?[a-zA-Z]{0,24}\}?)(?:_\\?\w+|_\{\w+\})?'*)(?:\s*\([^()=]{0,32}\))?)\s*=(?!=)\s*"
 )
 _OF = re.compile(r"^\s*(?:[a-zA-Z]\w*\s*\\in(?![a-zA-Z])|\([a-zA-Z_0-9, ]*[a-zA-Z][a-zA-Z_0-9, ]*\)\s*=)\s*")
 """What says of a set, tuple or interval whose it is: `x \\in`, `(p,q) =`."""
@@ -120,7 +122,7 @@ def canonical(answer: str) -> str:
     >>> canonical(r"\dfrac{1}{2}"), canonical("$0.50$"), canonical(r"x = \frac12"), canonical("1,234 apples")
     ('1/2', '1/2', '1/2', '1234')
     """
-    return form_of(answer).text
+    return form_of(answer[:MAX_ANSWER]).text
 
 
 def form_of(answer: str) -> Form:

@@ -109,7 +109,7 @@ def test_every_key_of_a_run_may_change_or_may_not_and_those_that_may_are_few(tmp
     ours = {key for key in free if not key.startswith(("trainer.", "reward_workers."))}
     assert ours == {
         *("output_dir", "give_up_after", "max_generated_tokens", "data.num_eval_rows"),
-        "batching.max_tokens_per_microbatch",
+        *("batching.max_tokens_per_microbatch", "evaluation.temperature", "evaluation.greedy"),
     }
     prefixes = ("trainer.eval_", "trainer.log", "trainer.save_", "trainer.hub_", "trainer.dataloader_", "trainer.vllm_")
     rest = {key.removeprefix("trainer.") for key in free - ours if not key.startswith((*prefixes, "reward_workers."))}

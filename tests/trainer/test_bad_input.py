@@ -51,7 +51,7 @@ def refuse(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["task=countdwn"], "no task 'countdwn'; there is countdown, multiplication"),
+        (["task=countdwn"], "no task 'countdwn'; there is countdown, math, multiplication"),
         (["task=nowhere.py:TASK"], "nowhere.py"),
         (["format=bse"], "no format of task countdown 'bse'; there is base, instruct, r1_prefix"),
         (["rewards.equatoin=1"], "no reward of task countdown 'equatoin'; there is equation, format, graded"),

@@ -57,7 +57,7 @@ class Workers:
         from tinyzero_trl.tasks.math_equivalence import compare, compare_within
 
         if multiprocessing.current_process().daemon:
-            # This is a reward worker already: it may be killed, it has a memory limit, and it may start no process.
+            # It may start no process, and whoever made it daemonic may end it.
             return compare(gold, answer)
         num_deaths = 0
         for _ in range(MAX_RENEWALS):

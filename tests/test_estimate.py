@@ -118,6 +118,8 @@ def test_four_bits_shrink_the_linear_maps_and_nothing_else() -> None:
         (["generation.engine=transformers"], "forward and backward", None),
         (["trainer.vllm_enable_sleep_mode=false"], "forward and backward", False),
         (["trainer.beta=0.01"], "generation", False),
+        (["generation.offload=true"], "forward and backward", True),
+        (["generation.offload=true"], "optimizer step", None),
         (["model.dtype=bfloat16"], "optimizer step", True),
         (["algorithm=ppo"], "generation", False),
     ],
@@ -131,6 +133,14 @@ def test_offload_moves_states_to_the_host() -> None:
     here, there = (memory_of(plan(sharding=Sharding(8, "deepspeed", 2, offloads_optimizer=o))) for o in (False, True))
     assert there.on_host == here.phases["generation"]["optimizer"] > 0
     assert there.phases["generation"]["optimizer"] == 0
+
+
+def test_what_waits_on_the_host_between_phases_is_counted_there() -> None:
+    here, there = (memory_of(plan("trainer.beta=0.01", f"generation.offload={o}")) for o in ("false", "true"))
+    held = here.phases["generation"]
+    assert there.on_host == held["optimizer"] + held["reference"]
+    assert here.total("generation") - there.total("generation") == pytest.approx(there.on_host)
+    assert there.phases["forward and backward"]["reference"] == held["reference"]
 
 
 def test_a_config_file_and_the_environment_it_makes_say_the_same() -> None:

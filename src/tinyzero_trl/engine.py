@@ -17,6 +17,9 @@ from tinyzero_trl.keys import nearest
 
 ENGINES = ("transformers", "server", "colocate")
 TRANSFERS = ("auto", "file", "nccl")
+LORA = ("auto", "merged", "adapter")
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM makes room for."""
 VLLM_VERSION = "0.31.0"
 INSTALL = {
     False: f"pip install -e '.[vllm]' (vllm=={VLLM_VERSION}, for NVIDIA GPUs)",
@@ -39,11 +42,13 @@ def tell_trl(cfg: DictConfig) -> None:
 def check_engine(cfg: DictConfig, *, num_processes: int = 1) -> None:
     """The section `generation` against itself and `trainer`. Raises: ConfigError."""
     section, trainer = cfg.generation, cfg.trainer
-    if section.weight_transfer not in TRANSFERS:
-        raise ConfigError(
-            f"generation.weight_transfer: there is no {section.weight_transfer!r}; there is {', '.join(TRANSFERS)}"
-            f"{nearest(section.weight_transfer, TRANSFERS)}"
-        )
+    for key, known in (("weight_transfer", TRANSFERS), ("lora", LORA)):
+        if section[key] not in known:
+            raise ConfigError(
+                f"generation.{key}: there is no {section[key]!r}; there is {', '.join(known)}{nearest(section[key], known)}"
+            )
+    if section.lora == "adapter" and (why := why_merged(cfg)):
+        raise ConfigError(f"generation.lora=adapter: {why}; use merged")
     for key in ("seconds_to_start", "seconds_per_batch", "seconds_per_call", "memory_share", "kv_cache_gib"):
         if section[key] is not None and not section[key] > 0:
             raise ConfigError(f"generation.{key} must be more than 0, got {section[key]:g}")
@@ -53,6 +58,8 @@ def check_engine(cfg: DictConfig, *, num_processes: int = 1) -> None:
         raise ConfigError(f"generation.max_failures must be 0 or more, got {section.max_failures}")
     if section.engine == "colocate" and trainer.use_cpu and trainer.vllm_enable_sleep_mode:
         raise ConfigError("trainer.vllm_enable_sleep_mode frees GPU memory between phases; on a CPU set it to false")
+    if section.offload and (why := _why_not_offload(cfg)):
+        raise ConfigError(f"generation.offload: {why}")
     if section.engine != "server":
         return
     if section.server != "auto":
@@ -74,6 +81,29 @@ def check_engine(cfg: DictConfig, *, num_processes: int = 1) -> None:
                 )
 
 
+def why_merged(cfg: DictConfig) -> str | None:
+    """Why an adapter cannot go to vLLM by itself; None where it can. What it is applied to there has to be what the trainer applies it to."""
+    model, trainer, section = cfg.model, cfg.trainer, cfg.generation
+    if not model.use_peft or section.engine == "transformers":
+        return "there is no adapter (model.use_peft), or no vLLM (generation.engine), in this run"
+    if model.load_in_4bit or model.load_in_8bit:
+        return "vLLM has the weights below it whole, the trainer in 4 or 8 bits"
+    if model.use_dora or model.lora_modules_to_save or model.lora_target_parameters:
+        return "vLLM takes plain LoRA, without DoRA, modules_to_save or target_parameters"
+    targets = several(model.lora_target_modules)
+    if {"lm_head", "embed_tokens"} & set(targets):
+        return "it changes the head or the embedding"
+    if section.engine == "server" and section.weight_transfer == "nccl":
+        return "it goes through files, and generation.weight_transfer is nccl"
+    if model.lora_r > ADAPTER_RANKS[-1]:
+        return f"vLLM takes ranks up to {ADAPTER_RANKS[-1]}, and model.lora_r is {model.lora_r}"
+    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+        return "FSDP has it in pieces"
+    if section.engine == "colocate" and trainer.vllm_enable_sleep_mode:
+        return "with trainer.vllm_enable_sleep_mode vLLM forgets the weights below it between phases"
+    return None
+
+
 def check_installed(cfg: DictConfig) -> None:
     """Whether the libraries of the engine are there. Raises: ConfigError with the command that brings them."""
     if cfg.generation.engine != "transformers":
@@ -85,6 +115,17 @@ def check_engine_of_evaluation(chosen: str) -> None:
     """Whether the libraries of `--engine` are there. Raises: ConfigError with the command that brings them."""
     if chosen != "transformers":
         _check_vllm(f"--engine {chosen}", is_on_cpu=shutil.which("nvidia-smi") is None)
+
+
+def _why_not_offload(cfg: DictConfig) -> str | None:
+    for name in ("deepspeed", "fsdp"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false") == "true":
+            return "DeepSpeed and FSDP have their own; use --accelerate_config zero2-offload or fsdp2-offload"
+    if cfg.trainer.use_cpu:
+        return "on a CPU all is in the host's memory already; set it to false"
+    if "paged" in str(cfg.trainer.optim):
+        return f"trainer.optim={cfg.trainer.optim} moves its state itself; set it to false"
+    return None
 
 
 def _check_vllm(asked: str, *, is_on_cpu: bool) -> None:

@@ -103,6 +103,9 @@ class GenerationSettings:
     """Of a server at a URL: the file `tinyzero serve` named, a list for a list; null: where it puts it on this machine."""
     weight_transfer: str = "auto"
     """`file`: through files both sides see, on any device; `nccl`: between GPUs; `auto`: nccl where each side has GPUs of its own."""
+    lora: str = "auto"
+    """What of a model with an adapter goes to vLLM: `merged`, whole weights; `adapter`, the adapter alone, for vLLM to apply to the weights
+    it has; `auto`: the adapter where that is the same policy and vLLM takes it."""
     shared_folder: str | None = None
     """Where files are handed over, as large as the weights; null: shared memory. Across hosts: a folder on both."""
     devices: str | None = None
@@ -111,6 +114,8 @@ class GenerationSettings:
     """Of each of the server's GPUs; colocate has trainer.vllm_gpu_memory_utilization."""
     kv_cache_gib: float | None = None
     """Key-value cache (GiB); null: what the memory share leaves on a GPU, 1 on a CPU."""
+    offload: bool = False
+    """The optimizer's state waits in the host's memory but for its steps, the reference model while completions are generated."""
     seconds_to_start: float = 600.0
     """Until a server can generate."""
     seconds_per_batch: float = 600.0
@@ -128,4 +133,5 @@ def features(cfg: DictConfig) -> dict[str, Any]:
         *("give_up_after", "algorithm", "advantage_whitening", "soft_overlong_tokens", "dynamic_sampling_rounds"),
         "max_generated_tokens",
     )
-    return {key: cfg[key] for key in keys} | {key: OmegaConf.to_object(cfg[key]) for key in sections}
+    ours = {key: cfg[key] for key in keys} | {key: OmegaConf.to_object(cfg[key]) for key in sections}
+    return ours | {"offload": cfg.generation.offload}

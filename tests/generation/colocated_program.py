@@ -14,36 +14,59 @@ def shortness(completions: list[str], **columns: object) -> list[float]:
     return [1.0 / (1 + len(text)) for text in completions]
 
 
-def main(model: str, output_dir: str) -> None:
+def main(model: str, output_dir: str, synced: str) -> None:
+    """synced: `whole`, `merged` or `adapter`."""
+    import torch
     from datasets import Dataset
+    from peft import LoraConfig
     from transformers import AutoTokenizer
     from trl import GRPOConfig
 
     from tinyzero_trl.generation.colocated import ColocatedGeneration
     from tinyzero_trl.generation.server import ON_CPU
+    from tinyzero_trl.generation.weights import WeightFolder
     from tinyzero_trl.tasks.countdown import TASK
     from tinyzero_trl.trainer import TinyZeroTrainer
 
     rows = [{"prompt": f"{n} + {n + 3} =", "prefill": "", "nums": [n, n + 3], "target": 9} for n in range(16)]
     args = GRPOConfig(
         output_dir=output_dir, per_device_train_batch_size=8, gradient_accumulation_steps=2, num_generations=4,
-        max_completion_length=12, max_steps=4, learning_rate=3e-3, logging_steps=1, save_strategy="no", report_to="none",
+        max_completion_length=12, max_steps=4, learning_rate=3e-2 if synced != "whole" else 3e-3, logging_steps=1, save_strategy="no", report_to="none",
         bf16=False, use_cpu=True, seed=7, disable_tqdm=True, gradient_checkpointing=False, use_vllm=True,
         vllm_mode="colocate", vllm_max_model_length=128,
     )  # fmt: skip
     engine: dict[str, Any] = {**ON_CPU, "dtype": "float32", "kv_cache_memory_bytes": 2**27}
+    adapters = WeightFolder(output_dir) if synced == "adapter" else None
+    if adapters is not None:
+        engine |= {"enable_lora": True, "max_lora_rank": 8}
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = TinyZeroTrainer(
         model=model, reward_funcs=shortness, args=args, train_dataset=Dataset.from_list(rows), task=TASK,
         processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
-        vllm_generation=partial(ColocatedGeneration, engine=engine),
+        vllm_generation=partial(ColocatedGeneration, engine=engine, adapters=adapters),
+        peft_config=lora if synced != "whole" else None,
     )  # fmt: skip
+    below = {
+        name: value.detach().clone() for name, value in trainer.model.named_parameters() if not value.requires_grad
+    }
     trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in below.items()), "synchronising moved the weights"
+    assert adapters is None or not list(adapters.path.iterdir())
+    ids = torch.arange(60, 100)[None]
+    effect = 0.0
+    if synced != "whole":
+        with torch.no_grad(), trainer.model.disable_adapter():
+            without = trainer.model(ids).logits
+        with torch.no_grad():
+            effect = (trainer.model(ids).logits - without).abs().max().item()
     log = [entry for entry in trainer.state.log_history if "sampling/sampling_logp_difference/max" in entry]
     print(
         json.dumps(
             {
                 "gaps": [entry["sampling/sampling_logp_difference/max"] for entry in log],
                 "sync": [entry.get("seconds/sync") for entry in log],
+                "effect": effect,
                 "grad_norm": [entry["grad_norm"] for entry in log],
             }
         )
@@ -52,4 +75,4 @@ def main(model: str, output_dir: str) -> None:
 
 if __name__ == "__main__":
     os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    main(str(Path(sys.argv[1])), sys.argv[2])
+    main(str(Path(sys.argv[1])), sys.argv[2], sys.argv[3])

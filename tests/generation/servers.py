@@ -27,8 +27,8 @@ def make_model(folder: Path, *, tied: bool, seed: int = 0) -> Path:
     return folder
 
 
-def start(model: Path, folder: Path, *, max_model_length: int = 512) -> Any:
-    """A server of `model`, ready; whoever starts it stops it."""
+def start(model: Path, folder: Path, *, max_model_length: int = 512, adapter_rank: int | None = None) -> Any:
+    """A server of `model`, ready; whoever starts it stops it. adapter_rank: of adapters that it is given in the place of whole weights."""
     from tinyzero_trl.generation.server import Server, ServerSpec
 
     spec = ServerSpec(
@@ -38,6 +38,7 @@ def start(model: Path, folder: Path, *, max_model_length: int = 512) -> Any:
         is_on_cpu=True,
         weight_transfer="file",
         kv_cache_gib=0.125,
+        adapter_rank=adapter_rank,
     )
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     server = Server(spec, log=folder / "server.log", token_file=folder / "token")
@@ -46,7 +47,9 @@ def start(model: Path, folder: Path, *, max_model_length: int = 512) -> Any:
     return server
 
 
-def client_of(server: Any, folder: Any = None, calls: Any = None, **changes: Any) -> Any:
+def client_of(
+    server: Any, folder: Any = None, calls: Any = None, *, sends_adapter: bool = False, **changes: Any
+) -> Any:
     """calls: by which it reaches the server; None: its own."""
     from tinyzero_trl.generation.client import Client
     from tinyzero_trl.generation.weights import WeightFolder
@@ -54,6 +57,7 @@ def client_of(server: Any, folder: Any = None, calls: Any = None, **changes: Any
     settings = {"run": "test", "folder": folder or WeightFolder(None), "seconds_per_batch": 60.0, **changes}
     calls = calls or server.calls
     client = Client(calls, base_url=calls.url, **settings)
+    client.sends_adapter = sends_adapter
     client.init_communicator()
     return client
 

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(("tied", "synced"), [(True, "whole"), (False, "merged"), (True, "adapter")])
 def test_log_probabilities_are_the_trainers_at_every_step(
-    tied: bool, models: Callable[[bool], Path], tmp_path: Path
+    tied: bool, synced: str, models: Callable[[bool], Path], tmp_path: Path
 ) -> None:
-    command = [sys.executable, str(Path(__file__).with_name("colocated_program.py")), str(models(tied)), str(tmp_path)]
+    program = Path(__file__).with_name("colocated_program.py")
+    command = [sys.executable, *map(str, (program, models(tied), tmp_path, synced))]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
@@ -27,6 +28,7 @@ def test_log_probabilities_are_the_trainers_at_every_step(
     assert len(said["gaps"]) == 4
     assert max(said["gaps"]) < 1e-4
     assert min(said["grad_norm"]) > 0
+    assert said["effect"] > 1e-2 or synced == "whole"
     rows = [
         row for shard in sorted((tmp_path / "rollouts").glob("*.parquet")) for row in pq.read_table(shard).to_pylist()
     ]

@@ -13,6 +13,7 @@ from tinyzero_trl.config import compose
 from tinyzero_trl.failures import ConfigError
 
 RECIPE = "+countdown=grpo-tiny"
+LORA = ("model.use_peft=true", "model.lora_target_modules=[all-linear]", "model.lora_r=20")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,17 @@ def test_one_key_decides_and_trl_is_told(words: list[str], use_vllm: bool, mode:
         (["generation.memory_share=90"], "a share of the memory"),
         (["generation.max_failures=-1"], "0 or more"),
         (["generation.engine=colocate", "trainer.vllm_enable_sleep_mode=true"], "on a CPU set it to false"),
+        (["generation.offload=true"], "in the host's memory already"),
+        (
+            ["generation.offload=true", "trainer.use_cpu=false", "trainer.optim=paged_adamw_8bit"],
+            "moves its state itself",
+        ),
+        (["generation.lora=adaptor"], "did you mean adapter"),
+        (["generation.lora=adapter", "generation.engine=server"], "there is no adapter"),
+        (["generation.lora=adapter", *LORA], "no vLLM"),
+        (["generation.lora=adapter", *LORA, "generation.engine=server", "model.load_in_4bit=true"], "in 4 or 8 bits"),
+        (["generation.lora=adapter", *LORA, "generation.engine=server", "model.use_dora=true"], "plain LoRA"),
+        (["generation.lora=adapter", *LORA, "generation.engine=server", "model.lora_r=513"], "ranks up to 512"),
     ],
 )
 def test_a_mistake_is_answered_with_what_would_be_right(words: list[str], message: str) -> None:
@@ -99,3 +111,33 @@ def test_a_server_gets_the_path_of_its_token_and_no_secret_of_the_trainer(
     assert "secret-canary" not in environment.values()
     assert "RANK" not in environment
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("words", "rank"),
+    [
+        ([], 32),
+        (["generation.lora=adapter"], 32),
+        (["generation.lora=merged"], None),
+        (["model.load_in_4bit=true"], None),
+        (["model.lora_target_modules=[q_proj,lm_head]"], None),
+        (["generation.weight_transfer=nccl"], None),
+        (["model.use_peft=false"], None),
+    ],
+)
+def test_an_adapter_goes_by_itself_where_it_is_the_same_policy(
+    words: list[str], rank: int | None, tmp_path: Path
+) -> None:
+    spec = spec_of([*LORA, *words])
+    assert spec.adapter_rank == rank
+    options = dict(itertools.pairwise(spec.command(host="127.0.0.1", port=1)))
+    assert options.get("--max-lora-rank") == (None if rank is None else str(rank))
+    assert ("VLLM_ALLOW_RUNTIME_LORA_UPDATING" in spec.environment(tmp_path)) == (rank is not None)
+
+
+def test_with_sleep_mode_whole_weights_come_back_each_time() -> None:
+    from tinyzero_trl.generation.engines import adapter_rank
+
+    words = [RECIPE, *LORA, "generation.engine=colocate", "trainer.use_cpu=false"]
+    assert adapter_rank(compose(words)) == 32
+    assert adapter_rank(compose([*words, "trainer.vllm_enable_sleep_mode=true"])) is None

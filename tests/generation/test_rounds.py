@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from servers import client_of
+from servers import client_of, start
 from stub import Stub, forward, reply
 
 from tinyzero_trl.failures import DiskFull, ServerLost
@@ -37,8 +37,11 @@ def build(models: Callable[[bool], Path], server: Any, tmp_path: Path) -> Callab
         calls: Any = None,
         shared: Path = tmp_path,
         seconds_per_batch: float = 60,
+        peft: Any = None,
+        to: Any = None,
         **settings: Any,
     ) -> Any:
+        """to: a server of its own, which takes adapters."""
         from datasets import Dataset
         from transformers import AutoTokenizer
         from trl import GRPOConfig
@@ -51,7 +54,7 @@ def build(models: Callable[[bool], Path], server: Any, tmp_path: Path) -> Callab
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
         model = models(True)
         remote = Remote(
-            calls or server.calls,
+            calls or (to or server).calls,
             WeightFolder(str(shared)),
             None,
             seconds_to_start=60,
@@ -67,10 +70,19 @@ def build(models: Callable[[bool], Path], server: Any, tmp_path: Path) -> Callab
         return TinyZeroTrainer(
             model=str(model), reward_funcs=shortness, args=GRPOConfig(**values), train_dataset=Dataset.from_list(rows),
             processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"), task=TASK,
-            vllm_generation=partial(generation or ServerGeneration, remote=remote, max_failures=max_failures),
+            peft_config=peft,
+            vllm_generation=partial(
+                generation or ServerGeneration, remote=remote, max_failures=max_failures, sends_adapter=to is not None
+            ),
         )  # fmt: skip
 
     return make
+
+
+def small_adapter() -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def history(trainer: Any, key: str) -> list[float]:
@@ -95,6 +107,73 @@ def test_each_step_is_trained_on_rollouts_of_its_own_weights(build: Callable[...
     assert all(row["weights_step"] == row["step"] - 1 for row in rows)
     assert len({row["seed"] for row in rows}) == len(rows)
     assert not list(trainer.vllm_generation.remote.folder.path.iterdir()), "weights are not left lying about"
+
+
+def check_adapter(trainer: Any, folder: Path) -> None:
+    """Trains, and checks that the server drew by the adapter of each step, on weights that nothing moves."""
+    import torch
+
+    below = {name: value.clone() for name, value in trainer.model.named_parameters() if not value.requires_grad}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in below.items())
+    gaps = history(trainer, "sampling/sampling_logp_difference/max")
+    client = trainer.vllm_generation.vllm_client
+    print("gap by step", gaps, "seconds", history(trainer, "seconds/sync"), "bytes", client.num_bytes)
+    assert len(gaps) == 4
+    assert max(gaps) < 1e-4
+    assert min(history(trainer, "grad_norm")) > 0
+    ids = torch.arange(60, 100)[None]
+    with torch.no_grad():
+        logits = trainer.model(ids).logits
+        with trainer.model.disable_adapter():
+            assert (logits - trainer.model(ids).logits).abs().max() > 1e-2, "the adapter does nothing"
+    assert all(row["weights_step"] == row["step"] - 1 for row in rollouts(folder))
+    assert not list(trainer.vllm_generation.remote.folder.path.iterdir())
+
+
+def test_an_adapter_in_the_weights_leaves_those_below_it_as_they_were(
+    build: Callable[..., Any], tmp_path: Path
+) -> None:
+    check_adapter(build(peft=small_adapter(), learning_rate=3e-2), tmp_path / "run")
+
+
+def test_an_adapter_goes_by_itself_and_a_server_that_lost_it_is_given_it_again(
+    build: Callable[..., Any], models: Callable[[bool], Path], server: Any, tmp_path: Path
+) -> None:
+    from tinyzero_trl.generation.calls import Calls, ServerFault
+    from tinyzero_trl.generation.remote import ServerGeneration
+    from tinyzero_trl.generation.weights import WeightFolder
+
+    class Forgetful(ServerGeneration):
+        """Before the third rollout the server is what a restart makes it: without the adapter, with no version."""
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            if self._step == 2 and not self.num_faults:
+                calls = self.vllm_client.calls
+                with contextlib.suppress(ServerFault):  # it answers with a sentence
+                    calls.post("/v1/unload_lora_adapter", {"lora_name": self.vllm_client.version})
+                calls.post("/update_weight_version", {"new_version": "default"})
+            return super().generate(*args, **kwargs)
+
+    taking = start(models(True), tmp_path / "taking", adapter_rank=8)
+    try:
+        settings = {"peft": small_adapter(), "learning_rate": 3e-2, "to": taking}
+        check_adapter(build(folder="straight", **settings), tmp_path / "straight")
+        disturbed = build(folder="disturbed", generation=Forgetful, **settings)
+        check_adapter(disturbed, tmp_path / "disturbed")
+        assert history(disturbed, "server/faults") == [0, 0, 1, 0]
+        texts = [[row["completion"] for row in rollouts(tmp_path / name)] for name in ("straight", "disturbed")]
+        assert texts[0] == texts[1]
+        for route in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+            with pytest.raises(ServerFault, match="401"):
+                Calls(taking.url, token="not the token", seconds_per_call=10).post(route, {"lora_name": "policy"})
+        with pytest.raises(ServerFault, match="started to take an adapter, and this run sends whole weights"):
+            client_of(taking, WeightFolder(str(tmp_path)))
+        with pytest.raises(ServerFault, match="started to take whole weights, and this run sends an adapter"):
+            client_of(server, WeightFolder(str(tmp_path)), sends_adapter=True)
+    finally:
+        taking.stop()
 
 
 def test_a_server_that_lost_the_weights_in_mid_run_is_given_them_again_and_nothing_else_changes(

@@ -52,6 +52,20 @@ def test_a_new_transfer_has_new_names_and_the_old_files_are_gone(tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+def test_an_adapter_is_a_folder_of_its_own_as_peft_saves_it(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    folder = WeightFolder(str(tmp_path))
+    folder.write(named().items())
+    first, second = (folder.write_adapter(LoraConfig(r=4), named()) for _ in range(2))
+    assert first != second
+    assert list(folder.path.iterdir()) == [second]
+    assert LoraConfig.from_pretrained(str(second)).r == 4
+    assert load_file(second / "adapter_model.safetensors").keys() == named().keys()
+    folder.remove_files()
+    assert not list(folder.path.iterdir())
+
+
 def test_floats_are_written_as_the_server_computes(tmp_path: Path) -> None:
     params = {"weight": torch.ones(4), "index": torch.arange(4)}
     (file,) = WeightFolder(str(tmp_path), dtype=torch.bfloat16).write(params.items())
@@ -61,6 +75,8 @@ def test_floats_are_written_as_the_server_computes(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_in_one_line_after_every_parameter_was_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from peft import LoraConfig
+
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -69,4 +85,6 @@ def test_a_full_disk_is_said_in_one_line_after_every_parameter_was_taken(
     left = iter(named().items())
     with pytest.raises(DiskFull, match="generation.shared_folder"):
         WeightFolder(str(tmp_path)).write(left)
+    with pytest.raises(DiskFull, match="generation.shared_folder"):
+        WeightFolder(str(tmp_path)).write_adapter(LoraConfig(r=4), named())
     assert next(left, None) is None, "other processes gather along, and would wait"

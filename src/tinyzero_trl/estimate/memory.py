@@ -94,6 +94,10 @@ def memory_of(plan: Plan, *, device_bytes: float | None = None) -> Memory:
         resident | {"gradients": gradients} | _coming_and_going(plan, training) | _named("bf16 copies", copies)
     )
     phases["optimizer step"] = resident | {"gradients": gradients} | _named("temporary", _step_bytes(plan))
+    if plan.is_offloaded:
+        on_host += states + phases["generation"].pop("reference", 0.0)
+        for phase in phases.keys() - {"optimizer step"}:
+            del phases[phase]["optimizer"]
     return Memory(phases, on_host)
 
 

@@ -65,6 +65,8 @@ class Plan:
     vllm_sleeps: bool
     vllm_parallel: int
     """Devices that share one vLLM in colocate."""
+    is_offloaded: bool
+    """generation.offload: the optimizer's state is there for its steps alone, the reference model is not while completions are generated."""
 
     @property
     def is_lora(self) -> bool:
@@ -129,6 +131,7 @@ def plan_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: int | 
         vllm_share=float(trainer.vllm_gpu_memory_utilization),
         vllm_sleeps=bool(trainer.vllm_enable_sleep_mode),
         vllm_parallel=int(trainer.vllm_tensor_parallel_size),
+        is_offloaded=bool(cfg.generation.offload),
     )
 
 

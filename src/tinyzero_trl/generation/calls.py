@@ -18,6 +18,8 @@ SECONDS_TO_BE_HEALTHY = 5.0
 ALIVE = "/weight_info"
 """What is looked at then: unlike /health, the engine itself answers it, between two tokens."""
 MAX_CONNECTIONS = 1024
+SAYS_WORDS = ("/v1/load_lora_adapter",)
+"""Routes of vLLM that answer with a sentence in the place of JSON."""
 
 
 class ServerFault(Exception):
@@ -147,7 +149,7 @@ class Calls:
             raise ServerFault(
                 f"{self.url}{path} answered {response.status}: {_shown(content)}", status=int(response.status)
             )
-        if not content:
+        if not content or (path in SAYS_WORDS and content.startswith(b"Success")):
             return None
         try:
             return json.loads(content)

@@ -49,6 +49,9 @@ class Client(VLLMClient):
     leave by the same door (remote.py).
     """
 
+    sends_adapter = False
+    """Whether an adapter goes by itself, through the folder, and completions are drawn with it; set before `init_communicator`."""
+
     def __init__(self, calls: Calls, *, run: str, folder: WeightFolder | None, seconds_per_batch: float, **kwargs: Any):
         """run: names this trainer among those that may have written weights into the server. folder: None transfers by NCCL."""
         self.calls = calls
@@ -80,8 +83,16 @@ class Client(VLLMClient):
         return info
 
     def init_communicator(self, device: torch.device | str | int = 0) -> None:
-        info = self.get_server_info()["weight_transfer_config"]
+        config = self.get_server_info()
+        info = config["weight_transfer_config"]
         backend = info["backend"] if isinstance(info, dict) else "none"
+        # So no run of another kind can have changed the weights below an adapter.
+        if (config["lora_config"] is not None) != self.sends_adapter:
+            kinds = ("whole weights", "an adapter")
+            takes, sends = kinds[not self.sends_adapter], kinds[self.sends_adapter]
+            raise ServerFault(
+                f"{self.base_url} was started to take {takes}, and this run sends {sends} (generation.lora)"
+            )
         wanted = ENGINE if self.folder else "nccl"
         if backend != wanted:
             raise ServerFault(f"{self.base_url} takes weights by {backend}, and this run sends them by {wanted}")
@@ -124,6 +135,24 @@ class Client(VLLMClient):
     def _pause(self) -> None:
         """End what a client that is gone still has running: it would meet half of the new weights, which ends vLLM's engine."""
         self.calls.post("/pause?mode=abort")
+
+    def update_adapter(self, config: Any, named_params: dict[str, torch.Tensor]) -> None:
+        """Have completions drawn with this adapter on the weights the server started with; as `update_named_params`."""
+        assert self.folder is not None
+        self.fault = None
+        try:
+            path = self.folder.write_adapter(config, named_params)
+            self.num_bytes = sum(file.stat().st_size for file in path.iterdir())
+            self._pause()
+            # A new name each time, and completions are asked of it: a server that has another adapter has no answer. The one before goes
+            # from memory as this one comes. Loaded in its place, vLLM would load it anew for each request, from a file that is gone.
+            body = {"lora_name": self.version, "lora_path": str(path)}
+            self.calls.post("/v1/load_lora_adapter", body, seconds=self.seconds_per_batch)
+            self.calls.post("/update_weight_version", {"new_version": self.version})
+        except (ServerFault, Failure) as fault:
+            self.fault = fault
+        finally:
+            self.folder.remove_files()
 
     def _start_weight_update(self) -> None:
         try:
@@ -182,7 +211,8 @@ class Client(VLLMClient):
         own = settings.pop("generation_kwargs", None) or {}
         if regex is not None:
             own = {**own, "structured_outputs": {"regex": regex}}
-        bodies = request_bodies(self.model, prompts, self.rows, **settings, **own)
+        model = self.version if self.sends_adapter else self.model
+        bodies = request_bodies(model, prompts, self.rows, **settings, **own)
         answers = self.calls.together("/v1/completions", bodies, seconds=self.seconds_per_batch)
         choices = [checked_choice(answer) for answer in answers]
         logprobs, token_ids = parse_logprobs([choice["logprobs"] for choice in choices])

@@ -7,24 +7,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from trl.generation import vllm_generation
-from trl.generation.vllm_generation import VLLMGeneration
 from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
 
 from tinyzero_trl.generation.client import Rows
+from tinyzero_trl.generation.lora import WithAdapter, adapter_of
 from tinyzero_trl.generation.remote import replaced
 from tinyzero_trl.generation.transfer import repack_heads
+from tinyzero_trl.generation.weights import WeightFolder
 
 
 class SeededLLM(LLM):
     """vLLM's engine with a seed for each prompt."""
 
     rows = Rows()
+    adapter: LoRARequest | None = None
+    """What generates on top of the weights."""
 
     def generate(self, prompts: Any, sampling_params: Any = None, **kwargs: Any) -> Any:
         """As LLM.generate; `rows` says what each prompt's completion is drawn with."""
         if isinstance(sampling_params, SamplingParams):
             sampling_params = self._for_each(sampling_params, len(prompts))
-        return super().generate(prompts, sampling_params=sampling_params, **kwargs)
+        return super().generate(prompts, sampling_params=sampling_params, lora_request=self.adapter, **kwargs)
 
     def _for_each(self, shared: SamplingParams, num: int) -> list[SamplingParams]:
         seeds: Sequence[int | None] = self.rows.seeds or [None] * num
@@ -37,15 +41,16 @@ class SeededLLM(LLM):
         return each
 
 
-class ColocatedGeneration(VLLMGeneration):
+class ColocatedGeneration(WithAdapter):
     """TRL's colocate mode with our seeds; on a CPU with its own engine settings and its own transfer of weights."""
 
     llm: SeededLLM
     num_faults = 0
 
-    def __init__(self, *args: Any, engine: dict[str, Any], **kwargs: Any):
-        """engine: arguments of vLLM's LLM that TRL does not know."""
+    def __init__(self, *args: Any, engine: dict[str, Any], adapters: WeightFolder | None = None, **kwargs: Any):
+        """engine: arguments of vLLM's LLM that TRL does not know. adapters: where adapters that go by themselves are handed over."""
         self._engine = engine
+        self._adapters = adapters
         self.weights_step = -1
         self.seconds_to_sync = 0.0
         self._rows = Rows()
@@ -64,17 +69,34 @@ class ColocatedGeneration(VLLMGeneration):
 
     def sync_weights(self) -> None:
         start = time.perf_counter()
-        if self.accelerator.device.type == "cpu":
+        if self._adapters is not None:
+            self._load_adapter(self._adapters)
+        elif self.accelerator.device.type == "cpu":
             # TRL loads parameter by parameter into layers that vLLM has packed and emptied on a CPU.
             runner = self.llm.llm_engine.model_executor.driver_worker.model_runner
             runner.reload_weights(weights_iterator=self._iter_named_params())
             repack_heads(runner.model)
-            if not self.llm.reset_prefix_cache():
-                raise RuntimeError("vLLM keeps the prefix cache of other weights")
+            self._reset_prefix_cache()
         else:
             super().sync_weights()
         self.weights_step = self._step
         self.seconds_to_sync = time.perf_counter() - start
+
+    def _load_adapter(self, folder: WeightFolder) -> None:
+        with adapter_of(self) as (config, parameters):
+            path = folder.write_adapter(config, parameters)
+        request = LoRARequest("policy", 1, str(path))
+        try:
+            self.llm.llm_engine.add_lora(LoRARequest("policy", 1, str(path), load_inplace=True))
+        finally:
+            folder.remove_files()
+        # By path, vLLM tells the prefixes of one adapter from those of another.
+        self.llm.adapter = request
+        self._reset_prefix_cache()
+
+    def _reset_prefix_cache(self) -> None:
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM keeps the prefix cache of other weights")
 
     def generate(self, prompts: Any, images: Any, num_generations: int, profiler: Any = None) -> Any:
         self.llm.rows = self._rows

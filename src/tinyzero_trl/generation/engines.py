@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from tinyzero_trl.config import model_path
-from tinyzero_trl.engine import several
+from tinyzero_trl.engine import ADAPTER_RANKS, several, why_merged
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.generation.server import ON_CPU, Server, ServerSpec
+
+if TYPE_CHECKING:
+    from tinyzero_trl.generation.weights import WeightFolder
 
 Generation = Callable[..., Any]
 """Takes the arguments of TRL's VLLMGeneration."""
@@ -32,34 +35,27 @@ def engine(cfg: DictConfig, folder: Path) -> Iterator[Generation | None]:
     if cfg.generation.engine == "colocate":
         from tinyzero_trl.generation.colocated import ColocatedGeneration
 
-        yield partial(ColocatedGeneration, engine=colocated_arguments(cfg))
+        with ExitStack() as stack:
+            adapters = _weight_folder(cfg, stack) if adapter_rank(cfg) else None
+            yield partial(ColocatedGeneration, engine=colocated_arguments(cfg), adapters=adapters)
         return
     from tinyzero_trl.generation.remote import ServerGeneration
 
     with ExitStack() as stack:
         remote = _remote(cfg, folder, stack) if os.environ.get("RANK", "0") == "0" else None
-        yield partial(ServerGeneration, remote=remote, max_failures=cfg.generation.max_failures)
+        sends_adapter = adapter_rank(cfg) is not None
+        failures = cfg.generation.max_failures
+        yield partial(ServerGeneration, remote=remote, max_failures=failures, sends_adapter=sends_adapter)
 
 
 def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:
-    import torch
-
     from tinyzero_trl.generation.calls import Calls
     from tinyzero_trl.generation.fleet import Fleet
     from tinyzero_trl.generation.guard import read_token
     from tinyzero_trl.generation.remote import Remote
-    from tinyzero_trl.generation.weights import WeightFolder
 
     section = cfg.generation
-    weights = None
-    if weight_transfer(cfg) == "file":
-        # What the server computes in; "auto" is the checkpoint's own.
-        dtype = getattr(torch, server_dtype(cfg), None)
-        try:
-            weights = WeightFolder(section.shared_folder, dtype=dtype)
-        except OSError as error:
-            raise ConfigError(f"generation.shared_folder {section.shared_folder}: {error.strerror or error}") from error
-        stack.callback(weights.remove)
+    weights = _weight_folder(cfg, stack) if weight_transfer(cfg) == "file" else None
     seconds = {name: float(section[name]) for name in ("seconds_to_start", "seconds_per_batch")}
     if section.server != "auto":
         servers = []
@@ -89,6 +85,23 @@ def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:
     return Remote(server.calls, weights, server, **seconds)
 
 
+def _weight_folder(cfg: DictConfig, stack: ExitStack) -> WeightFolder:
+    """Where weights are handed over, until the stack unwinds. Raises: ConfigError."""
+    import torch
+
+    from tinyzero_trl.generation.weights import WeightFolder
+
+    place = cfg.generation.shared_folder
+    # What vLLM computes in; "auto" is the checkpoint's own.
+    dtype = getattr(torch, server_dtype(cfg), None)
+    try:
+        folder = WeightFolder(place, dtype=dtype)
+    except OSError as error:
+        raise ConfigError(f"generation.shared_folder {place}: {error.strerror or error}") from error
+    stack.callback(folder.remove)
+    return folder
+
+
 def server_spec(cfg: DictConfig) -> ServerSpec:
     """The server that a recipe needs."""
     trainer, section = cfg.trainer, cfg.generation
@@ -105,6 +118,7 @@ def server_spec(cfg: DictConfig) -> ServerSpec:
         memory_share=section.memory_share,
         kv_cache_gib=section.kv_cache_gib,
         devices=section.devices,
+        adapter_rank=adapter_rank(cfg),
     )
 
 
@@ -122,6 +136,8 @@ def colocated_arguments(cfg: DictConfig) -> dict[str, Any]:
     """Arguments of vLLM's LLM beside those TRL gives."""
     arguments: dict[str, Any] = {"dtype": server_dtype(cfg), "generation_config": "vllm"}
     gib = cfg.generation.kv_cache_gib
+    if rank := adapter_rank(cfg):
+        arguments |= {"enable_lora": True, "max_lora_rank": rank}
     if is_on_cpu(cfg):
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it overrides the size given here
@@ -132,12 +148,21 @@ def colocated_arguments(cfg: DictConfig) -> dict[str, Any]:
     return arguments
 
 
+def adapter_rank(cfg: DictConfig) -> int | None:
+    """The rank vLLM has to make room for where the adapter goes by itself, through files; None where whole weights go."""
+    goes = cfg.generation.lora != "merged" and why_merged(cfg) is None
+    # NCCL is for GPUs of their own, perhaps on another host that sees none of our files.
+    if not goes or (cfg.generation.engine == "server" and weight_transfer(cfg) == "nccl"):
+        return None
+    return next(rank for rank in ADAPTER_RANKS if rank >= cfg.model.lora_r)
+
+
 def weight_transfer(cfg: DictConfig) -> str:
     """`file` or `nccl`. NCCL needs a GPU for each end: a server that shares the trainer's takes files."""
     asked = cfg.generation.weight_transfer
     if asked != "auto":
         return str(asked)
-    if len(several(cfg.generation.server)) > 1:
+    if cfg.generation.lora == "adapter" or len(several(cfg.generation.server)) > 1:
         return "file"
     has_own_devices = cfg.generation.devices is not None or cfg.generation.server != "auto"
     return "nccl" if has_own_devices and not is_on_cpu(cfg) else "file"

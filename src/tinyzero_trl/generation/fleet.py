@@ -39,6 +39,8 @@ class Fleet(Calls):
         answer = self._tell(lambda server: self._checked(path, server.post(path, body, seconds=seconds)))
         if path == "/finish_weight_update" and body:
             self.version = body["weight_version"]
+        elif path == "/update_weight_version":
+            self.version = body["new_version"]
         return answer
 
     def is_healthy(self, *, seconds: float = SECONDS_TO_BE_HEALTHY) -> bool:

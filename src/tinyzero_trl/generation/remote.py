@@ -12,11 +12,11 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
 from trl.generation import vllm_generation
-from trl.generation.vllm_generation import VLLMGeneration
 
 from tinyzero_trl.failures import Failure, ServerLost
 from tinyzero_trl.generation.calls import Calls, ServerFault, look
 from tinyzero_trl.generation.client import Client, Rows, StaleFault
+from tinyzero_trl.generation.lora import WithAdapter, adapter_of
 from tinyzero_trl.generation.server import Server
 from tinyzero_trl.generation.weights import WeightFolder
 
@@ -64,7 +64,7 @@ class Remote:
         self.wait()
 
 
-class ServerGeneration(VLLMGeneration):
+class ServerGeneration(WithAdapter):
     """TRL's generation on our client. A rollout comes from the weights of this step, or the run stops.
 
     All processes go through `generate` alike: where rank 0 lost the server, all get no completions, rank 0 mends it, all gather the weights once
@@ -73,9 +73,12 @@ class ServerGeneration(VLLMGeneration):
 
     vllm_client: Client
 
-    def __init__(self, *args: Any, remote: Remote | None, max_failures: int, **kwargs: Any):
-        """remote: on rank 0. max_failures: of one batch, after which ServerLost is raised on all processes."""
+    def __init__(
+        self, *args: Any, remote: Remote | None, max_failures: int, sends_adapter: bool = False, **kwargs: Any
+    ):
+        """remote: on rank 0. max_failures: of one batch, after which ServerLost is raised on all processes. sends_adapter: by itself."""
         self.remote = remote
+        self.sends_adapter = sends_adapter
         self.max_failures = max_failures
         self.weights_step = -1
         """Optimizer steps behind the weights of the last rollout, as the server said after it."""
@@ -104,19 +107,27 @@ class ServerGeneration(VLLMGeneration):
     def _client(self, **kwargs: Any) -> Client:
         assert self.remote is not None
         remote = self.remote
-        return Client(
+        client = Client(
             remote.calls,
             run=uuid.uuid4().hex[:12],
             folder=remote.folder,
             seconds_per_batch=remote.seconds_per_batch,
             **kwargs,
         )
+        client.sends_adapter = self.sends_adapter
+        return client
 
     def sync_weights(self) -> None:
         start = time.perf_counter()
         if self.remote is not None:
             self.vllm_client.push(self._step)
-        super().sync_weights()
+        if self.sends_adapter:
+            with adapter_of(self) as (config, parameters):
+                if self.remote is not None:
+                    self.vllm_client.update_adapter(config, parameters)
+                    self.vllm_client.reset_prefix_cache()
+        else:
+            super().sync_weights()
         self.seconds_to_sync = time.perf_counter() - start
 
     def generate(self, prompts: Any, images: Any, num_generations: int, profiler: Any = None) -> Any:

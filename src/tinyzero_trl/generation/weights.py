@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -38,8 +39,7 @@ class WeightFolder:
         where the disk is full, because other processes gather along with it.
         Raises: DiskFull.
         """
-        for old in self.path.glob("*.safetensors"):
-            old.unlink()
+        self.remove_files()
         files: list[Path] = []
         held: dict[str, torch.Tensor] = {}
         failure: OSError | None = None
@@ -50,22 +50,39 @@ class WeightFolder:
             held[name] = self._kept(parameter)
             num_bytes += held[name].nbytes
             if num_bytes >= FILE_BYTES:
-                failure = self._save(held, files)
+                failure = self._save(held, self.path / f"{uuid.uuid4().hex}.safetensors", files)
                 held, num_bytes = {}, 0
-        failure = failure or self._save(held, files)
+        failure = failure or self._save(held, self.path / f"{uuid.uuid4().hex}.safetensors", files)
         if failure:
-            self.remove_files()
-            free = shutil.disk_usage(self.path).free / 2**20
-            raise DiskFull(
-                f"the weights do not fit into {self.path.parent} ({free:.0f} MiB left, {failure.strerror or failure}); "
-                "name a roomier folder with generation.shared_folder"
-            )
+            raise self._full(failure)
         return files
+
+    def write_adapter(self, config: Any, named_params: dict[str, torch.Tensor]) -> Path:
+        """A new folder that holds an adapter as PEFT saves it; that of the call before is gone.
+
+        config: PEFT's. Raises: DiskFull.
+        """
+        self.remove_files()
+        folder = self.path / uuid.uuid4().hex
+        held = {name: self._kept(parameter) for name, parameter in named_params.items()}
+        failure: OSError | None = None
+        try:
+            folder.mkdir()
+            config.save_pretrained(str(folder))
+        except OSError as error:
+            failure = error
+        failure = failure or self._save(held, folder / "adapter_model.safetensors", [])
+        if failure:
+            raise self._full(failure)
+        return folder
 
     def remove_files(self) -> None:
         """Forget the weights; the folder stays."""
-        for file in self.path.glob("*.safetensors"):
-            file.unlink()
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
     def remove(self) -> None:
         """Remove the folder and all in it."""
@@ -76,10 +93,17 @@ class WeightFolder:
         dtype = self.dtype if self.dtype and parameter.is_floating_point() else parameter.dtype
         return parameter.detach().to("cpu", dtype, copy=True).contiguous()
 
-    def _save(self, held: dict[str, torch.Tensor], files: list[Path]) -> OSError | None:
+    def _full(self, failure: OSError) -> DiskFull:
+        self.remove_files()
+        free = shutil.disk_usage(self.path).free / 2**20
+        return DiskFull(
+            f"the weights do not fit into {self.path.parent} ({free:.0f} MiB left, {failure.strerror or failure}); "
+            "name a roomier folder with generation.shared_folder"
+        )
+
+    def _save(self, held: dict[str, torch.Tensor], path: Path, files: list[Path]) -> OSError | None:
         if not held:
             return None
-        path = self.path / f"{uuid.uuid4().hex}.safetensors"
         try:
             save_file(held, path)
         except OSError as error:

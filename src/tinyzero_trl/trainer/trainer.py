@@ -24,6 +24,7 @@ from tinyzero_trl.trainer.guards import Guards
 from tinyzero_trl.trainer.held_out import HeldOut
 from tinyzero_trl.trainer.interrupts import Interrupts
 from tinyzero_trl.trainer.logprobs import Logprobs
+from tinyzero_trl.trainer.offload import Offload
 from tinyzero_trl.trainer.prefill import Prefill
 from tinyzero_trl.trainer.progress import ShownProgress
 from tinyzero_trl.trainer.replay import Replay
@@ -49,6 +50,7 @@ class TinyZeroTrainer(
     ShownProgress,
     Budget,
     Generating,
+    Offload,
     Prefill,
     Adapter,
     ResumableState,

@@ -1,0 +1,62 @@
+"""What is synchronised of a model with a LoRA adapter: the adapter alone, or whole weights with the adapter in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from trl.generation.vllm_generation import VLLMGeneration
+
+
+class WithAdapter(VLLMGeneration):
+    """Merges an adapter without touching the weights below it."""
+
+    def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
+        if isinstance(self.model, PeftModel) and not self._dist.is_fsdp and is_plain(self.model.peft_config["default"]):
+            yield from merged_params(self)
+        else:
+            yield from super()._iter_named_params()
+
+
+def is_plain(config: Any) -> bool:
+    """Whether all that PEFT's config trains are two factors beside linear maps."""
+    return config.peft_type == "LORA" and not (config.use_dora or config.modules_to_save or config.target_parameters)
+
+
+@contextmanager
+def adapter_of(generation: Any) -> Iterator[tuple[Any, dict[str, torch.Tensor]]]:
+    """PEFT's config and the adapter's parameters by the names PEFT saves them under, whole within the block; on all processes alike.
+
+    generation: TRL's VLLMGeneration, which knows the model and how it is sharded.
+    """
+    model = generation.model
+    trained = [parameter for name, parameter in model.named_parameters() if model.prefix in name]
+    with generation._dist.gather_params(trained):
+        # Left to itself PEFT asks the hub whether the vocabulary has grown.
+        yield model.peft_config["default"], get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
+def merged_params(generation: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of the model with its adapter added, one after the other by the names of the checkpoint format.
+
+    TRL merges in place and subtracts again, which leaves every weight changed by its rounding, at each synchronisation (2**-9 of
+    it in bfloat16); here the weights below the adapter are not touched.
+    """
+    model = generation.model
+    layers = {
+        f"{name}.base_layer.weight": module for name, module in model.named_modules() if isinstance(module, LoraLayer)
+    }
+    with generation._dist.gather_params(list(model.parameters())), torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if model.prefix in name:
+                continue
+            weight = parameter.data
+            if (layer := layers.get(name)) is not None:
+                below = dequantize_module_weight(layer.get_base_layer()).data
+                weight = below + layer.get_delta_weight("default").to(below.dtype)
+            yield name.removeprefix("base_model.model.").replace(".base_layer", ""), weight

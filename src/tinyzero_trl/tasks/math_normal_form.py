@@ -208,10 +208,10 @@ def _value(text: str) -> Fraction | None:
         value = int(match[2]) + Fraction(over, under)
         return -value if match[1] else value
     if match := _RATIO.fullmatch(text):
-        under = Fraction(match[3] or match[5])
-        if under == 0:
+        divisor = Fraction(match[3] or match[5])
+        if divisor == 0:
             return None
-        value = Fraction(match[2] or match[4]) / under
+        value = Fraction(match[2] or match[4]) / divisor
         return -value if match[1] else value
     return None
 

@@ -36,7 +36,6 @@ REFUSED: list[tuple[list[str], str]] = [
     (["trainer.fp16=true"], "trainer.fp16 on a CPU"),
     (["trainer.fp16=true", "trainer.use_cpu=false", "model.dtype=float16"], "trainer.fp16=true scales gradients of float32 weights, and model.dtype is float16"),
     (["model.load_in_4bit=true"], "model.load_in_4bit: weights of so few bits cannot be trained; set model.use_peft=true"),
-    ([*VLLM, "model.load_in_8bit=true", "model.use_peft=true"], "model.load_in_8bit does not work with trainer.vllm_mode=colocate"),
     ([*VLLM, "trainer.vllm_tensor_parallel_size=2"], "trainer.vllm_tensor_parallel_size 2 does not divide the 1 processes"),
     (["trainer.report_to=[swanlab]"], "trainer.report_to has swanlab, which is not installed; pip install swanlab"),
     (["reward_workers.rewards=[eqation]"], "reward_workers.rewards: the run has no reward 'eqation'; it has equation; did you mean equation?"),

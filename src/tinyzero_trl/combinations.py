@@ -173,8 +173,6 @@ def _precision_faults(cfg: DictConfig) -> Iterator[str]:
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
         key = "load_in_4bit" if model.load_in_4bit else "load_in_8bit"
         yield f"model.{key}: weights of so few bits cannot be trained; set model.use_peft=true"
-    if model.load_in_8bit and trainer.use_vllm and trainer.vllm_mode == "colocate":
-        yield "model.load_in_8bit does not work with trainer.vllm_mode=colocate; use model.load_in_4bit or trainer.use_vllm=false"
 
 
 def _process_faults(cfg: DictConfig, num_processes: int) -> Iterator[str]:

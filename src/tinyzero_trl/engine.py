@@ -47,6 +47,11 @@ def check_engine(cfg: DictConfig, *, num_processes: int = 1) -> None:
             raise ConfigError(
                 f"generation.{key}: there is no {section[key]!r}; there is {', '.join(known)}{nearest(section[key], known)}"
             )
+    if section.engine != "transformers" and (cfg.model.load_in_4bit or cfg.model.load_in_8bit):
+        raise ConfigError(
+            f"generation.engine={section.engine}: weights of 4 or 8 bits do not go to vLLM; use generation.engine=transformers, or "
+            "LoRA on whole weights (model.load_in_4bit=false model.dtype=bfloat16)"
+        )
     if section.lora == "adapter" and (why := why_merged(cfg)):
         raise ConfigError(f"generation.lora=adapter: {why}; use merged")
     for key in ("seconds_to_start", "seconds_per_batch", "seconds_per_call", "memory_share", "kv_cache_gib"):
@@ -86,8 +91,6 @@ def why_merged(cfg: DictConfig) -> str | None:
     model, trainer, section = cfg.model, cfg.trainer, cfg.generation
     if not model.use_peft or section.engine == "transformers":
         return "there is no adapter (model.use_peft), or no vLLM (generation.engine), in this run"
-    if model.load_in_4bit or model.load_in_8bit:
-        return "vLLM has the weights below it whole, the trainer in 4 or 8 bits"
     if model.use_dora or model.lora_modules_to_save or model.lora_target_parameters:
         return "vLLM takes plain LoRA, without DoRA, modules_to_save or target_parameters"
     targets = several(model.lora_target_modules)

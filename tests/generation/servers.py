@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,12 @@ def client_of(
     from tinyzero_trl.generation.client import Client
     from tinyzero_trl.generation.weights import WeightFolder
 
-    settings = {"run": "test", "folder": folder or WeightFolder(None), "seconds_per_batch": 60.0, **changes}
+    own = None if folder else WeightFolder(None)
+    settings = {"run": "test", "folder": folder or own, "seconds_per_batch": 60.0, **changes}
     calls = calls or server.calls
     client = Client(calls, base_url=calls.url, **settings)
+    if own:
+        weakref.finalize(client, own.remove)
     client.sends_adapter = sends_adapter
     client.init_communicator()
     return client

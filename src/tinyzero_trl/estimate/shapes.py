@@ -85,6 +85,8 @@ KNOWN: Mapping[str, Shape] = {
     "Qwen/Qwen2.5-14B": _qwen2(48, 5120, 40, 8, 13824, 152064, is_tied=False),
     "Qwen/Qwen2.5-32B": _qwen2(64, 5120, 40, 8, 27648, 152064, is_tied=False),
     "Qwen/Qwen2.5-72B": _qwen2(80, 8192, 64, 8, 29568, 152064, is_tied=False),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": _qwen2(28, 1536, 12, 2, 8960, 151936, is_tied=False),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": _qwen2(28, 3584, 28, 4, 18944, 152064, is_tied=False),
     "Qwen/Qwen3-0.6B": Shape(28, 1024, 16, 8, 128, 3072, 151936, True),
     "Qwen/Qwen3-1.7B": Shape(28, 2048, 16, 8, 128, 6144, 151936, True),
     "Qwen/Qwen3-4B": Shape(36, 2560, 32, 8, 128, 9728, 151936, True),

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 from trl.generation.vllm_generation import VLLMGeneration
 
 
@@ -57,6 +56,5 @@ def merged_params(generation: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 continue
             weight = parameter.data
             if (layer := layers.get(name)) is not None:
-                below = dequantize_module_weight(layer.get_base_layer()).data
-                weight = below + layer.get_delta_weight("default").to(below.dtype)
+                weight = weight + layer.get_delta_weight("default").to(weight.dtype)
             yield name.removeprefix("base_model.model.").replace(".base_layer", ""), weight

@@ -47,10 +47,10 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
             ["train", "+countdown=grpo-tiny", "--accelerate_config", "zero9"],
             "there is no accelerate config 'zero9'; there is",
         ),
-        (["prepare"], "which task? there is countdown, multiplication"),
-        (["prepare", "sudoku"], "there is no task 'sudoku'; there is countdown, multiplication"),
+        (["prepare"], "which task? there is countdown, math, multiplication"),
+        (["prepare", "sudoku"], "there is no task 'sudoku'; there is countdown, math, multiplication"),
         (["report", "no/such/run"], "no/such/run is not a run folder: it has no run.yaml"),
-        (["recipes", "sudoku"], "there are no recipes of 'sudoku'; there are some of countdown, multiplication"),
+        (["recipes", "sudoku"], "there are no recipes of 'sudoku'; there are some of countdown, math, multiplication"),
     ],
 )
 def test_a_mistake_is_answered_with_one_clear_line(words, said, capsys):

@@ -11,7 +11,7 @@ import pytest
 from tinyzero_trl.doctor import ROOT, examine, host, main
 from tinyzero_trl.doctor.host import Gpu, Host, num_cores, parsed_gpus
 from tinyzero_trl.doctor.imports import tried_imports
-from tinyzero_trl.doctor.packages import installed, wanted
+from tinyzero_trl.doctor.packages import installed, name_of, wanted
 
 H200 = Gpu("NVIDIA H200", 140.0, "580.95.05")
 PINS = {"torch": "2.13.0", "transformers": "5.17.0", "trl": "1.16.0"}
@@ -45,7 +45,7 @@ def site(tmp_path):
     folder = tmp_path / "site"
     want = wanted(ROOT, {})
     for requirement in want.always:
-        name = requirement.partition("=")[0].partition(">")[0].strip()
+        name = name_of(requirement)
         if name != "torch":
             put(folder, name, want.pins[name])
     put(folder, "torch", "2.13.0+cpu", cuda="cpu")
@@ -243,7 +243,7 @@ def test_packages_that_raise_exit_crash_or_hang_are_rows_and_the_others_are_stil
 
 def test_an_import_that_raises_is_a_row_with_its_command(site, tmp_path):
     for requirement in wanted(ROOT, {}).always:
-        name = requirement.partition("=")[0].partition(">")[0].strip()
+        name = name_of(requirement)
         (tmp_path / f"{'hydra' if name == 'hydra-core' else name}.py").write_text(
             "class cuda:\n is_available = lambda: False"
         )

@@ -431,9 +431,9 @@ def test_a_hub_dataset_is_checked_like_a_file(monkeypatch):
     import datasets
 
     rows = datasets.Dataset.from_list([{"nums": [a, 2, 3], "target": 6, "extra": 1} for a in range(1, 90)])
-    monkeypatch.setattr(datasets, "load_dataset", lambda source, split: rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, name=None, *, split: rows)
     assert load(split="train", source="someone/rows").column_names == ["nums", "target"]
-    monkeypatch.setattr(datasets, "load_dataset", lambda source, split: rows.remove_columns("nums"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, name=None, *, split: rows.remove_columns("nums"))
     with pytest.raises(ValueError, match="someone/rows has no column nums; it has target, extra"):
         load(split="train", source="someone/rows")
 

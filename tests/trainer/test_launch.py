@@ -160,6 +160,10 @@ def test_every_recipe_trains_two_steps(
         changes += ["data.num_eval_rows=4", "trainer.eval_steps=1", "trainer.per_device_eval_batch_size=4"]
         if recipe.task == "countdown":
             changes.append(f"data.source={REAL_ROWS}")
+        if recipe.task == "math":
+            sums = [{"problem": f"What is ${n} + 1$?", "answer": str(n + 1)} for n in range(2000)]
+            (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
+            changes += [f"data.source={tmp_path / 'sums.jsonl'}", "trainer.steps_per_generation=4"]
     changes += [
         f"model.model_name_or_path={model}",
         f"output_dir={tmp_path / 'run'}",

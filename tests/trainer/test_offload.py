@@ -39,6 +39,9 @@ class TwoPlaces:
 
 
 def test_the_optimizers_state_is_on_the_device_only_while_it_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.optim.AdamW(
+        [torch.nn.Parameter(torch.zeros(1))]
+    )  # from now on its step calls the hooks, and so does a subclass's around it
     weights = [torch.nn.Parameter(torch.randn(3, generator=torch.Generator().manual_seed(1))) for _ in range(2)]
     places = TwoPlaces(monkeypatch)
     seen: list[bool] = []

@@ -45,7 +45,7 @@ def keep_state_on_host(optimizer: torch.optim.Optimizer) -> None:
         devices.clear()
 
     def send(*arguments: Any) -> None:
-        devices.clear()
+        # May come twice after one step: torch calls the hooks for a subclass's step, and for the one within it.
         for parameter, values in optimizer.state.items():
             for name, value in values.items():
                 if isinstance(value, torch.Tensor) and is_on_device(value):

@@ -63,3 +63,6 @@ if __name__ == "__main__":
     }
     if accelerator.is_main_process:
         torch.save(computed, sys.argv[1])
+    # A process that leaves while the threads of its group run may abort.
+    accelerator.wait_for_everyone()
+    accelerator.state.destroy_process_group()

@@ -99,6 +99,9 @@ def main() -> None:
         if PartialState().is_main_process:
             found = {"difference": worst[0], "theirs": worst[1], "ours": worst[2], "without_signal": signal}
             print("FOUND " + json.dumps({**found, "losses": losses}), flush=True)
+    # A process that leaves while the threads of its group run may abort.
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -51,6 +51,9 @@ def main(model: str, folder: Path) -> None:
         record.cut_metrics(folder / "stopped", step=STOP)
     stopped.accelerator.wait_for_everyone()
     trainer_in(folder / "stopped", model).train(resume_from_checkpoint=str(folder / "stopped" / f"checkpoint-{STOP}"))
+    # A process that leaves while the threads of its group run may abort.
+    stopped.accelerator.wait_for_everyone()
+    stopped.accelerator.state.destroy_process_group()
 
 
 if __name__ == "__main__":

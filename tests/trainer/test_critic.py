@@ -295,6 +295,8 @@ learner = ValueLearner(
 for batch in range(2):
     learner.learn([load_file(f"{folder}/rows.{batch}.{rank}")], num_minibatches=2)
 save_file({"weights": torch.cat([value.flatten() for value in learner.model.state_dict().values()])}, f"{folder}/out.{rank}")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()  # a process that leaves while the threads of its group run may abort
 """
 
 

@@ -285,13 +285,18 @@ LIBRARIES = {"math_verify", "latex2sympy2_extended"}
 
 
 def worker_processes() -> list[psutil.Process]:
-    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in alive if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it went while it was looked at
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def kill_workers() -> None:
     for worker in worker_processes():
-        worker.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
 
 
 @needs_sympy
@@ -366,7 +371,7 @@ def test_a_quarter_of_a_batch_that_hangs_leaves_the_rest_its_verdicts_within_a_b
         is_bomb = k % 4 == 0
         answer = f"(x+y+z)^{{{200 + k}}}" if is_bomb else rf"{k} \cdot 1"
         assert (verify(boxed(answer), answer=str(k)).outcome is SOLVED) is not is_bomb, k
-    assert time.monotonic() - start < 40
+    assert time.monotonic() - start < 60  # 16 bombs one after the other; 30 s on two cores that had other work
 
 
 @pytest.mark.parametrize("file", ["math_train_7k.jsonl", "aime_1983_2023.jsonl", "gsm8k_train.jsonl"])

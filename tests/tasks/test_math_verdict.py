@@ -230,7 +230,7 @@ BOMBS = (
     "(" * 300 + "1" + ")" * 300, "{" * 400 + "1" + "}" * 400, "9" * 900, r"\frac{" * 40 + "1" + "}{2}" * 40, "\ud800\x00",
 )  # fmt: skip
 """What hangs or kills stock TRL, its like, and what no parser should see."""
-LIMIT = math_workers.WALL_SECONDS + math_workers.KILL_SECONDS
+LIMIT = 5 * math_workers.CPU_SECONDS
 """Seconds by the clock, on a machine that does other things too."""
 
 
@@ -254,7 +254,7 @@ def test_no_answer_costs_more_than_its_limit_or_holds_up_the_trainer():
         assert time.monotonic() - start < LIMIT, bomb
     is_done.set()
     ticker.join()
-    assert max(gaps) < math_workers.CPU_SECONDS  # it was never held for as long as one of them took
+    assert max(gaps) < 0.5
     assert (signal.getitimer(signal.ITIMER_REAL), signal.getsignal(signal.SIGALRM)) == before
     assert verify(boxed(r"3\cdot 4"), answer="12").outcome is SOLVED
 
@@ -371,7 +371,7 @@ def test_a_quarter_of_a_batch_that_hangs_leaves_the_rest_its_verdicts_within_a_b
         is_bomb = k % 4 == 0
         answer = f"(x+y+z)^{{{200 + k}}}" if is_bomb else rf"{k} \cdot 1"
         assert (verify(boxed(answer), answer=str(k)).outcome is SOLVED) is not is_bomb, k
-    assert time.monotonic() - start < 60  # 16 bombs one after the other; 30 s on two cores that had other work
+    assert time.monotonic() - start < 40
 
 
 @pytest.mark.parametrize("file", ["math_train_7k.jsonl", "aime_1983_2023.jsonl", "gsm8k_train.jsonl"])
@@ -428,7 +428,7 @@ def test_ten_megabytes_are_not_read():
         "<answer>" * 2**17,
     ):
         verify(text, answer="1")
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("gold", [12, None, [], "", "  ", "1" * 2000])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyzero_trl.row_files import read_source
 from tinyzero_trl.task import Row
 from tinyzero_trl.tasks.math_golds import bare
 
@@ -116,7 +117,7 @@ def load(one: Chosen, *, num_rows: int | None, seed: int) -> list[Row]:
 
     Raises: ValueError with one line that names the benchmark and what is wrong with it.
     """
-    raw = _read_file(one) if one.is_local else _read_hub(one)
+    raw = _read(one)
     if not raw:
         raise ValueError(f"{one.name}: {one.source} has no rows")
     benchmark = one.benchmark
@@ -170,42 +171,15 @@ def _file(place: Path, name: str) -> Path:
     raise FileNotFoundError(f"--benchmarks {name}={place}: {place.absolute()} {what}")
 
 
-def _read_file(one: Chosen) -> list[Row]:
-    import json
-
-    path = Path(one.source)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{one.name}: {path} is not a {', '.join(SUFFIXES)} file")
+def _read(one: Chosen) -> list[Row]:
+    path, _, config = (one.source, "", "") if one.is_local else one.source.partition(":")
+    offline = f"give a file: --benchmarks {one.name}=FILE"
     try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            return list(pq.read_table(path).to_pylist())
-        text = path.read_text(encoding="utf-8")
-        rows = (
-            json.loads(text)
-            if path.suffix == ".json"
-            else [json.loads(line) for line in text.split("\n") if line.strip()]
-        )
-    except ValueError as error:  # JSON, UTF-8 and Arrow say it so
+        rows = read_source(path, config=config or None, split=one.benchmark.split, offline=offline)
+    except ValueError as error:
         raise ValueError(f"{one.name}: {path} cannot be read: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{one.name}: {path} must hold rows, each an object")
-    return rows
-
-
-def _read_hub(one: Chosen) -> list[Row]:
-    import datasets
-
-    path, _, config = one.source.partition(":")
-    try:
-        rows: list[Row] = datasets.load_dataset(path, config or None, split=one.benchmark.split).to_list()
-    except Exception as error:  # the hub's client raises a dozen kinds; each becomes the same one line
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(
-            f"{one.name}: {path} cannot be read from the hub ({type(error).__name__}: {first_line}). "
-            f"Offline, give a file: --benchmarks {one.name}=FILE"
-        ) from error
     return rows
 
 

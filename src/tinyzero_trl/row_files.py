@@ -8,18 +8,25 @@ from pathlib import Path
 from typing import Any
 
 
-def read_source(source: str, *, columns: Sequence[str] | None = None, config: str | None = None) -> list[Any]:
-    """Every row of a .parquet, .json or .jsonl file, or of the train split of a hub dataset.
+def read_source(
+    source: str,
+    *,
+    columns: Sequence[str] | None = None,
+    config: str | None = None,
+    split: str = "train",
+    offline: str = "give a .parquet, .json or .jsonl file, or source=generated",
+) -> list[Any]:
+    """Every row of a .parquet, .json or .jsonl file, or of one split of a hub dataset.
 
     columns: read of parquet and hub, which must have them; None reads all. config: of the hub dataset; a third part of
-    its name is a folder with a train.parquet. Rows of JSON are whatever stands there.
+    its name is a folder with a train.parquet. offline: what to do where there is no hub. Rows of JSON are whatever stands there.
     Raises: ValueError or FileNotFoundError with one line.
     """
     path = Path(source)
     is_file_name = path.suffix in (".parquet", ".json", ".jsonl")
     if is_file_name or path.is_file() or source.startswith((".", "/", "~")):
         return _read_file(path.expanduser(), columns)
-    return _read_hub(source, columns, config)
+    return _read_hub(source, columns, config, split, offline)
 
 
 def _read_file(path: Path, columns: Sequence[str] | None) -> list[Any]:
@@ -67,19 +74,19 @@ def _read_json(path: Path, text: str) -> list[Any]:
     return rows
 
 
-def _read_hub(source: str, columns: Sequence[str] | None, config: str | None) -> list[Any]:
+def _read_hub(source: str, columns: Sequence[str] | None, config: str | None, split: str, offline: str) -> list[Any]:
     import datasets
 
     owner, _, rest = source.partition("/")
     name, _, folder = rest.partition("/")
-    files = {"data_files": f"{folder}/train.parquet"} if folder else {}
+    files = {"data_files": f"{folder}/{split}.parquet"} if folder else {}
     try:
-        dataset = datasets.load_dataset("/".join(filter(None, (owner, name))), config, split="train", **files)
+        dataset = datasets.load_dataset("/".join(filter(None, (owner, name))), config, split=split, **files)
     except Exception as error:  # the hub's client raises a dozen kinds; each becomes the same one line
         first_line = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
             f"dataset {source!r} is neither a file or folder here nor readable from the hub ({type(error).__name__}: "
-            f"{first_line}). Offline, give a .parquet, .json or .jsonl file, or source=generated"
+            f"{first_line}). Offline, {offline}"
         ) from error
     if missing := [column for column in columns or () if column not in dataset.column_names]:
         raise ValueError(f"{source} has no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}")

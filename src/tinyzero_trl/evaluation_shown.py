@@ -50,12 +50,15 @@ def _together(summaries: Sequence[dict[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column == "benchmark" else "right")
     for summary in summaries:
         k, metrics = summary["k"], {name: Estimate(**values) for name, values in summary["metrics"].items()}
-        shares = [_percent(metrics[name]) if name in metrics else "-" for name in (f"pass@{k}", f"maj@{k}")]
+        # Two lines, so that 80 columns break no interval in two.
+        shares = [
+            _percent(metrics[name]).replace(" [", "\n[") if name in metrics else "-"
+            for name in ("pass@1", f"pass@{k}", f"maj@{k}")
+        ]
         table.add_row(
             summary["benchmark"],
             f"{summary['num_problems']} x {k}",
-            _percent(metrics["pass@1"]),
-            *(shares if k > 1 else ("-", "-")),
+            *(shares if k > 1 else (shares[0], "-", "-")),
             *(f"{metrics[name].value:.1%}" for name in ("outcome/truncated", "outcome/no_answer")),
             f"{metrics['length/mean'].value:.0f}",
         )

@@ -141,3 +141,14 @@ def test_with_sleep_mode_whole_weights_come_back_each_time() -> None:
     words = [RECIPE, *LORA, "generation.engine=colocate", "trainer.use_cpu=false"]
     assert adapter_rank(compose(words)) == 32
     assert adapter_rank(compose([*words, "trainer.vllm_enable_sleep_mode=true"])) is None
+
+
+def test_each_of_several_servers_is_started_for_what_the_run_will_send() -> None:
+    """docs/scale.md and scripts/slurm/train.sbatch start them so: on GPUs a server alone would expect NCCL."""
+    on_gpus = [RECIPE, *LORA, "trainer.use_cpu=false", "generation.engine=server"]
+    serves = compose([*on_gpus, "generation.weight_transfer=file", "generation.server=http://10.0.0.8:8000"])
+    trains = compose([*on_gpus, "generation.server=[http://10.0.0.8:8000,http://10.0.0.9:8000]"])
+    from tinyzero_trl.generation.engines import server_spec
+
+    served, sent = server_spec(serves), server_spec(trains)
+    assert (served.weight_transfer, served.adapter_rank) == (sent.weight_transfer, sent.adapter_rank) == ("file", 32)

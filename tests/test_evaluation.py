@@ -534,6 +534,29 @@ def test_a_complete_evaluation_is_not_made_twice_but_for_other_weights(model_fol
     assert "is complete" not in capsys.readouterr().out
 
 
+def test_samples_of_another_length_or_engine_are_not_thrown_away_unasked(model_folder, tmp_path, capsys):
+    assert evaluate(model_folder, tmp_path) == 0
+    samples = (tmp_path / "evaluation" / "base" / scores.SAMPLES).read_bytes()
+    assert evaluate(model_folder, tmp_path, "--max_new_tokens", 13) == 2
+    assert "holds an evaluation with another max_new_tokens (12, now 13)" in capsys.readouterr().err
+    assert (tmp_path / "evaluation" / "base" / scores.SAMPLES).read_bytes() == samples
+    assert evaluate(model_folder, tmp_path, "--max_new_tokens", 13, "--overwrite") == 0
+
+
+def test_another_source_is_read_without_the_columns_of_the_runs_own(model_folder, tmp_path):
+    from tinyzero_trl.evaluation_plan import Settings, make_plan
+
+    run = tmp_path / "run"
+    shutil.copytree(model_folder, run / "model")
+    data = {"source": "rows.jsonl", "split_rule": "problem", "problem_column": "question", "min_level": 3, "seed": 1}
+    (run / "run.yaml").write_text(json.dumps({"task": "math", "format": "base", "data": data}))
+    assert make_plan(Settings(str(run / "model"))).data == {k: v for k, v in data.items() if k != "seed"}
+    assert make_plan(Settings(str(run / "model"), source="generated")).data == {
+        "source": "generated",
+        "split_rule": "problem",
+    }
+
+
 def test_a_small_top_p_is_greedy_and_a_whole_one_changes_nothing(model_folder, tmp_path):
     for name, words in {
         "greedy": ["--temperature", 0],

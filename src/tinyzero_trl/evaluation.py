@@ -15,7 +15,7 @@ from typing import Any
 from tinyzero_trl import benchmarks, contamination, scores, unfinished
 from tinyzero_trl.answering import Draw, opened, tokenizer_of
 from tinyzero_trl.engine import ENGINES, check_engine_of_evaluation
-from tinyzero_trl.evaluation_plan import DEFAULT_NUM_PROBLEMS, Settings, make_plan
+from tinyzero_trl.evaluation_plan import DEFAULT_NUM_PROBLEMS, Settings, make_plan, refuse_changed
 from tinyzero_trl.evaluation_shown import show, show_comparison
 from tinyzero_trl.evaluation_work import Work, completed, device, manifest_sha256, rows_of, weights_of, work_of
 from tinyzero_trl.failures import Failure
@@ -96,6 +96,8 @@ def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
     problems = [rows_of(plan, settings) for plan, settings in zip(plans, asked, strict=True)]
     tokenizer = tokenizer_of(plans[0].location)
     works = [work_of(*parts, tokenizer) for parts in zip(plans, asked, problems, strict=True)]
+    for work in works:
+        _refuse_others_samples(work)
     weights = weights_of(plans[0].location)
     with ExitStack() as stack:
         draw: Draw | None = None
@@ -112,13 +114,16 @@ def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
                     place, batch_size = work.plan.location, work.settings.batch_size
                     model = opened(work.settings.engine, place, tokenizer, max_length=length, batch_size=batch_size)
                     draw = stack.enter_context(model)
+                is_whole = not known  # the seconds are those of all its tokens
                 completions, seconds = completed(work, known, draw, console)
-                _write(work, completions, seconds, identity)
+                _write(work, completions, seconds, identity, is_whole=is_whole)
                 unfinished.clear(work.plan.folder)
     return [plan.folder for plan in plans]
 
 
-def _write(work: Work, completions: Sequence[dict[str, Any]], seconds: float, identity: dict[str, Any]) -> None:
+def _write(
+    work: Work, completions: Sequence[dict[str, Any]], seconds: float, identity: dict[str, Any], *, is_whole: bool
+) -> None:
     """Verify, count and write."""
     plan, settings = work.plan, work.settings
     rows = [row for row in work.rows for _ in range(plan.k)]
@@ -133,7 +138,7 @@ def _write(work: Work, completions: Sequence[dict[str, Any]], seconds: float, id
         **identity,
         "num_problems": len(work.rows),
         "seconds": round(seconds, 3),
-        "tokens_per_second": round(num_tokens / max(seconds, 1e-9), 1),
+        "tokens_per_second": round(num_tokens / max(seconds, 1e-9), 1) if is_whole else None,
         "num_completion_tokens": num_tokens,
         "batch_size": settings.batch_size,
         "device": device(),
@@ -142,6 +147,16 @@ def _write(work: Work, completions: Sequence[dict[str, Any]], seconds: float, id
         "metrics": {name: e.as_dict() for name, e in scores.metrics(samples, task=plan.task).items()},
     }
     scores.write(plan.folder, summary=summary, samples=samples)
+
+
+def _refuse_others_samples(work: Work) -> None:
+    """Raises: ValueError where the folder holds samples of another length, engine or wording, which would be lost."""
+    folder = work.plan.folder
+    if work.settings.overwrite or not (folder / scores.SUMMARY).is_file():
+        return
+    before = scores.read_summary(folder)
+    names = [name for name in ("max_new_tokens", "engine", "prompts_sha256") if name in before]
+    refuse_changed(folder, before, work.identity, names=names)
 
 
 def _is_complete(folder: Path, identity: dict[str, Any]) -> bool:

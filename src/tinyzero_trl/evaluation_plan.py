@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,9 @@ def make_plan(settings: Settings) -> Plan:
     # A supervised run names its data by task.
     data_of_run = data_of_run[task.name] if isinstance(data_of_run.get(task.name), dict) else data_of_run
     data = {name: value for name, value in data_of_run.items() if name not in DATA_OF_RUN and value is not None}
-    if settings.source is not None:
-        data["source"] = settings.source
+    if settings.source is not None and settings.source != data.get("source"):
+        # Columns, limits and shares are of the source they were written for.
+        data = {name: value for name, value in data.items() if name == "split_rule"} | {"source": settings.source}
     temperature = _first(settings.temperature, trainer.get("temperature"), benchmark and benchmark.temperature, 1.0)
     k = _first(settings.k, benchmark and temperature > 0 and benchmark.k, 1)
     if k > 1 and temperature == 0:
@@ -188,9 +190,14 @@ def _refuse_other(plan: Plan, settings: Settings) -> None:
     before, now = scores.read_summary(plan.folder), request(plan, settings)
     # An evaluation that does not name one of these was made before there was another.
     before = {"top_p": 1.0, **before}
-    if changed := [name for name in now if before.get(name) != now[name]]:
+    refuse_changed(plan.folder, before, now, names=now)
+
+
+def refuse_changed(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, names: Iterable[str]) -> None:
+    """Raises: ValueError where one of `names` is another in the evaluation that `folder` holds."""
+    if changed := [name for name in names if before.get(name) != now[name]]:
         raise ValueError(
-            f"{plan.folder} holds an evaluation with another {changed[0]} "
+            f"{folder} holds an evaluation with another {changed[0]} "
             f"({before.get(changed[0])!r}, now {now[changed[0]]!r}); "
             "give this one a --name of its own, or --overwrite"
         )

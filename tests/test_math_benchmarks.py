@@ -47,6 +47,12 @@ def test_columns_are_named_for_all_benchmarks_or_for_one(tmp_path):
     assert load(two, num_rows=None, seed=0)[0] == {"problem": "p", "answer": "2", "source": "b", "level": "5"}
 
 
+def test_a_level_is_its_number_and_none_is_no_level(tmp_path):
+    rows = [{"problem": "p", "answer": "1", "level": level} for level in ("Level 5", 3, None)]
+    (one,) = chosen(f"math500={write(tmp_path / 'a.jsonl', rows)}")
+    assert [row["level"] for row in load(one, num_rows=None, seed=0)] == ["5", "3", ""]
+
+
 def test_a_folder_holds_a_file_by_the_name_of_the_benchmark_or_its_test_split(tmp_path):
     write(tmp_path / "aime24.jsonl", [{"problem": "by name", "answer": "1"}])
     pq.write_table(pa.table({"problem": ["by split"], "answer": ["1"]}), tmp_path / "test.parquet")

@@ -10,7 +10,7 @@ from typing import Any
 
 from tinyzero_trl.row_files import read_source
 from tinyzero_trl.task import Row
-from tinyzero_trl.tasks.math_golds import bare
+from tinyzero_trl.tasks.math_golds import bare, level_of
 
 PROBLEM_COLUMNS = ("problem", "question", "Problem", "Question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "Answer", "expected_answer", "gold")
@@ -128,7 +128,7 @@ def load(one: Chosen, *, num_rows: int | None, seed: int) -> list[Row]:
             "problem": _text(row.get(problem), problem, index, one),
             "answer": bare(_text(row.get(answer), answer, index, one)),
             "source": one.name,
-            "level": str(row.get(benchmark.level, "")) if benchmark.level else "",
+            "level": level_of(row.get(benchmark.level)) if benchmark.level else "",
         }
         for index, row in enumerate(raw)
     ]

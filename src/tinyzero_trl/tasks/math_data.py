@@ -8,18 +8,21 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl.row_files import read_source
 from tinyzero_trl.rows import Problems, load_rows
 from tinyzero_trl.task import Row
-from tinyzero_trl.tasks.math_golds import bare
+from tinyzero_trl.tasks.math_golds import bare, level_of
 from tinyzero_trl.tasks.math_verdict import gold_fault
 from tinyzero_trl.tasks.math_word_problems import generate
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_fault_of_gold = lru_cache(maxsize=2**16)(gold_fault)  # DAPO has each of its problems a hundred times
 
 MIXTURE = "mixture"
 """The source that stands for several others with weights."""
@@ -146,13 +149,14 @@ def mapped(rows: Sequence[Row], source: str, where: Columns, filters: Filters) -
             for name in ("problem", "answer", "level", "pass_rate")
             if (path := getattr(where, name)) is not None
         }
-        problem, answer = _problem_text(values["problem"]), bare(_text(values["answer"]))
-        if not problem or gold_fault(answer):
+        problem, level = _problem_text(values["problem"]), level_of(values.get("level"))
+        if not _is_kept(problem, level, values.get("pass_rate"), filters):
+            continue
+        answer = bare(_text(values["answer"]))
+        if not problem or _fault_of_gold(answer):
             num_unfit += 1
             continue
-        level = _level(values.get("level"))
-        if _is_kept(problem, level, values.get("pass_rate"), filters):
-            kept.append({"problem": problem, "answer": answer, "source": source, "level": level})
+        kept.append({"problem": problem, "answer": answer, "source": source, "level": level})
     if num_unfit:
         warnings.warn(f"{source}: {num_unfit} of {len(rows)} rows have no problem, or no gold that an answer could meet, and are left out", stacklevel=2)  # fmt: skip
     if not kept:
@@ -200,7 +204,8 @@ def load_mixture(
         )
     rng = random.Random(f"tinyzero mixture {seed}")
     mixed = [row for weight, rows in parts for row in rng.sample(rows, int(wanted * weight / whole))]
-    rest = [row for _, rows in parts for row in rows if row not in mixed] if len(mixed) < wanted else []
+    taken = {key_of(row) for row in mixed}
+    rest = [row for _, rows in parts for row in rows if key_of(row) not in taken]
     mixed += rest[: wanted - len(mixed)]
     rng.shuffle(mixed)
     return Dataset.from_list(mixed)
@@ -228,16 +233,6 @@ def _problem_text(value: Any) -> str:
     if _DAPO_BEFORE in text and _DAPO_AFTER in text:
         text = text.split(_DAPO_BEFORE, 1)[1].rsplit(_DAPO_AFTER, 1)[0]
     return text.strip()
-
-
-def _level(value: Any) -> str:
-    """The number at the end of a level, or "".
-
-    >>> _level("Level 5"), _level(3), _level(None), _level("Level ?")
-    ('5', '3', '', '')
-    """
-    match = re.search(r"([0-9]+)(\.0*)?\s*\Z", _text(value))
-    return match[1] if match else ""
 
 
 def _is_kept(problem: str, level: str, pass_rate: Any, filters: Filters) -> bool:

@@ -1,8 +1,9 @@
-"""Bare reference answers out of what data sets call an answer or a solution."""
+"""Bare reference answers and levels out of what data sets call so."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _GSM8K = re.compile(r"####\s*(.+?)\s*\Z", re.DOTALL)
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
@@ -41,3 +42,13 @@ def last_boxed(text: str) -> str | None:
                 if depth == 0:
                     return text[at + 1 : end].strip()
     return None
+
+
+def level_of(value: Any) -> str:
+    """The number at the end of a level, or "".
+
+    >>> level_of("Level 5"), level_of(3), level_of(None), level_of("Level ?")
+    ('5', '3', '', '')
+    """
+    match = re.search(r"([0-9]+)(\.0*)?\s*\Z", "" if value is None else str(value))
+    return match[1] if match else ""

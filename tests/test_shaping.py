@@ -127,6 +127,17 @@ def test_one_response_that_cannot_be_measured_costs_itself_only():
     assert reward(["p"] * 4, ["1", "x", "3", "-1000"]) == [-2.0, None, 0.0, None]
 
 
+@pytest.mark.parametrize("compare", [lambda numbers: 1 / 0, lambda numbers: [], lambda numbers: ["x"] * len(numbers)])
+def test_a_comparison_that_fails_costs_its_groups_and_not_the_run(compare):
+    reward = for_trl(OverGroup(lambda response: float(response), compare), name="over")
+    assert reward(["p", "p", "q"], ["1", "2", "3"]) == [None] * 3
+
+
+def test_a_group_without_a_measure_is_not_compared():
+    reward = for_trl(OverGroup(lambda response: None, lambda numbers: [max(numbers)]), name="over")
+    assert reward(["p", "p"], ["1", "2"]) == [None, None]
+
+
 def test_parameters_of_a_recipe_reach_every_call():
     reward = for_trl(repetition, name="repetition", parameters={"ngram_words": 1, "max_penalty": 3.0})
     assert reward(["p"], ["a a a"]) == [pytest.approx(-2.0)]

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 LOW, HIGH = -100.0, 100.0
 """The range a reward is to be in."""
-FROM_TRAINER = ("completion_ids",)
-"""What a reward may read in training besides the row, as a parameter with a default: the token ids of its completion."""
+FROM_TRAINER = ("completion_ids", "is_truncated")
+"""What a reward may read in training besides the row, as a parameter with a default: the token ids of its completion, and
+whether it ran into the token limit."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,12 @@ def earn_in_groups(
     for _, members in groupby(zip(prompts, jobs, strict=True), key=lambda item: item[0]):
         measured = [_measured(reward, job) for _, job in members]
         known = [measure for measure in measured if not isinstance(measure, Earned)]
-        numbers = iter(reward.compare(known))
+        try:
+            numbers = iter(_compared(reward, known))
+        except Exception as error:  # as in `earn`
+            failed = Earned(None, type(error).__name__, f"compare raised {error!r:.200}")
+            earned += [measure if isinstance(measure, Earned) else failed for measure in measured]
+            continue
         for measure in measured:
             if isinstance(measure, Earned):
                 earned.append(measure)
@@ -86,6 +92,13 @@ def earn_in_groups(
                 detail = f"returned {number!r}, which is not a number in [{low:g}, {high:g}], for {measure!r:.200}"
                 earned.append(Earned(number) if is_fit else Earned(None, "range", detail))
     return earned
+
+
+def _compared(reward: OverGroup, measures: Sequence[Any]) -> list[float]:
+    numbers = [float(number) for number in reward.compare(measures)] if measures else []
+    if len(numbers) != len(measures):
+        raise ValueError(f"it gave {len(numbers)} numbers for {len(measures)} measures")
+    return numbers
 
 
 def _measured(reward: OverGroup, job: Job) -> Any:

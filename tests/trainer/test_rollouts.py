@@ -63,6 +63,32 @@ def test_every_rollout_of_every_step_is_in_a_shard_with_its_outcome_and_advantag
     assert not table[0]["is_truncated"]
 
 
+def test_a_response_that_was_cut_off_earns_what_its_verdict_says(build: Any) -> None:
+    """The same words are right where the response ended by itself, and no answer where it ran into the limit."""
+
+    def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        tokenizer = trainer.processing_class
+        prompt_ids, _, _ = trainer._tokenize_prompts(prompts)
+        words = tokenizer("so 6 + 3 = 9")["input_ids"]
+        ids = [words + [tokenizer.eos_token_id] * (i % 2) for i in range(len(prompts))]
+        return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": [[0.0] * len(item) for item in ids]}
+
+    task = TASKS["math"]
+    problems = [{"prompt": f"{n}:", "prefill": "", "problem": "6 + 3", "answer": "9"} for n in range(16)]
+    trainer = build(
+        TinyZeroTrainer,
+        task=task,
+        rows=problems,
+        reward_funcs=[for_trl(task.rewards["accuracy"], name="accuracy")],
+        rollout_func=rollout,
+    )
+    trainer.train()
+    table = pq.read_table(Path(trainer.args.output_dir) / "rollouts" / "train-00000001.parquet").to_pylist()
+    assert [row["outcome"] for row in table] == ["truncated", "correct"] * 8
+    assert [row["reward"] for row in table] == [0.0, 1.0] * 8
+    assert "is_truncated" not in json.loads(table[0]["row"])
+
+
 def test_metrics_are_one_json_object_a_step(build: Any, solved: Any) -> None:
     trainer = build(TinyZeroTrainer, task=TASK, rows=rows(), reward_funcs=rewards(), rollout_func=solved)
     trainer.train()

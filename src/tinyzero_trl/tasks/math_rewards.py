@@ -10,13 +10,13 @@ from tinyzero_trl.task import Outcome
 from tinyzero_trl.tasks.math_verdict import verify
 
 
-def accuracy(response: str, *, answer: str) -> float:
-    """1.0 where solved, else 0.0.
+def accuracy(response: str, *, answer: str, is_truncated: bool = False) -> float:
+    """1.0 where solved, else 0.0; as evaluation does, also for a response that ran into the token limit.
 
     Goes wrong: a right number by a wrong way earns it, and multiple-choice and yes-no problems pay for guessing; leave
     them out of the data. What the verifier gets wrong is measured in docs/math-verifier.md.
     """
-    return float(verify(response, answer=answer).outcome is Outcome.correct)
+    return float(verify(response, answer=answer, is_truncated=is_truncated).outcome is Outcome.correct)
 
 
 def cosine(
@@ -24,6 +24,7 @@ def cosine(
     *,
     answer: str,
     completion_ids: Sequence[int] | None = None,
+    is_truncated: bool = False,
     max_tokens: int = 1000,
     correct_short: float = 1.0,
     correct_long: float = 0.5,
@@ -40,7 +41,7 @@ def cosine(
     if completion_ids is None:
         return None
     return cosine_scaled(
-        is_correct=verify(response, answer=answer).outcome is Outcome.correct,
+        is_correct=verify(response, answer=answer, is_truncated=is_truncated).outcome is Outcome.correct,
         num_tokens=len(completion_ids),
         max_tokens=max_tokens,
         correct=(correct_short, correct_long),
@@ -48,11 +49,14 @@ def cosine(
     )
 
 
-def attempt(response: str, *, answer: str, completion_ids: Sequence[int] | None = None) -> Attempt | None:
+def attempt(
+    response: str, *, answer: str, completion_ids: Sequence[int] | None = None, is_truncated: bool = False
+) -> Attempt | None:
     """What `length` compares; None where the tokens are not known (outside training)."""
     if completion_ids is None:
         return None
-    return Attempt(verify(response, answer=answer).outcome is Outcome.correct, len(completion_ids))
+    verdict = verify(response, answer=answer, is_truncated=is_truncated)
+    return Attempt(verdict.outcome is Outcome.correct, len(completion_ids))
 
 
 length = OverGroup(measure=attempt, compare=relative_length)

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ class Rollouts(Problems):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         start = time.perf_counter()
+        # The verdict on a response that ran into the token limit is another; rewards have to know what `_keep` knows.
+        inputs = [
+            {**row, "is_truncated": self._is_truncated(ids)}
+            for row, ids in zip(inputs, completion_ids_list, strict=True)
+        ]
         rewards_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._seconds["scoring"] += time.perf_counter() - start
         return rewards_NF
@@ -110,6 +116,10 @@ class Rollouts(Problems):
         ) as error:  # a full disk must not end training here; saving a checkpoint says so with its own exit code
             logger.warning("metrics.jsonl: %s", error)
 
+    def _is_truncated(self, ids: Sequence[int]) -> bool:
+        """Whether a completion ends without one of the tokens that end it."""
+        return not ids or ids[-1] not in {*self.eos_token_ids, self.processing_class.pad_token_id}
+
     def _keep(self, inputs: list[dict[str, Any]], advantages: torch.Tensor) -> list[bool]:
         """Verify this process's responses, gather all of them, log their metrics and write their shard.
 
@@ -117,14 +127,13 @@ class Rollouts(Problems):
         """
         assert self.task is not None
         mode = "train" if self.model.training else "eval"
-        ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         mine: list[dict[str, Any]] = []
         seeds: list[Any] = self.batch_seeds or [None] * len(inputs)
         for row, prompt_ids, ids, completion, advantage, seed in zip(
             inputs, *self._generated, advantages.tolist(), seeds, strict=True
         ):
             text = text_of(completion) or ""
-            is_truncated = not ids or ids[-1] not in ends
+            is_truncated = self._is_truncated(ids)
             columns = {column: row[column] for column in self.task.columns}
             verdict = self.task.verify((row.get("prefill") or "") + text, is_truncated=is_truncated, **columns)
             raw = {key: value for key, value in row.items() if key not in NOT_RAW}

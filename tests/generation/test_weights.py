@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from safetensors.torch import load_file
 
 from tinyzero_trl.failures import DiskFull
 from tinyzero_trl.generation import weights
+from tinyzero_trl.generation.addresses import free_port
 from tinyzero_trl.generation.weights import WeightFolder
 
 
@@ -88,3 +92,35 @@ def test_a_full_disk_is_said_in_one_line_after_every_parameter_was_taken(
     with pytest.raises(DiskFull, match="generation.shared_folder"):
         WeightFolder(str(tmp_path)).write_adapter(LoraConfig(r=4), named())
     assert next(left, None) is None, "other processes gather along, and would wait"
+
+
+ONE_OF_TWO = """
+import os, sys
+from accelerate import PartialState
+from tinyzero_trl.failures import DiskFull
+from tinyzero_trl.generation.weights import raise_together
+
+rank = PartialState(cpu=True).process_index
+raise_together(None)
+try:
+    raise_together(DiskFull("the disk of rank 1 is full") if rank == 1 else None)
+except DiskFull as full:
+    print(rank, full)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_one_process_is_raised_on_all() -> None:
+    """Else the others wait for it until torch.distributed gives up, half an hour later."""
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_TWO],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert said == [f"{rank} the disk of rank 1 is full\n" for rank in (0, 1)]

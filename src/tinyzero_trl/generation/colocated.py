@@ -10,11 +10,12 @@ from trl.generation import vllm_generation
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
+from tinyzero_trl.failures import DiskFull
 from tinyzero_trl.generation.client import Rows
 from tinyzero_trl.generation.lora import WithAdapter, adapter_of
 from tinyzero_trl.generation.remote import replaced
 from tinyzero_trl.generation.transfer import repack_heads
-from tinyzero_trl.generation.weights import WeightFolder
+from tinyzero_trl.generation.weights import WeightFolder, raise_together
 
 
 class SeededLLM(LLM):
@@ -83,10 +84,15 @@ class ColocatedGeneration(WithAdapter):
         self.seconds_to_sync = time.perf_counter() - start
 
     def _load_adapter(self, folder: WeightFolder) -> None:
+        failure: DiskFull | None = None
         with adapter_of(self) as (config, parameters):
-            path = folder.write_adapter(config, parameters)
-        request = LoRARequest("policy", 1, str(path))
+            try:
+                path = folder.write_adapter(config, parameters)
+            except DiskFull as full:
+                failure = full
         try:
+            raise_together(failure)
+            request = LoRARequest("policy", 1, str(path))
             self.llm.llm_engine.add_lora(LoRARequest("policy", 1, str(path), load_inplace=True))
         finally:
             folder.remove_files()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
 from tinyzero_trl.failures import DiskFull
@@ -114,3 +115,10 @@ class WeightFolder:
             return OSError(errno.ENOSPC, "No space left on device")
         files.append(path)
         return None
+
+
+def raise_together(failure: Exception | None) -> None:
+    """Raise on every process the first failure that any of them had: one that went on alone would wait for the others for ever."""
+    for each in gather_object([failure]):
+        if each is not None:
+            raise each

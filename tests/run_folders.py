@@ -91,7 +91,7 @@ def _measure(batch: list[scores.Sample]) -> dict[str, float]:
         return sum(values) / len(values) if values else math.nan
 
     accuracy = mean([float(s.is_correct) for s in batch])
-    outcomes = {f"outcomes/{o}": mean([float(s.outcome == o) for s in batch]) for o in scores.Outcome}
+    outcomes = {f"outcomes/{o}": mean([float(s.outcome == o) for s in batch]) for o in COUNTDOWN.outcomes}
     return {
         "reward": accuracy,
         "accuracy": accuracy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -135,6 +136,32 @@ def test_three_benchmarks_are_answered_by_one_model_loaded_once(tmp_path, monkey
     printed = capsys.readouterr().out
     assert "greedy / gsm8k" in printed
     assert "aime24" not in printed.split("Written to")[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_hung", "code"), [(1, 0), (2, 3)])
+def test_an_evaluation_whose_verifier_gave_up_on_more_than_half_a_percent_fails(
+    tmp_path, monkeypatch, capsys, num_hung, code
+):
+    """E-6, by injection: sympy would work on these answers for hours."""
+    file = write(tmp_path / "m.jsonl", [{"problem": f"{i}?", "answer": "12"} for i in range(200)])
+    texts = [r"\boxed{(x+y+z)^{200}}"] * num_hung + [r"\boxed{12}"] * (200 - num_hung)
+    answers = [{"completion": text, "num_completion_tokens": 9, "is_truncated": False} for text in texts]
+    monkeypatch.setattr(evaluation, "opened", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(evaluation, "completed", lambda *_: (answers, 1.0))
+    words = ["--model_path", str(make_llama(tmp_path / "model")), "--output", str(tmp_path), "--max_new_tokens", "12"]
+    assert evaluation.main([*words, "--benchmarks", f"m={file}", "--k", "1"], task="math") == code
+    said = capsys.readouterr()
+    folder = tmp_path / "evaluation" / "base" / "m"
+    summary = scores.read_summary(folder)
+    assert scores.undecided(summary) == num_hung / 200
+    assert summary["metrics"]["pass@1"]["value"] == 1 - num_hung / 200
+    assert [sample.outcome for sample in scores.read_samples(folder)].count("undecided") == num_hung
+    assert f"note: {num_hung / 200:.2%} of the responses got no verdict" in said.out
+    assert (
+        said.err == "" if code == 0 else f"evaluate: the verifier gave up on 1.0% in {folder} (bar: 0.5%)" in said.err
+    )
+    assert said.err.count("\n") == (code != 0)
 
 
 def test_settings_of_the_field_hold_where_nobody_says(tmp_path):

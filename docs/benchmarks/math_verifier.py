@@ -64,6 +64,7 @@ class Source:
     num: int = 0
     num_right: int = 0
     num_by_text: int = 0
+    num_undecided: int = 0
     false_accepts: list[str] = field(default_factory=list)
     false_rejects: list[str] = field(default_factory=list)
     text_seconds: list[float] = field(default_factory=list)
@@ -138,13 +139,15 @@ def changed(gold: str) -> Iterator[str]:
 def judge(source: Source, gold: str, response: str, is_right: bool) -> None:
     before = sum(math_workers.counts.values())
     start = time.perf_counter()
-    is_correct = verify(response, answer=gold).outcome is Outcome.correct
+    outcome = verify(response, answer=gold).outcome
     seconds = time.perf_counter() - start
     is_by_text = sum(math_workers.counts.values()) == before
     source.num += 1
     source.num_right += is_right
+    source.num_undecided += outcome is Outcome.undecided
     source.num_by_text += is_by_text
     (source.text_seconds if is_by_text else source.sympy_seconds).append(seconds)
+    is_correct = outcome is Outcome.correct
     if is_correct != is_right:
         shown = f"`{gold}` | `{response[-120:]!r}`"
         (source.false_accepts if is_correct else source.false_rejects).append(shown)
@@ -194,15 +197,17 @@ def main() -> None:
     for bomb in BOMBS:
         judge(hostile, "12", boxed(bomb), False)
 
-    print("| source | n | false accepts | false rejects | text decided | us, text | us, sympy | longest, ms |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| source | n | false accepts | false rejects | undecided | text decided | us, text | us, sympy | longest, ms |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, source in sources.items():
         accepts = share(len(source.false_accepts), source.num - source.num_right)
         rejects = share(len(source.false_rejects), source.num_right)
         longest = max(source.text_seconds + source.sympy_seconds) * 1000
         decided = f"{source.num_by_text / source.num:.1%}"
         costs = f"{mean_us(source.text_seconds)} | {mean_us(source.sympy_seconds)} | {longest:,.0f}"
-        print(f"| {name} | {source.num:,} | {accepts} | {rejects} | {decided} | {costs} |")
+        print(f"| {name} | {source.num:,} | {accepts} | {rejects} | {source.num_undecided} | {decided} | {costs} |")
     print(f"\nComparisons in workers: {dict(math_workers.counts)}.")
     print(f"\nOverhead: {overhead()}")
     for name, source in sources.items():

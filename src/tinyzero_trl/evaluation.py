@@ -18,7 +18,7 @@ from tinyzero_trl.engine import ENGINES, check_engine_of_evaluation
 from tinyzero_trl.evaluation_plan import DEFAULT_NUM_PROBLEMS, Settings, make_plan, refuse_changed
 from tinyzero_trl.evaluation_shown import show, show_comparison
 from tinyzero_trl.evaluation_work import Work, completed, device, manifest_sha256, rows_of, weights_of, work_of
-from tinyzero_trl.failures import Failure
+from tinyzero_trl.failures import Failure, VerifierFailure
 from tinyzero_trl.lock import locked
 from tinyzero_trl.scores import Sample
 from tinyzero_trl.task import Row, Task
@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
         elif arguments.contamination:
             contamination.show(_probe(_settings(arguments, task)))
         else:
-            show(evaluate_all(_settings(arguments, task)))
+            folders = evaluate_all(_settings(arguments, task))
+            show(folders)
+            _refuse_undecided(folders)
     except (ValueError, FileNotFoundError) as error:
         return _failed(str(error), MISTAKE)
     except OSError as error:
@@ -157,6 +159,16 @@ def _refuse_others_samples(work: Work) -> None:
     before = scores.read_summary(folder)
     names = [name for name in ("max_new_tokens", "engine", "prompts_sha256") if name in before]
     refuse_changed(folder, before, work.identity, names=names)
+
+
+def _refuse_undecided(folders: Sequence[Path]) -> None:
+    """Raises: VerifierFailure where more than `scores.MAX_UNDECIDED` of an evaluation's samples got no verdict."""
+    shares = {folder: scores.undecided(scores.read_summary(folder)) for folder in folders}
+    if failed := [f"{share:.1%} in {folder}" for folder, share in shares.items() if share > scores.MAX_UNDECIDED]:
+        raise VerifierFailure(
+            f"the verifier gave up on {', '.join(failed)} (bar: {scores.MAX_UNDECIDED:.1%}), so the figures are no measure of the "
+            "model; see outcome `undecided` in samples.parquet, and once the cause is gone run it again with --overwrite"
+        )
 
 
 def _is_complete(folder: Path, identity: dict[str, Any]) -> bool:

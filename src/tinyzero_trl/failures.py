@@ -30,6 +30,12 @@ class RewardFailure(Failure):
     exit_code = 3
 
 
+class VerifierFailure(Failure):
+    """The verifier gave up on too many responses for figures to be about the model."""
+
+    exit_code = 3
+
+
 class NumericFailure(Failure):
     """Gradients or weights are not finite."""
 

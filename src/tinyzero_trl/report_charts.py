@@ -9,7 +9,16 @@ from typing import Any
 from tinyzero_trl.report_data import RunFiles, metric
 from tinyzero_trl.statistics import Estimate
 
-OUTCOMES = ("correct", "wrong_value", "wrong_numbers", "illegal_expression", "bad_format", "no_answer", "truncated")
+OUTCOMES = (
+    "correct",
+    "wrong_value",
+    "wrong_numbers",
+    "illegal_expression",
+    "bad_format",
+    "no_answer",
+    "truncated",
+    "undecided",
+)
 """From the bottom of the stack to its top."""
 Trace = dict[str, Any]
 

@@ -15,11 +15,13 @@ import numpy as np
 
 from tinyzero_trl import benchmarks, statistics
 from tinyzero_trl.statistics import Comparison, Estimate
-from tinyzero_trl.task import Outcome, Row, Task
+from tinyzero_trl.task import Row, Task
 
 SUMMARY, SAMPLES = "summary.json", "samples.parquet"
 MANY_TRUNCATED = 0.05
 """Share of truncated responses above which a reader is told."""
+MAX_UNDECIDED = 0.005
+"""Share of samples without a verdict above which figures are about the verifier and not about the model."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
                 ]
             )
         values[f"maj@{k}"] = statistics.share([_majority(group, task.canonical) for group in problems])
-    for outcome in Outcome:
+    for outcome in task.outcomes:
         is_it = _per_problem(problems, lambda sample, outcome=outcome: sample.outcome == outcome)  # type: ignore[misc]
         values[f"outcome/{outcome}"] = statistics.share(is_it)
     # A response cut off is wrong in pass@1; how good those are that came to their end is another question.
@@ -112,7 +114,16 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{truncated:.0%} of the responses had no answer before {summary.get('max_new_tokens')} tokens, and count as wrong"
         )
+    if num_undecided := undecided(summary):
+        lines.append(
+            f"{num_undecided:.2%} of the responses got no verdict, and count as wrong: the verifier gave up (docs/math-verifier.md)"
+        )
     return lines
+
+
+def undecided(summary: Mapping[str, Any]) -> float:
+    """Share of samples that the verifier gave up on; 0 where it cannot."""
+    return float(summary["metrics"].get("outcome/undecided", {}).get("value", 0.0))
 
 
 def write(folder: Path, *, summary: dict[str, Any], samples: Sequence[Sample]) -> None:

@@ -44,6 +44,12 @@ class Outcome(StrEnum):
     """Solved."""
     truncated = "truncated"
     """It ran into the token limit before there was an answer."""
+    undecided = "undecided"
+    """The verifier gave up, by time, memory, a lost worker or an error of its library: nobody knows whether it is right."""
+
+
+DECIDED = tuple(outcome for outcome in Outcome if outcome is not Outcome.undecided)
+"""What a verifier may say that cannot give up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,8 @@ class Task:
     """The columns of a raw row that `verify` reads."""
     difficulty: Callable[[Row], str]
     """Row -> a label such as "3 numbers"; tables are broken down by it."""
+    outcomes: tuple[Outcome, ...] = DECIDED
+    """What `verify` may say: the share of each is a metric of training and of evaluation."""
     solve: Callable[[Row], str | None] | None = None
     """Row -> a reference answer, or None where the row has none; preparation checks the rewards with it."""
     wording: Callable[[Row], str] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
 import random
 import re
 import signal
@@ -18,7 +19,9 @@ import pytest
 
 from tinyzero_trl.task import Outcome
 from tinyzero_trl.tasks import math_workers
+from tinyzero_trl.tasks.math import TASK
 from tinyzero_trl.tasks.math_answers import find_answer
+from tinyzero_trl.tasks.math_equivalence import compare
 from tinyzero_trl.tasks.math_verdict import canonical, gold_fault, verify
 
 needs_sympy = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed")
@@ -257,6 +260,13 @@ def test_no_answer_costs_more_than_its_limit_or_holds_up_the_trainer():
     assert max(gaps) < 0.5
     assert (signal.getitimer(signal.ITIMER_REAL), signal.getsignal(signal.SIGALRM)) == before
     assert verify(boxed(r"3\cdot 4"), answer="12").outcome is SOLVED
+    # Asked again; both are remembered. What the rules refuse is the policy's fault, what sympy cannot finish is not.
+    outcomes = {bomb: verify(boxed(bomb), answer="12").outcome for bomb in BOMBS}
+    assert outcomes["(x+y+z)^{200}"] is Outcome.undecided
+    assert {outcomes[bomb] for bomb in ("9^{9^{9}}", "10**10**10", "9" * 900, "\ud800\x00")} == {
+        Outcome.illegal_expression
+    }
+    assert Outcome.undecided in TASK.outcomes
 
 
 @needs_sympy
@@ -342,6 +352,39 @@ def test_what_eats_memory_is_held_in_its_worker():
     assert 0 < largest < math_workers.MEMORY_GIB * 2**30
     assert psutil.Process().memory_info().rss - own < 20 * 2**20
     assert verify(boxed("7+y"), answer="y+7").outcome is SOLVED
+
+
+def _with_trouble(gold: str, answer: str, _: float) -> tuple[bool, bool]:
+    """In a worker: `compare`, where what the answer names goes wrong."""
+    import latex2sympy2_extended
+    import math_verify
+
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError if answer == "memory" else AttributeError
+
+    if answer == "exit":
+        os._exit(3)
+    module, name = (latex2sympy2_extended, "latex2sympy") if answer == "memory" else (math_verify, "verify")
+    right = getattr(module, name)
+    setattr(module, name, fails)
+    try:
+        return compare(gold, "\\frac{1}" if answer == "memory" else "1+x")
+    finally:
+        setattr(module, name, right)
+
+
+@needs_sympy
+@pytest.mark.slow
+def test_a_library_that_fails_and_a_worker_that_dies_decide_nothing(monkeypatch):
+    """R-7, E-6."""
+    monkeypatch.setattr(math_workers, "compare_within", _with_trouble)
+    before = math_workers.counts.copy()
+    for trouble in ("library", "memory", "exit"):
+        with pytest.raises(math_workers.UndecidedError):
+            math_workers.workers.compare("x+1", trouble)
+    monkeypatch.undo()
+    assert math_workers.counts - before == {"failed": 2, "died": 1}
+    assert verify(boxed("8+y"), answer="y+8").outcome is SOLVED
 
 
 @needs_sympy

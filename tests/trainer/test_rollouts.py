@@ -12,6 +12,7 @@ import pytest
 from tinyzero_trl.generation.rollout import transformers_rollout
 from tinyzero_trl.rewards import for_trl
 from tinyzero_trl.tasks import TASKS
+from tinyzero_trl.tasks.math_workers import UndecidedError
 from tinyzero_trl.trainer import TinyZeroTrainer
 
 TASK = TASKS["countdown"]
@@ -63,14 +64,19 @@ def test_every_rollout_of_every_step_is_in_a_shard_with_its_outcome_and_advantag
     assert not table[0]["is_truncated"]
 
 
-def test_a_response_that_was_cut_off_earns_what_its_verdict_says(build: Any) -> None:
+def test_a_response_that_was_cut_off_or_not_decided_earns_what_its_verdict_says(build: Any, monkeypatch: Any) -> None:
     """The same words are right where the response ended by itself, and no answer where it ran into the limit."""
+
+    def gives_up(*_: object) -> Any:
+        raise UndecidedError
+
+    monkeypatch.setattr("tinyzero_trl.tasks.math_verdict.compare", gives_up)
 
     def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         tokenizer = trainer.processing_class
         prompt_ids, _, _ = trainer._tokenize_prompts(prompts)
-        words = tokenizer("so 6 + 3 = 9")["input_ids"]
-        ids = [words + [tokenizer.eos_token_id] * (i % 2) for i in range(len(prompts))]
+        texts = [r"so \boxed{9+z}" if i % 4 == 3 else "so 6 + 3 = 9" for i in range(len(prompts))]
+        ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] * (i % 2) for i, text in enumerate(texts)]
         return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": [[0.0] * len(item) for item in ids]}
 
     task = TASKS["math"]
@@ -84,8 +90,12 @@ def test_a_response_that_was_cut_off_earns_what_its_verdict_says(build: Any) -> 
     )
     trainer.train()
     table = pq.read_table(Path(trainer.args.output_dir) / "rollouts" / "train-00000001.parquet").to_pylist()
-    assert [row["outcome"] for row in table] == ["truncated", "correct"] * 8
-    assert [row["reward"] for row in table] == [0.0, 1.0] * 8
+    assert [row["outcome"] for row in table] == ["truncated", "correct", "truncated", "undecided"] * 4
+    assert [row["reward"] for row in table] == [0.0, 1.0, 0.0, 0.0] * 4
+    entry = json.loads((Path(trainer.args.output_dir) / "metrics.jsonl").read_text().splitlines()[0])
+    shares = {key.removeprefix("outcomes/"): value for key, value in entry.items() if key.startswith("outcomes/")}
+    assert shares.keys() == set(task.outcomes)
+    assert (shares["undecided"], shares["correct"], shares["truncated"]) == (0.25, 0.25, 0.5)
     assert "is_truncated" not in json.loads(table[0]["row"])
 
 
@@ -97,6 +107,7 @@ def test_metrics_are_one_json_object_a_step(build: Any, solved: Any) -> None:
     assert [entry["step"] for entry in entries] == [1, 2]
     assert [entry["accuracy"] for entry in entries] == [0.5, 0.5]
     assert [entry["outcomes/wrong_value"] for entry in entries] == [0.5, 0.5]
+    assert not any("outcomes/undecided" in entry for entry in entries)  # the verifier of Countdown cannot give up
     assert all(entry[f"seconds/{name}"] >= 0 for entry in entries for name in ("generation", "scoring", "training"))
     assert all(entry["length/correct"] == entry["length/wrong"] for entry in entries)
     assert entries[0]["seconds"] < entries[1]["seconds"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl.rewards import exact_format
 from tinyzero_trl.shaping import boxed, reasoning_steps, repetition, tag_count
-from tinyzero_trl.task import Row, Task
+from tinyzero_trl.task import Outcome, Row, Task
 from tinyzero_trl.tasks.math_data import MIXTURE, PROBLEMS, Filters, key_of, load_mixture, load_one
 from tinyzero_trl.tasks.math_formats import FORMATS, format_math
 from tinyzero_trl.tasks.math_rewards import accuracy, cosine, length
@@ -89,6 +89,7 @@ TASK = Task(
     verify=verify,
     columns=("answer",),
     difficulty=difficulty,
+    outcomes=tuple(outcome for outcome in Outcome if outcome is not Outcome.wrong_numbers),
     solve=lambda row: str(row["answer"]),
     wording=lambda row: str(row["problem"]),
     canonical=canonical,

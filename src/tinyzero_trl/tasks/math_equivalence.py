@@ -1,7 +1,7 @@
 """What a worker process of `math_workers` runs: math-verify and sympy, within limits of processor time and memory.
 
-Nothing of it is imported by the trainer. No sympy object is turned into text, sent or shown: sympy's printer may hang for ever
-or raise where the comparison itself does not.
+The trainer calls nothing of it, and what is slow is imported in functions. No sympy object is turned into text, sent or shown:
+sympy's printer may hang for ever or raise where the comparison itself does not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from tinyzero_trl.worker_process import prepare
 
 RELATIVE = 1e-6
 """Two numbers that math-verify calls equal must be this near, relatively: it compares six decimals, and 1e-7 is not 2e-7."""
+
+
+class UndecidedError(Exception):
+    """Nobody knows whether these two are equal: it took too long, workers died of it, or the library failed."""
 
 
 def prepare_worker(parent: int, memory_gib: float) -> None:
@@ -40,7 +44,11 @@ def compare_within(gold: str, answer: str, cpu_seconds: float) -> tuple[bool, bo
 
 
 def compare(gold: str, answer: str) -> tuple[bool, bool]:
-    """(the answer is an expression, and it equals the gold), by math-verify. Both are bare: no delimiters."""
+    """(the answer is an expression, and it equals the gold), by math-verify. Both are bare: no delimiters.
+
+    A gold that it cannot read equals nothing: then only text decides.
+    Raises: UndecidedError where the library, or the memory it may have, fails.
+    """
     from math_verify import verify
 
     # It warns that it keeps no time limit of its own: this process is killed instead.
@@ -50,10 +58,12 @@ def compare(gold: str, answer: str) -> tuple[bool, bool]:
         if not parsed:
             return False, False
         expected = _parsed(gold)
-        is_equal = bool(expected) and verify(expected, parsed, strict=True, timeout_seconds=None)
+        is_equal = bool(expected) and verify(expected, parsed, strict=True, timeout_seconds=None, raise_on_error=True)
         return True, is_equal and not _is_far(expected[0], parsed[0])
-    except Exception:  # sympy raises what it likes on what a model writes: RecursionError, MemoryError, AttributeError
-        return False, False
+    except UndecidedError:
+        raise
+    except Exception as error:  # sympy raises what it likes on what a model writes: RecursionError, AttributeError
+        raise UndecidedError(f"math-verify raised {type(error).__name__} on {answer[:100]!r}") from None
 
 
 @lru_cache(maxsize=1024)
@@ -63,7 +73,21 @@ def _parsed(text: str) -> list[Any]:
     found: list[Any] = parse(
         f"${text}$", extraction_config=[LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None
     )
+    if not found:
+        _refuse_exhausted(text)
     return found
+
+
+def _refuse_exhausted(text: str) -> None:
+    """Raises: UndecidedError where `text` was not read for want of memory or stack; math-verify hides this as unreadable."""
+    from latex2sympy2_extended import latex2sympy
+
+    try:
+        latex2sympy(text)
+    except (MemoryError, RecursionError) as error:
+        raise UndecidedError(f"reading ended in {type(error).__name__} on {text[:100]!r}") from None
+    except Exception:  # no mathematics, which is what math-verify said
+        return
 
 
 def _is_far(a: Any, b: Any) -> bool:

@@ -16,7 +16,6 @@ The answer is found by the rule of `math_answers`. What then counts as the same 
 
 from __future__ import annotations
 
-import contextlib
 import re
 from fractions import Fraction
 
@@ -47,7 +46,8 @@ def verify(response: str, *, answer: str, is_truncated: bool = False) -> Verdict
     r"""What became of `response`: `correct` exactly when its final answer is the same as `answer`, by the rules above.
 
     answer: the gold, bare, as data sets have it. is_truncated: it ran into the token limit; it then counts as `truncated`
-    unless it has its box or answer block. An answer too costly to compare is an `illegal_expression`.
+    unless it has its box or answer block. `illegal_expression` is an answer that these rules refuse to read; one whose comparison
+    takes too long, eats the memory or ends in an error of the library is `undecided`.
     Bounded for any text: sympy has `math_workers.CPU_SECONDS` in a process of its own.
 
     >>> verify(r"<think>...</think> So it is $\boxed{\tfrac{1}{2}}$.", answer="0.5").outcome
@@ -63,10 +63,10 @@ def verify(response: str, *, answer: str, is_truncated: bool = False) -> Verdict
     form, gold = form_of(found.answer), form_of(answer[:MAX_ANSWER])
     is_same = same_by_text(gold, form)
     if is_same is None:
-        is_legal, is_same = False, False
-        if not is_beyond(found.answer):
-            with contextlib.suppress(UndecidedError):
-                is_legal, is_same = compare(*sources(gold, form))
+        try:
+            is_legal, is_same = (False, False) if is_beyond(found.answer) else compare(*sources(gold, form))
+        except UndecidedError:
+            return Verdict(Outcome.undecided, form.value, found.answer)
         if not is_legal:
             return Verdict(Outcome.illegal_expression, form.value, found.answer)
     return Verdict(Outcome.correct if is_same else Outcome.wrong_value, form.value, found.answer)

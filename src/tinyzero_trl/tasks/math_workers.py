@@ -13,7 +13,11 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from typing import Any
 
+from tinyzero_trl.tasks.math_equivalence import UndecidedError, compare_within, prepare_worker
+from tinyzero_trl.tasks.math_equivalence import compare as compare_here
 from tinyzero_trl.worker_process import KILL_SECONDS, discard
+
+__all__ = ["UndecidedError", "compare", "counts", "workers"]
 
 logger = logging.getLogger(__name__)
 NUM_WORKERS = 2
@@ -32,11 +36,7 @@ MAX_RENEWALS = 10
 """Pools that one comparison asks, where each is gone before it answers: what is killed from outside takes every thread's."""
 
 counts: Counter[str] = Counter()
-"""What became of the comparisons of this process: `compared`, `too_long`, `died`, and `restarts` of the pool."""
-
-
-class UndecidedError(Exception):
-    """No worker could compare these two: it took too long, or workers died of it."""
+"""What became of the comparisons of this process: `compared`, `too_long`, `died`, `failed`, and `restarts` of the pool."""
 
 
 class Workers:
@@ -50,15 +50,13 @@ class Workers:
     def compare(self, gold: str, answer: str) -> tuple[bool, bool]:
         """`math_equivalence.compare` in a worker.
 
-        Raises: UndecidedError where it took more than its limits, or its workers died `MAX_ATTEMPTS` times.
+        Raises: UndecidedError where it took more than its limits, its workers died `MAX_ATTEMPTS` times, or the library failed.
         """
         from pebble import ProcessExpired
 
-        from tinyzero_trl.tasks.math_equivalence import compare, compare_within
-
         if multiprocessing.current_process().daemon:
             # It may start no process, and whoever made it daemonic may end it.
-            return compare(gold, answer)
+            return compare_here(gold, answer)
         num_deaths = 0
         for _ in range(MAX_RENEWALS):
             pool = self._running()
@@ -75,7 +73,10 @@ class Workers:
                 if future.done():
                     raise self._too_long(answer) from None
                 self._drop(pool)
-            except (BrokenProcessPool, CancelledError, RuntimeError):
+            except UndecidedError:
+                counts["failed"] += 1
+                raise
+            except (BrokenProcessPool, CancelledError, RuntimeError, OSError):
                 self._drop(pool)  # an idle worker that was killed from outside breaks a Pebble pool for good
             else:
                 counts["compared"] += 1
@@ -96,8 +97,6 @@ class Workers:
 
     def _running(self) -> Any:
         from pebble import ProcessPool
-
-        from tinyzero_trl.tasks.math_equivalence import prepare_worker
 
         with self._lock:
             if self._pool is None or self._owner != os.getpid() or not self._pool.active:

@@ -179,12 +179,12 @@ class Rollouts(Problems):
         metrics = self._metrics[mode]
         num_by_outcome = Counter(record["outcome"] for record in records)
         metrics["accuracy"].append(num_by_outcome[Outcome.correct] / len(records))
-        for outcome in Outcome:
+        assert self.task is not None
+        for outcome in self.task.outcomes:
             metrics[f"outcomes/{outcome}"].append(num_by_outcome[outcome] / len(records))
         for name, is_wanted in (("correct", True), ("wrong", False)):
             lengths = [r["num_completion_tokens"] for r in records if (r["outcome"] == Outcome.correct) is is_wanted]
             metrics[f"length/{name}"].append(sum(lengths) / len(lengths) if lengths else float("nan"))
-        assert self.task is not None
         rows = [json.loads(record["row"]) for record in records]
         for name, behaviour in self.task.behaviours.items():
             measured = [

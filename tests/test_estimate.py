@@ -173,6 +173,18 @@ def test_a_faster_card_a_shorter_completion_and_vllm_take_less_time() -> None:
     assert usual.trained_tokens == 256 * (200 + 512)
 
 
+def test_a_step_trains_on_its_batch_whatever_the_token_budget_and_pays_its_share_of_the_rollout() -> None:
+    card = CARDS["A100"]
+    usual, roomy = speed_of(plan(), card), speed_of(plan("batching.max_tokens_per_microbatch=100000"), card)
+    assert roomy.trained_tokens == usual.trained_tokens
+    # Four times the 16 micro-batches of a step at once, for four steps: each step's share is what it was, or less.
+    fourfold = speed_of(plan("trainer.steps_per_generation=64"), card)
+    assert fourfold.generated_tokens == usual.generated_tokens
+    assert fourfold.generation <= usual.generation
+    again = speed_of(plan("trainer.num_iterations=2"), card)
+    assert again.generated_tokens == usual.generated_tokens / 2
+
+
 @pytest.mark.parametrize(
     "recipe",
     [r for r in list_recipes() if program_of(r.name) == "grpo" and "GB" in r.hardware],

@@ -13,6 +13,13 @@ def test_the_same_words_in_other_spelling_are_found():
     assert overlaps([OTHER, spelled], {"e": ["nothing", LONG]}) == [Overlap(1, "e", 1)]
 
 
+def test_the_same_problem_in_other_latex_is_found():
+    ours = r"Find $\frac{x}{2}$ for the one x with $\left(x-1\right)\cdot\frac{1}{3} = 5$, in the interval from $0$ to $\frac{99}{2}$."
+    theirs = r"Find \(\dfrac{x}{2}\) for the one x with \[(x-1)\cdot\tfrac{1}{3} = 5,\] in the interval from \(0\) to \(\displaystyle\frac{99}{2}\)."
+    assert overlaps([ours], {"e": [theirs]}) == [Overlap(0, "e", 0)]
+    assert overlaps([r"Find $\left.\frac12\right.$"], {"e": [r"find \(.\dfrac12.\)"]}) == [Overlap(0, "e", 0)]
+
+
 def test_a_problem_with_words_around_it_is_found():
     assert overlaps(["Solve: " + LONG + " Think first."], {"e": [LONG]}) == [Overlap(0, "e", 0)]
 

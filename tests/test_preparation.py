@@ -79,6 +79,7 @@ def test_the_same_command_writes_the_same_data(tmp_path):
         (["--format", "bass"], "no format 'bass'; there is base, instruct, r1_prefix"),
         (["--source", "no/such/file.jsonl"], "no data file"),
         (["--split_rule", "tinyzero"], "split rule 'problem'"),
+        (["--num_train", "0"], "num_rows must be at least 1, got 0"),
     ],
 )
 def test_a_mistake_ends_with_one_line_and_writes_nothing(tmp_path, capsys, words, message):

@@ -15,6 +15,8 @@ Source: Qwen2.5-Math, as above; without it, standing phrases of exams ("Express 
 """
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 """Pictures of MATH and AIME are programs, and all begin alike."""
+_LOOKS = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\\[!,;:()\[\]]|(?<=\\)[dt](?=frac)")
+"""LaTeX in lower case that says how large or far apart something stands and where a formula ends: not what is asked."""
 _WORD = re.compile(r"[a-z]+|[0-9]+")
 _MARK = re.compile(r"[a-z]+|[0-9]+|[^\sa-z0-9$]")
 
@@ -56,18 +58,22 @@ def overlaps(training: Sequence[str], evaluations: Mapping[str, Sequence[str]]) 
 
 
 def words_of(text: str) -> list[str]:
-    r"""The words of a problem.
+    r"""The words of a problem, whatever its LaTeX looks like.
 
-    >>> words_of(r"Find $\frac{1}{23}$.")
-    ['find', 'frac', '1', '23']
+    >>> words_of(r"Find $\frac{1}{23}$."), words_of(r"Find \(\left.\dfrac{1}{23}\right.\).")
+    (['find', 'frac', '1', '23'], ['find', 'frac', '1', '23'])
     """
-    return _WORD.findall(_DRAWING.sub(" ", text).lower())
+    return _WORD.findall(_plain(_DRAWING.sub(" ", text)))
+
+
+def _plain(text: str) -> str:
+    return _LOOKS.sub("", text.lower())
 
 
 def _ngrams(text: str, words: list[str]) -> set[tuple[str, ...]]:
     """All runs of 13 words, or the whole of a shorter text with its marks."""
     if len(words) < NGRAM_WORDS:
-        whole = tuple(_MARK.findall(text.lower()))
+        whole = tuple(_MARK.findall(_plain(text)))
         return {("", *whole)} if whole else set()
     return {tuple(words[at : at + NGRAM_WORDS]) for at in range(len(words) - NGRAM_WORDS + 1)}
 

@@ -73,8 +73,8 @@ def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
         refuse_other_folder(output, is_overwritten=arguments.overwrite)
         is_generated = arguments.source == "generated"
         num_rows = {
-            "train": arguments.num_train or (10_000 if is_generated else None),
-            "test": arguments.num_test or (1_024 if is_generated else None),
+            "train": 10_000 if is_generated and arguments.num_train is None else arguments.num_train,
+            "test": 1_024 if is_generated and arguments.num_test is None else arguments.num_test,
         }
         data = keywords(task, arguments.data)
         where = {"source": arguments.source, "split_rule": arguments.split_rule, "seed": arguments.seed, **data}

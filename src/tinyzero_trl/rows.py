@@ -128,7 +128,9 @@ def _shown(row: Any) -> str:
 def _read_prepared(folder: Path, problems: Problems, split: str, split_rule: str) -> list[Row]:
     """The rows of one split of a prepared folder, as they were split when it was made."""
     if not (folder / CARD).is_file():
-        raise ValueError(f"folder {folder} was not made by a prepare script: it has no {CARD}")
+        raise ValueError(
+            f"folder {folder} was not made by a prepare script: it has no {CARD}; name a .parquet, .json or .jsonl file in it"
+        )
     card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     if card["split_rule"] != split_rule:
         raise ValueError(

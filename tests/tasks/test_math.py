@@ -149,6 +149,14 @@ def test_rows_without_a_gold_are_left_out_and_counted(tmp_path):
         assert not {"Why?", "How?"} & set(load(split="train", source=source)["problem"])
 
 
+def test_a_gold_is_one_text_or_number():
+    golds = ["1", 2, 3.5, ["4"], ["5", "6"], [], {"x": 7}, float("nan"), None]
+    rows = [{"problem": f"{index}?", "answer": gold} for index, gold in enumerate(golds)]
+    with pytest.warns(UserWarning, match="5 of 9 rows have no problem, or no gold"):
+        kept = math_data.mapped(rows, "rows", math_data.Columns(), math_data.Filters())
+    assert [row["answer"] for row in kept] == ["1", "2", "3.5", "4"]
+
+
 def test_a_mixture_has_the_shares_its_weights_say(tmp_path):
     one = written(tmp_path / "one.jsonl", problems(200))
     other = written(tmp_path / "other.jsonl", [{"q": f"How much is {n} - 1?", "a": str(n - 1)} for n in range(400)])
@@ -176,6 +184,9 @@ def test_a_mixture_has_the_shares_its_weights_say(tmp_path):
         ({"problem_column": "question"}, "there is no column 'question'; it has problem, answer"),
         ({"min_level": 3}, "need level_column"),
         ({"min_pass_rate": 0.1}, "need pass_rate_column"),
+        ({"level_column": "answer", "min_level": "hard"}, "min_level must be a number, got 'hard'"),
+        ({"level_column": "answer", "min_level": 5, "max_level": 3}, "min_level 5 is above max_level 3"),
+        ({"problem_column": 3}, "problem_column must be a name, got 3"),
         ({"max_problem_characters": 1}, "none of 50 rows is left"),
         ({"split_rule": "tinyzero"}, "split rule problem only"),
         ({"mixture": []}, "go together"),
@@ -184,8 +195,10 @@ def test_a_mixture_has_the_shares_its_weights_say(tmp_path):
         ({"source": "mixture", "mixture": [{"source": "generated", "weight": 1}], "min_level": 1}, "belong to its entries"),
         ({"source": "mixture", "mixture": [{"source": "generated"}]}, "needs a weight above 0"),
         ({"source": "mixture", "mixture": [{"weight": 1}]}, "has source, weight"),
+        ({"source": "mixture", "mixture": [{"source": "x.json", "weight": 1, "answer_colum": "a"}]}, "x.json takes no answer_colum; it takes answer_column"),
         ({"source": "generated", "num_rows": 5, "level_column": "x"}, "ready as it is"),
         ({"source": "no/such/file.jsonl"}, "no data file"),
+        ({"source": str(Path(__file__).parent), "problem_column": "q"}, "not made by a prepare script: it has no card.json; name a .parquet"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path, arguments, message):

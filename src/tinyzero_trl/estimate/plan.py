@@ -46,12 +46,12 @@ class Plan:
     """Tokens of the longest prompt."""
     completion: int
     """Tokens of the longest completion."""
-    micro_steps: int
-    """Micro-batches of an optimizer step."""
+    trained_rows: int
+    """Completions a process trains on in one optimizer step."""
     generated_rows: int
-    """Completions a process generates for one optimizer step."""
-    num_iterations: int
-    """Optimizer steps on each rollout."""
+    """Completions a process generates at once."""
+    steps_per_rollout: float
+    """Optimizer steps for each time that completions are generated."""
     is_checkpointed: bool
     has_reference_model: bool
     """A second whole model; an adapter's reference is the model without it."""
@@ -97,6 +97,7 @@ def plan_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: int | 
         linear = 1.0
     lora = shape.lora_weights(int(model.lora_r), _targets(model)) if model.use_peft else None
     rows, micro_steps = int(trainer.per_device_train_batch_size), int(trainer.gradient_accumulation_steps)
+    trained_rows = rows * micro_steps
     longest = prompt or (30 if str(model.model_name_or_path) == "tiny" else PROMPT_TOKENS)
     completion = int(trainer.max_completion_length)
     budget = batching.max_tokens_per_microbatch
@@ -104,8 +105,9 @@ def plan_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: int | 
         rows = max(1, int(budget) // (longest + completion))
     steps = int(trainer.steps_per_generation or micro_steps)
     total = trainer.generation_batch_size or int(trainer.per_device_train_batch_size) * sharding.num_processes * steps
+    generated_rows = int(total) // sharding.num_processes
+    steps_per_rollout = int(trainer.num_iterations) * generated_rows / trained_rows
     corrects = bool(trainer.use_vllm) and bool(trainer.vllm_importance_sampling_correction)
-    is_reused = trainer.num_iterations > 1 or steps > micro_steps
     return Plan(
         shape=shape,
         sharding=sharding,
@@ -119,13 +121,13 @@ def plan_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: int | 
         rows=rows,
         prompt=longest,
         completion=completion,
-        micro_steps=micro_steps,
-        generated_rows=int(total) // sharding.num_processes,
-        num_iterations=int(trainer.num_iterations),
+        trained_rows=trained_rows,
+        generated_rows=generated_rows,
+        steps_per_rollout=steps_per_rollout,
         is_checkpointed=bool(trainer.gradient_checkpointing),
         has_reference_model=trainer.beta != 0 and not model.use_peft,
         has_reference_pass=trainer.beta != 0,
-        has_old_pass=is_reused or (corrects and not batching.fold_old_logprobs),
+        has_old_pass=steps_per_rollout > 1 or (corrects and not batching.fold_old_logprobs),
         has_critic=str(cfg.algorithm) == "ppo",
         engine=_engine(cfg),
         vllm_share=float(trainer.vllm_gpu_memory_utilization),

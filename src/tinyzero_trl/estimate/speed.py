@@ -44,10 +44,7 @@ def speed_of(plan: Plan, card: Card, *, mean_completion: float | None = None) ->
     """Of one step; mean_completion: tokens of a completion on average."""
     mean = MEAN_SHARE * plan.completion if mean_completion is None else min(mean_completion, plan.completion)
     processes = plan.sharding.num_processes
-    # Rollouts that serve several optimizer steps are paid for by each in its share.
-    generated_rows = plan.generated_rows / plan.num_iterations
-    trained_rows = plan.rows * plan.micro_steps
-    tokens = trained_rows * (plan.prompt + mean)
+    tokens = plan.trained_rows * (plan.prompt + mean)
     passes = 2.0 if plan.is_lora else 3.0  # forward, gradient of activations and, of trained weights, their own
     passes += 1.0 if plan.is_checkpointed else 0.0
     passes += plan.has_old_pass + plan.has_reference_pass
@@ -55,8 +52,10 @@ def speed_of(plan: Plan, card: Card, *, mean_completion: float | None = None) ->
     training = products / (TRAINING_UTILIZATION * card.tflops * 1e12)
     if plan.linear_bytes < 1:
         training *= DEQUANTIZATION
-    generation = _generation_seconds(plan, card, generated_rows, mean)
-    return Speed(generated_rows * mean * processes, tokens * processes, generation, training)
+    # Rollouts that serve several optimizer steps are paid for by each in its share.
+    generated_tokens = plan.generated_rows * mean * processes / plan.steps_per_rollout
+    generation = _generation_seconds(plan, card, plan.generated_rows, mean) / plan.steps_per_rollout
+    return Speed(generated_tokens, tokens * processes, generation, training)
 
 
 def _products_a_token(plan: Plan, mean_context: float) -> float:

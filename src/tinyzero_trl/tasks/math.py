@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from tinyzero_trl.rewards import exact_format
 from tinyzero_trl.shaping import boxed, reasoning_steps, repetition, tag_count
 from tinyzero_trl.task import Outcome, Row, Task
-from tinyzero_trl.tasks.math_data import MIXTURE, PROBLEMS, Filters, key_of, load_mixture, load_one
+from tinyzero_trl.tasks.math_data import PROBLEMS, Filters, key_of, load_one
 from tinyzero_trl.tasks.math_formats import FORMATS, format_math
+from tinyzero_trl.tasks.math_mixture import MIXTURE, load_mixture
 from tinyzero_trl.tasks.math_rewards import accuracy, cosine, length
 from tinyzero_trl.tasks.math_verdict import canonical, verify
 

@@ -1,19 +1,17 @@
-"""Mathematics problems out of data sets with columns of any name: read, mapped, filtered, mixed."""
+"""Mathematics problems out of data sets with columns of any name: read, mapped, filtered."""
 
 from __future__ import annotations
 
-import random
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl.row_files import read_source
-from tinyzero_trl.rows import Problems, load_rows
+from tinyzero_trl.rows import CARD, Problems, load_rows
 from tinyzero_trl.task import Row
 from tinyzero_trl.tasks.math_golds import bare, level_of
 from tinyzero_trl.tasks.math_verdict import gold_fault
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
 
 _fault_of_gold = lru_cache(maxsize=2**16)(gold_fault)  # DAPO has each of its problems a hundred times
 
-MIXTURE = "mixture"
-"""The source that stands for several others with weights."""
 _IRRELEVANT = re.compile(r"\\left|\\right|\\displaystyle|\\[!,;:()\[\] ]|[\s$~]|(?<=\\)[dt](?=frac)")
 
 
@@ -42,6 +38,12 @@ class Columns:
     """Column of the share of some model's answers that were right."""
     config: str | None = None
     """Configuration of the hub dataset."""
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError where a name is no text, as `problem_column=3` is not."""
+        for name, value in vars(self).items():
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{name if name == 'config' else f'{name}_column'} must be a name, got {value!r}")
 
 
 _DAPO_BEFORE, _DAPO_AFTER = "Answer: $Answer (without quotes) where $Answer is the answer to the problem.", "Remember to put your answer on its own line"  # fmt: skip
@@ -77,6 +79,16 @@ class Filters:
     max_pass_rate: float | None = None
     max_problem_characters: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a limit that is no number, and for limits that leave nothing between them."""
+        for name, value in vars(self).items():
+            if value is not None and type(value) not in (int, float):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+        for low, high in (("min_level", "max_level"), ("min_pass_rate", "max_pass_rate")):
+            least, most = getattr(self, low), getattr(self, high)
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"{low} {least} is above {high} {most}")
+
 
 def key_of(row: Row) -> str:
     r"""The problem, whatever its blanks, dollars, case, and spelling of LaTeX that looks the same.
@@ -109,7 +121,7 @@ def load_one(
     if split_rule != "problem":
         raise ValueError(f"math has the split rule problem only, got {split_rule!r}")
 
-    if (source == "generated" or Path(source).is_dir()) and (columns or filters != Filters()):
+    if (source == "generated" or (Path(source) / CARD).is_file()) and (columns or filters != Filters()):
         raise ValueError(f"columns and limits are for files and hub datasets; {source} is ready as it is")
 
     def read(name: str) -> list[Row]:
@@ -152,7 +164,7 @@ def mapped(rows: Sequence[Row], source: str, where: Columns, filters: Filters) -
         problem, level = _problem_text(values["problem"]), level_of(values.get("level"))
         if not _is_kept(problem, level, values.get("pass_rate"), filters):
             continue
-        answer = bare(_text(values["answer"]))
+        answer = bare(_answer_text(values["answer"]))
         if not problem or _fault_of_gold(answer):
             num_unfit += 1
             continue
@@ -162,53 +174,6 @@ def mapped(rows: Sequence[Row], source: str, where: Columns, filters: Filters) -
     if not kept:
         raise ValueError(f"{source}: none of {len(rows)} rows is left; look at the columns and filters")
     return kept
-
-
-def load_mixture(
-    entries: Any, *, load: Callable[..., Dataset], split: str, split_rule: str, num_rows: int | None, seed: int
-) -> Dataset:
-    """Rows of several sources in the shares their weights say, shuffled; a problem of two sources counts for the first.
-
-    entries: a list of {"source", "weight", and keyword arguments of `load`}. num_rows: None takes as many as the shares
-    allow. Raises: ValueError.
-    """
-    from datasets import Dataset
-
-    if (
-        not isinstance(entries, (list, tuple))
-        or not entries
-        or not all(isinstance(entry, Mapping) for entry in entries)
-    ):
-        raise ValueError("mixture must be a list of {source: ..., weight: ...}")
-    seen: set[str] = set()
-    parts: list[tuple[Fraction, list[Row]]] = []
-    for entry in entries:
-        options = {key: value for key, value in entry.items() if key != "weight"}
-        weight = entry.get("weight")
-        if "source" not in options or options["source"] == MIXTURE or {"split", "num_rows", "seed"} & options.keys():
-            raise ValueError(f"an entry of mixture has source, weight and what load takes besides, got {dict(entry)}")
-        if type(weight) not in (int, float) or not weight > 0:
-            raise ValueError(f"mixture: {options['source']} needs a weight above 0, got {weight!r}")
-        rows = []
-        for row in load(split=split, split_rule=split_rule, seed=seed, **options).to_list():
-            if (key := key_of(row)) not in seen:
-                seen.add(key)
-                rows.append(row)
-        parts.append((Fraction(str(weight)), rows))
-    whole = sum(weight for weight, _ in parts)
-    possible = min(int(len(rows) * whole / weight) for weight, rows in parts)
-    wanted = possible if num_rows is None else num_rows
-    if wanted > possible or wanted < 1:
-        raise ValueError(
-            f"{wanted} {split} rows were asked of a mixture whose sources and weights give 1 to {possible}"
-        )
-    rng = random.Random(f"tinyzero mixture {seed}")
-    mixed = [row for weight, rows in parts for row in rng.sample(rows, int(wanted * weight / whole))]
-    taken = {key_of(row) for row in mixed}
-    rest = [row for _, rows in parts for row in rows if key_of(row) not in taken]
-    mixed += rest[: wanted - len(mixed)]
-    rng.shuffle(mixed)
-    return Dataset.from_list(mixed)
 
 
 def _value(row: Row, path: str, where: str) -> Any:
@@ -221,15 +186,18 @@ def _value(row: Row, path: str, where: str) -> Any:
     return value
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+def _answer_text(value: Any) -> str:
+    """A gold, also as the one item of a list; "" for several, none, and NaN, of which none says what would be right."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return str(value) if isinstance(value, (str, int, float)) and value == value else ""
 
 
 def _problem_text(value: Any) -> str:
     """A problem, also as the last user message of a chat; DAPO's standing instruction is cut off."""
     if isinstance(value, list):
         value = next((item.get("content") for item in reversed(value) if isinstance(item, Mapping)), None)
-    text = _text(value)
+    text = "" if value is None else str(value)
     if _DAPO_BEFORE in text and _DAPO_AFTER in text:
         text = text.split(_DAPO_BEFORE, 1)[1].rsplit(_DAPO_AFTER, 1)[0]
     return text.strip()

@@ -56,6 +56,52 @@ def write_run(
     return folder
 
 
+def write_benchmarks(folder: Path, *, k: int = 4) -> Path:
+    """Two benchmarks of a run, answered before and after training as `evaluate --benchmarks` leaves them, and one only after."""
+    draw = random.Random(1)
+    math_task = TASKS["math"]
+    for name, num_problems, skills in (
+        ("math500", 120, (0.35, 0.6)),
+        ("aime24", 30, (0.1, 0.15)),
+        ("mine", 40, (None, 0.5)),
+    ):
+        for side, skill in zip(("base", "final"), skills, strict=True):
+            if skill is None:
+                continue
+            samples = []
+            for problem in range(num_problems):
+                row = {"problem": f"What is {problem} + {problem}?", "answer": str(2 * problem), "source": name}
+                row |= {"level": str(problem % 5 + 1) if name == "math500" else "", "prompt": "...", "prefill": ""}
+                for sample in range(k):
+                    is_truncated = draw.random() < 0.08
+                    right = 2 * problem if draw.random() < skill else 2 * problem + 1
+                    text = "I think that" if is_truncated else f"So it is $\\boxed{{{right}}}$."
+                    length = draw.randrange(200, 3000)
+                    samples.append(
+                        verified(
+                            row,
+                            math_task,
+                            problem=problem,
+                            sample=sample,
+                            completion=text,
+                            num_completion_tokens=length,
+                            is_truncated=is_truncated,
+                        )
+                    )
+            summary = {
+                "schema": 1,
+                "name": side,
+                "task": "math",
+                "benchmark": name,
+                "model": "model",
+                "temperature": 0.6,
+            }
+            summary |= {"top_p": 0.95, "k": k, "num_problems": num_problems, "max_new_tokens": 4096}
+            metrics = {key: estimate.as_dict() for key, estimate in scores.metrics(samples, task=math_task).items()}
+            scores.write(folder / "evaluation" / side / name, summary=summary | {"metrics": metrics}, samples=samples)
+    return folder
+
+
 def _skill(progress: float) -> float:
     return 1 / (1 + math.exp(-7 * (progress - 0.4)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tinyzero_trl import evaluation, manifest, scores
+from tinyzero_trl import evaluation, manifest, model_identity, scores
 from tinyzero_trl.answering import prompt_ids_of
 from tinyzero_trl.evaluation_plan import Settings, make_plan
 from tinyzero_trl.model_location import locate
@@ -232,6 +233,78 @@ def test_the_word_tiny_and_a_hub_id_are_models():
     assert locate("tiny").path == str(packaged)
 
 
+def sealed(folder):
+    return hashlib.sha256((folder / "MANIFEST.json").read_bytes()).hexdigest()
+
+
+def test_the_record_names_the_seal_of_a_checkpoint_that_was_evaluated(model_folder, tmp_path):
+    run = make_run(tmp_path / "run", model_folder)
+    assert evaluation.main(["--model_path", str(run), "--n", "2"]) == 0
+    summary = scores.read_summary(run / "evaluation" / "final")
+    assert (summary["model_sha256"], summary["model_sha256_of"]) == (sealed(run / "model"), "MANIFEST.json")
+
+
+@pytest.mark.parametrize("fault", ["changed", "missing", "unsealed", "damaged"])
+@pytest.mark.parametrize("name", ["checkpoint-3", "model"])
+def test_a_checkpoint_of_ours_whose_seal_is_gone_or_does_not_match_is_refused(
+    model_folder, tmp_path, capsys, monkeypatch, fault, name
+):
+    monkeypatch.setattr(evaluation, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
+    run = make_run(tmp_path / "run", model_folder)
+    folder = (run / "model").rename(run / name)
+    if fault == "changed":
+        weights = bytearray((folder / "model.safetensors").read_bytes())
+        weights[-1] ^= 1
+        (folder / "model.safetensors").write_bytes(weights)
+    elif fault == "damaged":
+        (folder / "MANIFEST.json").write_text("{")
+    else:
+        (folder / ("MANIFEST.json" if fault == "unsealed" else "generation_config.json")).unlink()
+    said = {"changed": "has a changed model.safetensors", "missing": "lacks generation_config.json"}
+    said |= {"unsealed": "it has no manifest", "damaged": "has a damaged manifest"}
+    for place in (folder, run):
+        assert evaluation.main(["--model_path", str(place), "--n", "2"]) == 2
+        error = capsys.readouterr().err
+        assert said[fault] in error
+        assert error.count("\n") == 1
+
+
+def test_a_folder_of_the_hubs_shape_is_known_by_a_hash_that_sha256sum_gives(model_folder, tmp_path):
+    import os
+
+    copy = Path(shutil.copytree(model_folder, tmp_path / "checkpoint-500"))
+    assert evaluate(copy, tmp_path, "--n", 2) == 0
+    summary = scores.read_summary(tmp_path / "evaluation" / "base")
+    files = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert summary["model_sha256_of"] == files
+    command = "set -o pipefail; sha256sum *.safetensors *.json | LC_ALL=C sort -k 2 | sha256sum"
+    said = subprocess.run(["bash", "-c", command], cwd=copy, capture_output=True, text=True, check=True).stdout
+    assert summary["model_sha256"] == said.split()[0]
+    location = locate(str(model_folder))
+    assert model_identity.identity(location)["model_sha256"] == summary["model_sha256"]
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    assert model_identity.identity(locate(str(copy)))["model_sha256"] != summary["model_sha256"]
+
+
+def test_a_folder_that_lost_its_seal_outside_its_run_is_still_ours(model_folder, tmp_path):
+    copy = Path(shutil.copytree(model_folder, tmp_path / "checkpoint-500"))
+    (copy / "rollout_state-0.json").write_text("{}")
+    with pytest.raises(ValueError, match="was not finished"):
+        locate(str(copy))
+
+
+def test_an_adapters_record_names_the_model_below_it_too(model_folder, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model_folder)}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    found = model_identity.identity(locate(str(adapter)))
+    assert found["model_sha256_of"] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert found["base_model_sha256"] == model_identity.identity(locate(str(model_folder)))["model_sha256"]
+
+
 # ---- prompts as in training
 
 
@@ -333,10 +406,19 @@ def write_evaluation(folder, completions, **settings):
 def test_two_evaluations_of_the_same_problems_compare_in_pairs(tmp_path, capsys):
     base = write_evaluation(tmp_path / "base", [WRONG] * 9 + [RIGHT, RIGHT, WRONG])
     trained = write_evaluation(tmp_path / "final", [RIGHT] * 9 + [WRONG, RIGHT, WRONG])
+    assert min(value["low"] for value in scores.read_summary(base)["metrics"].values()) >= 0
     assert evaluation.main(["--compare", str(base), str(trained / "summary.json")], task="countdown") == 0
     out = capsys.readouterr().out
     assert "+66.7" in out
     assert "12 problems: 9 better, 1 worse, McNemar's exact p = 0.0215" in out
+
+
+def test_two_evaluations_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
+    one, other = (write_evaluation(tmp_path / name / "final", [WRONG, RIGHT]) for name in "ab")
+    assert evaluation.main(["--compare", str(one), str(other)], task="countdown") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip().startswith(f"{one}  pass@1 50.0 %")
+    assert lines[1].strip().startswith(f"{other}  pass@1 50.0 %")
 
 
 def test_evaluations_of_different_problems_are_not_compared(tmp_path, capsys):
@@ -351,6 +433,12 @@ def test_evaluations_of_different_problems_are_not_compared(tmp_path, capsys):
 def test_a_folder_that_is_no_evaluation_is_not_compared(tmp_path, capsys):
     assert evaluation.main(["--compare", str(tmp_path), str(tmp_path)], task="countdown") == 2
     assert "is not an evaluation: it has no summary.json" in capsys.readouterr().err
+
+
+def test_of_a_run_in_the_place_of_an_evaluation_the_evaluations_are_named(tmp_path, capsys):
+    base = write_evaluation(tmp_path / "evaluation" / "base", [WRONG])
+    assert evaluation.main(["--compare", str(tmp_path), str(base)], task="countdown") == 2
+    assert f"it has no summary.json; there is {base}" in capsys.readouterr().err
 
 
 # ---- mistakes
@@ -549,6 +637,7 @@ def test_another_source_is_read_without_the_columns_of_the_runs_own(model_folder
     run = tmp_path / "run"
     shutil.copytree(model_folder, run / "model")
     data = {"source": "rows.jsonl", "split_rule": "problem", "problem_column": "question", "min_level": 3, "seed": 1}
+    manifest.seal(run / "model", step=1)
     (run / "run.yaml").write_text(json.dumps({"task": "math", "format": "base", "data": data}))
     assert make_plan(Settings(str(run / "model"))).data == {k: v for k, v in data.items() if k != "seed"}
     assert make_plan(Settings(str(run / "model"), source="generated")).data == {

@@ -12,6 +12,8 @@ import pytest
 from small_models import make_llama
 from tinyzero_trl import benchmarks, evaluation, scores
 from tinyzero_trl.benchmarks import BENCHMARKS, advice, chosen, load
+from tinyzero_trl.evaluation_shown import show
+from tinyzero_trl.tasks import TASKS
 
 
 def write(path, rows):
@@ -72,6 +74,7 @@ def test_n_draws_the_same_problems_for_the_same_seed(tmp_path):
     [
         ("math5000", [], "there is no 'math5000'; there is math500, aime24"),
         ("math500,math500", [], "names math500 twice"),
+        ("math500=", [], "write NAME, or NAME=FILE"),
         ("", [], "--benchmarks is empty"),
         ("a/b=x.jsonl", [], "write NAME, or NAME=FILE"),
         ("aime24=no.jsonl", [], "is not there"),
@@ -162,6 +165,59 @@ def test_an_evaluation_whose_verifier_gave_up_on_more_than_half_a_percent_fails(
         said.err == "" if code == 0 else f"evaluate: the verifier gave up on 1.0% in {folder} (bar: 0.5%)" in said.err
     )
     assert said.err.count("\n") == (code != 0)
+
+
+def samples_of(levels, *, k=1, benchmark="m"):
+    rows = [{"problem": "?", "answer": "12", "level": level, "source": benchmark} for level in levels]
+    return [
+        evaluation.verified(
+            {**row, "prompt": "", "prefill": ""},
+            TASKS["math"],
+            problem=problem,
+            sample=sample,
+            completion=r"\boxed{12}" if problem % 2 else "",
+            num_completion_tokens=20_000,
+            is_truncated=False,
+        )
+        for problem, row in enumerate(rows)
+        for sample in range(k)
+    ]
+
+
+def test_pass_rates_by_level_are_given_where_there_are_levels():
+    named = {
+        levels: [name for name in scores.metrics(samples_of(levels), task=TASKS["math"]) if name.startswith("pass@1/")]
+        for levels in (("", ""), ("1", "2"), ("5", ""))
+    }
+    assert named == {
+        ("", ""): [],
+        ("1", "2"): ["pass@1/level 1", "pass@1/level 2"],
+        ("5", ""): ["pass@1/no level", "pass@1/level 5"],
+    }
+
+
+def test_the_table_of_seven_benchmarks_fits_80_columns_and_breaks_no_interval(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    samples = samples_of([""] * 40, k=16)
+    metrics = {name: e.as_dict() for name, e in scores.metrics(samples, task=TASKS["math"]).items()}
+    summary = {
+        "name": "final",
+        "model": "outputs/math/grpo-qwen-2.5-math-1.5b-20261121-030000/model",
+        "temperature": 0.6,
+    }
+    folders = []
+    for name in BENCHMARKS:
+        folders.append(tmp_path / name)
+        more = {"benchmark": name, "k": 16, "num_problems": 200, "max_new_tokens": 32_768, "metrics": metrics}
+        scores.write(folders[-1], summary=summary | more, samples=samples)
+    show(folders)
+    table = capsys.readouterr().out.split("Written to")[0]
+    e = scores.Estimate(**metrics["pass@1"])
+    interval = f"[{100 * e.low:.1f}, {100 * e.high:.1f}]"
+    assert [line.count(interval) for line in table.splitlines()].count(3) == 7
+    assert all(any(line.startswith(name) for line in table.splitlines()) for name in BENCHMARKS)
+    assert max(map(len, table.splitlines())) <= 80
+    assert len(table.splitlines()) <= 7 * 3 + 6
 
 
 def test_settings_of_the_field_hold_where_nobody_says(tmp_path):

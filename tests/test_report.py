@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from browser import CHROMEDRIVER, CHROMIUM, Browser
-from run_folders import write_run
+from run_folders import write_benchmarks, write_run
 from tinyzero_trl.report import marked, percent, seconds_by_part, short, write_report
 from tinyzero_trl.report_charts import charts
 from tinyzero_trl.report_data import read_run
@@ -25,6 +25,14 @@ needs_browser = pytest.mark.skipif(
 def run(tmp_path_factory):
     """A whole run folder with its report."""
     folder = write_run(tmp_path_factory.mktemp("runs") / "grpo-tiny-20261121-030000")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def benchmarked(tmp_path_factory):
+    """A run that was evaluated on benchmarks alone, with its report."""
+    folder = write_benchmarks(tmp_path_factory.mktemp("benchmarks") / "grpo-math")
     write_report(folder)
     return folder
 
@@ -121,6 +129,36 @@ def test_the_mean_over_several_steps_of_a_log_line_counts_for_each(copy):
 )
 def test_large_numbers_are_short(number, text):
     assert short(number) == text
+
+
+def test_each_benchmark_has_its_figures_before_and_after_and_their_gain(benchmarked):
+    page = (benchmarked / "report.html").read_text()
+    section = page[page.index("On benchmarks") :].split("</section>")[0]
+    for name, num_problems in (("math500", 120), ("aime24", 30), ("mine", 40)):
+        card = section[section.index(f"<h3>{name}</h3>") :].split('<div class="card">')[0]
+        assert f"{num_problems} problems, 4 responses each" in card
+        assert "temperature 0.6, top-p 0.95, up to 4,096 tokens" in card
+        for side in ("base", "final") if name != "mine" else ("final",):
+            metrics = json.loads((benchmarked / "evaluation" / side / name / "summary.json").read_text())["metrics"]
+            for metric in ("pass@1", "pass@4", "maj@4"):
+                assert all(percent(metrics[metric][end]) in card for end in ("value", "low", "high")), (name, metric)
+        assert f"{metrics['length/mean']['value']:,.0f}" in card
+        assert percent(metrics["outcome/truncated"]["value"]) in card
+        gains = [metrics["pass@1"]["value"]]
+        if name != "mine":
+            base = json.loads((benchmarked / "evaluation" / "base" / name / "summary.json").read_text())["metrics"]
+            gains = [metrics["pass@1"]["value"] - base["pass@1"]["value"]]
+        assert (f"{100 * gains[0]:+.1f}".replace("-", "−") in card) is (name != "mine")
+        assert ("Not enough samples: " in card) is (name != "math500")
+    assert "are too few for this difference" in section
+
+
+def test_a_benchmark_that_cannot_be_read_is_left_out_and_said(benchmarked, tmp_path):
+    shutil.copytree(benchmarked, tmp_path / "run")
+    (tmp_path / "run" / "evaluation" / "base" / "math500" / "summary.json").write_text("{")
+    page = page_of(tmp_path / "run")
+    assert "The evaluation on math500 cannot be read" in page
+    assert "<h3>aime24</h3>" in page
 
 
 # ---- what a run may lack
@@ -229,6 +267,16 @@ def test_the_page_draws_every_plot_without_an_error_or_sideways_scroll(run, brow
     assert widest <= width
     paper = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", paper))) < 200) is is_dark
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_benchmarks_fit_their_cards_on_a_screen_and_on_a_phone(benchmarked, browser, width):
+    browser.open(benchmarked / "report.html", width=width)
+    assert browser.console() == []
+    assert browser.run("return document.documentElement.scrollWidth") == width
+    over = "return [...document.querySelectorAll('.card')].filter(card => card.scrollWidth > card.clientWidth).length"
+    assert browser.run(over) == 0
 
 
 @needs_browser

@@ -32,6 +32,8 @@ def tokenizer_of(location: ModelLocation) -> PreTrainedTokenizerBase:
         except (OSError, ValueError, KeyError, ImportError) as error:
             failures.append(f"{place}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
             continue
+        # It warns of one prompt longer than the model; `room` refuses it and says which.
+        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         if tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {place} has no end-of-text token, so that no response could end")
         return tokenizer
@@ -50,18 +52,25 @@ def prompt_ids_of(tokenizer: PreTrainedTokenizerBase, rows: list[Row], plan: Pla
     return prompts_ids(tokenizer, [row["prompt"] for row in rows])
 
 
-def room(plan: Plan, longest: int) -> int:
-    """Tokens a response may have, so that with the longest prompt it fits the model."""
+def context_of(location: ModelLocation) -> int | None:
+    """Tokens of a prompt with its response that the model takes, where it says. Raises: ValueError where it is no model."""
     from transformers import AutoConfig
 
     try:
-        context = getattr(AutoConfig.from_pretrained(plan.location.path), "max_position_embeddings", None)
+        context = getattr(AutoConfig.from_pretrained(location.path), "max_position_embeddings", None)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"--model_path {plan.location.path} is not a model: {str(error).splitlines()[0]}") from error
-    room = None if context is None else int(context) - longest
+        raise ValueError(f"--model_path {location.path} is not a model: {str(error).splitlines()[0]}") from error
+    return None if context is None else int(context)
+
+
+def room(plan: Plan, prompt_ids: list[list[int]]) -> int:
+    """Tokens a response may have, so that with the longest prompt it fits the model."""
+    context, longest = context_of(plan.location), max(map(len, prompt_ids))
+    room = None if context is None else context - longest
     if room is not None and (room < 1 or (plan.max_new_tokens or 1) > room):
+        place = f"problem {[*map(len, prompt_ids)].index(longest)} (from 0) of {plan.benchmark or plan.task.name}"
         raise ValueError(
-            f"the longest prompt has {longest} tokens and {plan.location.shown} takes {context}: "
+            f"the longest prompt, {place}, has {longest} tokens and {plan.location.shown} takes {context}: "
             + (f"--max_new_tokens may be {room} at most, got {plan.max_new_tokens}" if room > 0 else "it does not fit")
         )
     return plan.max_new_tokens or min(plan.default_max_new_tokens, room or plan.default_max_new_tokens)

@@ -86,10 +86,10 @@ def chosen(words: str, columns: Sequence[str] = ()) -> list[Chosen]:
     """
     found: list[Chosen] = []
     for word in filter(None, (word.strip() for word in words.split(","))):
-        name, _, place = word.partition("=")
+        name, equals, place = word.partition("=")
         if name in (one.name for one in found):
             raise ValueError(f"--benchmarks names {name} twice")
-        if not name or "/" in name or name in (".", ".."):
+        if not name or "/" in name or name in (".", "..") or (equals and not place):
             raise ValueError(f"--benchmarks {word}: write NAME, or NAME=FILE")
         if not place and name not in BENCHMARKS:
             raise ValueError(

@@ -61,7 +61,7 @@ def probe(model_path: str, chosen: Sequence[Chosen], *, n: int | None, seed: int
 
     Raises: ValueError or FileNotFoundError with one line, before weights are read.
     """
-    from tinyzero_trl.answering import opened, tokenizer_of
+    from tinyzero_trl.answering import context_of, opened, tokenizer_of
     from tinyzero_trl.model_location import locate
 
     location = locate(model_path)
@@ -74,6 +74,10 @@ def probe(model_path: str, chosen: Sequence[Chosen], *, n: int | None, seed: int
         for name, pairs in cuts.items()
     }
     length = max(max(map(len, ids[name])) + rooms[name] for name in ids)
+    if (context := context_of(location)) is not None and length > context:
+        raise ValueError(
+            f"the longest problem has {length} tokens and {location.shown} takes {context}: it does not fit"
+        )
     found: dict[str, Any] = {}
     with opened(engine, location, tokenizer, max_length=length) as draw:
         for name, pairs in cuts.items():

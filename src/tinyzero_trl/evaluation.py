@@ -12,17 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl import benchmarks, contamination, scores, unfinished
+from tinyzero_trl import audit, benchmarks, contamination, model_identity, scores, unfinished
 from tinyzero_trl.answering import Draw, opened, tokenizer_of
-from tinyzero_trl.engine import ENGINES, check_engine_of_evaluation
-from tinyzero_trl.evaluation_plan import DEFAULT_NUM_PROBLEMS, Settings, make_plan, refuse_changed
+from tinyzero_trl.engine import check_engine_of_evaluation
+from tinyzero_trl.evaluation_arguments import parser_of
+from tinyzero_trl.evaluation_plan import Settings, make_plan, refuse_changed
 from tinyzero_trl.evaluation_shown import show, show_comparison
-from tinyzero_trl.evaluation_work import Work, completed, device, manifest_sha256, rows_of, weights_of, work_of
+from tinyzero_trl.evaluation_work import Work, completed, device, rows_of, work_of
 from tinyzero_trl.failures import Failure, VerifierFailure
 from tinyzero_trl.lock import locked
 from tinyzero_trl.scores import Sample
 from tinyzero_trl.task import Row, Task
-from tinyzero_trl.tasks import TASKS
 
 MISTAKE, OUT_OF_MEMORY, DISK, INTERRUPTED = 2, 5, 8, 130
 """Exit codes; the same as those of training (`failures.py`)."""
@@ -31,12 +31,14 @@ PACKAGES = ("tinyzero-trl", "torch", "transformers", "trl", "peft", "datasets")
 
 def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
     """`evaluate_<task>.py` and `tinyzero evaluate`; returns the exit code."""
-    arguments = _parser(task).parse_args(argv)
+    arguments = parser_of(task).parse_args(argv)
     try:
         if arguments.compare:
             show_comparison(*arguments.compare)
+        elif arguments.audit:
+            audit.show(arguments.audit)
         elif arguments.model_path is None:
-            raise ValueError("give --model_path, or two evaluations to --compare")
+            raise ValueError("give --model_path, or two evaluations to --compare, or one to --audit")
         elif arguments.contamination:
             contamination.show(_probe(_settings(arguments, task)))
         else:
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
 
 def _settings(arguments: argparse.Namespace, task: str | None) -> list[Settings]:
     """One for each benchmark, or the one for the task's own problems. Raises: ValueError or FileNotFoundError."""
-    others = ("compare", "benchmarks", "columns", "contamination")
+    others = ("compare", "audit", "benchmarks", "columns", "contamination")
     settings = Settings(**{"task": task, **{name: v for name, v in vars(arguments).items() if name not in others}})
     if arguments.benchmarks is None:
         return [settings]
@@ -100,17 +102,20 @@ def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
     works = [work_of(*parts, tokenizer) for parts in zip(plans, asked, problems, strict=True)]
     for work in works:
         _refuse_others_samples(work)
-    weights = weights_of(plans[0].location)
+    weights = model_identity.weights_of(plans[0].location)
     with ExitStack() as stack:
         draw: Draw | None = None
+        model_id: dict[str, Any] = {}
         for work in works:
             identity = work.identity | {"weights": weights}
             if not work.settings.overwrite and _is_complete(work.plan.folder, identity):
                 console.print(f"{work.plan.folder} is complete; --overwrite makes it anew")
+                _tidy(work.plan.folder)
                 continue
             with locked(work.plan.folder):
                 known = unfinished.begin(work.plan.folder, identity, overwrite=work.settings.overwrite)
                 console.print(work.said(num_known=len(known)))
+                model_id = model_id or model_identity.identity(work.plan.location)
                 if draw is None and len(known) < work.num_samples:
                     length = max(one.max_length for one in works)
                     place, batch_size = work.plan.location, work.settings.batch_size
@@ -118,7 +123,7 @@ def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
                     draw = stack.enter_context(model)
                 is_whole = not known  # the seconds are those of all its tokens
                 completions, seconds = completed(work, known, draw, console)
-                _write(work, completions, seconds, identity, is_whole=is_whole)
+                _write(work, completions, seconds, identity | model_id, is_whole=is_whole)
                 unfinished.clear(work.plan.folder)
     return [plan.folder for plan in plans]
 
@@ -145,7 +150,6 @@ def _write(
         "batch_size": settings.batch_size,
         "device": device(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "model_sha256": manifest_sha256(plan.location),
         "metrics": {name: e.as_dict() for name, e in scores.metrics(samples, task=plan.task).items()},
     }
     scores.write(plan.folder, summary=summary, samples=samples)
@@ -169,6 +173,13 @@ def _refuse_undecided(folders: Sequence[Path]) -> None:
             f"the verifier gave up on {', '.join(failed)} (bar: {scores.MAX_UNDECIDED:.1%}), so the figures are no measure of the "
             "model; see outcome `undecided` in samples.parquet, and once the cause is gone run it again with --overwrite"
         )
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a process left that was killed after its summary was written."""
+    if (folder / unfinished.FOLDER).exists() or (folder / "run.lock").exists():
+        with locked(folder):
+            unfinished.clear(folder)
 
 
 def _is_complete(folder: Path, identity: dict[str, Any]) -> bool:
@@ -203,64 +214,3 @@ def verified(
 def _failed(message: str, code: int) -> int:
     print(f"evaluate: {message}", file=sys.stderr)
     return code
-
-
-def _parser(task: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tinyzero evaluate" if task is None else f"evaluate_{task}.py",
-        description="Answer held-out problems with a model, or compare two evaluations of the same problems.",
-        epilog="Format, source, temperature and length are read from the run.yaml of the run that --model_path, or else "
-        "--output, names. Example: --model_path outputs/countdown/RUN --n 2048",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--model_path", metavar="P", help="run folder, checkpoint, model folder, LoRA adapter, `tiny` or hub id")
-    if task is None:
-        add("--task", help="needed where the model comes from no run: " + ", ".join(TASKS))
-    add("--source", metavar="S", help="hub id, .parquet, .json or .jsonl file, prepared folder, or `generated`")
-    add("--split", choices=("test", "validation"), default="test")
-    add(
-        "--benchmarks",
-        metavar="B,...",
-        help=f"{','.join(benchmarks.BENCHMARKS)}, or NAME=FILE (.jsonl, .json, .parquet, or a folder with such files)",
-    )
-    add(
-        "--columns",
-        nargs="+",
-        default=[],
-        metavar="[B.]problem=C",
-        help="columns of a benchmark: problem, answer, level",
-    )
-    add(
-        "--contamination",
-        action="store_true",
-        help="instead: the share of problems known by heart, from 60 %% of their text",
-    )
-    add("--n", type=int, help=f"problems (default: {DEFAULT_NUM_PROBLEMS}; all of a benchmark)")
-    add(
-        "--k",
-        type=int,
-        help="samples of each problem; more than 1 adds pass@k and maj@k (default: 1, or the benchmark's)",
-    )
-    add("--temperature", type=float, metavar="T", help="0 is greedy (default: the run's, or 1; the benchmark's)")
-    add("--top_p", type=float, metavar="P", help="sample from the likeliest tokens (default: 1, or the benchmark's)")
-    add("--max_new_tokens", type=int, help="tokens of a response (default: the run's, or 1024)")
-    add("--seed", type=int, default=0, help="draws problems and samples (default: 0)")
-    add("--batch_size", type=int, help="sequences generated at once")
-    add(
-        "--engine",
-        choices=ENGINES,
-        default=ENGINES[0],
-        help="who generates: the model in transformers, or vLLM as a server of its own or in this process (default: %(default)s)",
-    )
-    add("--format", help="wording of the prompt (default: the run's, or base)")
-    add(
-        "--output",
-        type=Path,
-        metavar="D",
-        help="folder that gets evaluation/<name>/ (default: the run folder); a run folder also lends its settings",
-    )
-    add("--name", help="name of the evaluation (default: base, final or checkpoint-N)")
-    add("--overwrite", action="store_true", help="replace an evaluation of this name made with other settings")
-    add("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two evaluation folders: the paired gain of B over A")
-    return parser

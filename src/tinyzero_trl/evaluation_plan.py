@@ -80,6 +80,8 @@ class Plan:
     default_max_new_tokens: int
     folder: Path
     """The evaluation folder."""
+    benchmark: str | None = None
+    """Name of the benchmark, or None."""
 
 
 def make_plan(settings: Settings) -> Plan:
@@ -123,6 +125,7 @@ def make_plan(settings: Settings) -> Plan:
         max_new_tokens=settings.max_new_tokens or trainer.get("max_completion_length"),
         default_max_new_tokens=benchmark.max_new_tokens if benchmark else DEFAULT_MAX_NEW_TOKENS,
         folder=output.joinpath("evaluation", settings.name or location.name, *([benchmark.name] if benchmark else [])),
+        benchmark=benchmark.name if benchmark else None,
     )
     _refuse_other(plan, settings)
     return plan

@@ -14,52 +14,61 @@ if TYPE_CHECKING:
 
 
 def show(folders: Sequence[Path]) -> None:
-    """Print each evaluation's table, where it is, and of several benchmarks one table together."""
+    """Print an evaluation's table and where it is; of several benchmarks one table together, a row each."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
-    for folder in folders:
-        summary = scores.read_summary(folder)
-        table = Table(
-            title=f"{_title(summary)}: {summary['num_problems']} problems, temperature {summary['temperature']:g}"
-        )
-        for column in ("metric", "value", "95 % interval", "n"):
-            table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
-        for name, values in summary["metrics"].items():
-            e = Estimate(**values)
-            if is_share(name):
-                cells = (f"{e.value:.1%}", f"{e.low:.1%} to {e.high:.1%}")
-            else:
-                cells = (f"{e.value:.1f}", f"{e.low:.1f} to {e.high:.1f}")
-            table.add_row(name, *cells, str(e.n))
-        console.print(table)
+    summaries = [scores.read_summary(folder) for folder in folders]
+    console.print(_together(summaries) if len(folders) > 1 else _alone(summaries[0]))
+    for summary in summaries:
+        of = f" ({summary['benchmark']})" if len(folders) > 1 else ""
         for line in scores.warnings(summary):
-            console.print(f"note: {line}", soft_wrap=True, highlight=False)
-        console.print(f"Written to {folder}", soft_wrap=True, highlight=False)
-    if len(folders) > 1:
-        console.print(_together([scores.read_summary(folder) for folder in folders]))
+            console.print(f"note: {line}{of}", soft_wrap=True, highlight=False, markup=False)
+    for folder in folders:
+        console.print(f"Written to {folder}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _alone(summary: dict[str, Any]) -> Table:
+    """A row for each figure of one evaluation."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"{_title(summary)}: {summary['num_problems']} problems, temperature {summary['temperature']:g}"
+    )
+    for column in ("metric", "value", "95 % interval", "n"):
+        table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
+    for name, values in summary["metrics"].items():
+        e = Estimate(**values)
+        if is_share(name):
+            cells = (f"{e.value:.1%}", f"{e.low:.1%} to {e.high:.1%}")
+        else:
+            cells = (f"{e.value:.1f}", f"{e.low:.1f} to {e.high:.1f}")
+        table.add_row(name, *cells, str(e.n))
+    return table
 
 
 def _together(summaries: Sequence[dict[str, Any]]) -> Table:
     """A row for each benchmark: what papers print, with intervals."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=f"{summaries[0]['name']}: {summaries[0]['model']}")
-    for column in ("benchmark", "problems x k", "pass@1", "pass@k", "maj@k", "truncated", "no answer", "tokens"):
-        table.add_column(column, justify="left" if column == "benchmark" else "right")
+    # No borders, and two lines a row: seven benchmarks fit 80 columns, and no interval is broken in two.
+    title = f"{summaries[0]['name']}: {summaries[0]['model']}"
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0, leading=1)
+    for column in ("benchmark", "problems\nx k", "pass@1", "pass@k", "maj@k", "truncated\nno answer", "tokens"):
+        is_text = column == "benchmark"
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     for summary in summaries:
         k, metrics = summary["k"], {name: Estimate(**values) for name, values in summary["metrics"].items()}
-        # Two lines, so that 80 columns break no interval in two.
         shares = [
             _percent(metrics[name]).replace(" [", "\n[") if name in metrics else "-"
             for name in ("pass@1", f"pass@{k}", f"maj@{k}")
         ]
         table.add_row(
             summary["benchmark"],
-            f"{summary['num_problems']} x {k}",
+            f"{summary['num_problems']}\nx {k}",
             *(shares if k > 1 else (shares[0], "-", "-")),
-            *(f"{metrics[name].value:.1%}" for name in ("outcome/truncated", "outcome/no_answer")),
+            "\n".join(f"{metrics[name].value:.1%}" for name in ("outcome/truncated", "outcome/no_answer")),
             f"{metrics['length/mean'].value:.0f}",
         )
     return table
@@ -91,15 +100,21 @@ def show_comparison(base: Path, trained: Path) -> list[Comparison]:
             comparison = scores.compare(scores.read_samples(one), scores.read_samples(other))
         except ValueError as error:
             raise ValueError(f"{one} and {other} are not of the same problems: {error}") from None
-        for summary in summaries:
+        titles = [_title(summary) for summary in summaries]
+        if titles[0] == titles[1]:  # both are `final`, of two runs
+            titles = [str(one), str(other)]
+        width = max(16, *map(len, titles))
+        for title, summary in zip(titles, summaries, strict=True):
             estimate = Estimate(**summary["metrics"]["pass@1"])
             console.print(
-                f"{_title(summary):>16}  pass@1 {_percent(estimate)}  temperature {summary['temperature']:g}"
+                f"{title:>{width}}  pass@1 {_percent(estimate)}  temperature {summary['temperature']:g}"
                 f"{', k ' + str(summary['k']) if summary.get('k', 1) > 1 else ''}",
                 highlight=False,
+                soft_wrap=True,
+                markup=False,
             )
         console.print(
-            f"[bold]{'gain':>16}  {_percent(comparison.gain, signed=True)}[/] points on {comparison.gain.n} problems: "
+            f"[bold]{'gain':>{width}}  {_percent(comparison.gain, signed=True)}[/] points on {comparison.gain.n} problems: "
             f"{comparison.num_better} better, {comparison.num_worse} worse, {comparison.test} p = {shown_p(comparison.p)}",
             highlight=False,
             soft_wrap=True,
@@ -132,7 +147,7 @@ def _pairs(base: Path, trained: Path) -> list[tuple[Path, Path]]:
     if not (shared := sorted(found[0] & found[1])):
         empty = base if not found[0] else trained if not found[1] else None
         if empty:
-            raise ValueError(f"{empty} is not an evaluation: it has no {scores.SUMMARY}")
+            raise scores.not_an_evaluation(empty)
         raise ValueError(f"{base} and {trained} share no benchmark")
     return [(base / name, trained / name) for name in shared]
 

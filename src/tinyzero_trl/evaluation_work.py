@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tinyzero_trl import benchmarks, unfinished
 from tinyzero_trl.answering import Draw, prompt_ids_of, room
 from tinyzero_trl.evaluation_plan import Plan, Settings, request
-from tinyzero_trl.model_location import ModelLocation
 from tinyzero_trl.task import Row, prompts, resolve
 
 SHARD = {"transformers": 256, "server": 2048, "colocate": 2048}
@@ -78,7 +76,7 @@ def rows_of(plan: Plan, settings: Settings) -> list[Row]:
 def work_of(plan: Plan, settings: Settings, rows: list[Row], tokenizer: Any) -> Work:
     """The plan with its problems tokenised. Raises: ValueError where the model has no room for them."""
     prompt_ids = prompt_ids_of(tokenizer, rows, plan)
-    return Work(plan, settings, rows, prompt_ids, room(plan, max(map(len, prompt_ids))))
+    return Work(plan, settings, rows, prompt_ids, room(plan, prompt_ids))
 
 
 def completed(
@@ -121,24 +119,6 @@ def completed(
             unfinished.keep(work.plan.folder, places, completions)
             known.update(zip(places, completions, strict=True))
     return [known[place] for place in range(work.num_samples)], seconds
-
-
-def weights_of(location: ModelLocation) -> str:
-    """Changes when the weights do: the seal of their folder, or else names, sizes and times of its files; of the hub its id."""
-    if sealed := manifest_sha256(location):
-        return sealed
-    places = [Path(place) for place in (location.path, location.adapter) if place and Path(place).is_dir()]
-    files = sorted(file for place in places for file in place.iterdir() if file.is_file())
-    if not files:
-        return location.path
-    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(stats).encode()).hexdigest()
-
-
-def manifest_sha256(location: ModelLocation) -> str | None:
-    """Identifies the weights, where their folder is sealed."""
-    file = Path(location.shown) / "MANIFEST.json"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def device() -> str:

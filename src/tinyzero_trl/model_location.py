@@ -46,11 +46,18 @@ def locate(model_path: str) -> ModelLocation:
     if not folder.is_dir():
         return _without_folder(model_path)
     if not (folder / "run.yaml").is_file():
-        if manifest.is_sealed(folder) or folder.name.startswith("checkpoint-"):
+        is_of_run = (folder.parent / "run.yaml").is_file()
+        # What a run of ours writes is sealed; a folder of another's need not be.
+        is_ours = (is_of_run and folder.name == "model") or (
+            folder.name.startswith("checkpoint-") and (is_of_run or any(folder.glob("rollout_state*")))
+        )
+        if manifest.is_sealed(folder) or is_ours:
             _refuse_fault(folder)
-        return _of_folder(folder, run_folder=folder.parent if (folder.parent / "run.yaml").is_file() else None)
+        return _of_folder(folder, run_folder=folder.parent if is_of_run else None)
     final = folder / "model"
-    if final.is_dir() and manifest.fault(final) is None:
+    if final.is_dir():
+        # It is put there whole: one that is not was changed, and an older checkpoint in its place would be another model.
+        _refuse_fault(final)
         return _of_folder(final, run_folder=folder)
     found = manifest.newest_usable(folder)
     if found.path is None:
@@ -91,7 +98,7 @@ def _of_folder(folder: Path, *, run_folder: Path | None) -> ModelLocation:
 
 def _refuse_fault(folder: Path) -> None:
     if reason := manifest.fault(folder):
-        raise ValueError(f"--model_path {folder} {reason}; evaluate an older checkpoint of the run")
+        raise ValueError(f"--model_path {folder} {reason}; evaluate another checkpoint of the run")
 
 
 def read_record(run_folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tinyzero_trl import scores
 from tinyzero_trl.evaluation_shown import too_small
+from tinyzero_trl.report_data import metric
 from tinyzero_trl.statistics import Comparison, Estimate
 
 
@@ -24,6 +25,8 @@ class BenchmarkRow:
     """pass@1 of the base model."""
     after: Estimate | None
     """pass@1 of the trained one."""
+    others: tuple[tuple[str, Estimate | None, Estimate | None], ...]
+    """pass@k and maj@k, where there are several samples of a problem: name, before, after."""
     comparison: Comparison | None
     """Where both answered the same problems."""
     truncated: float
@@ -64,8 +67,13 @@ def read_benchmarks(folder: Path, *, missing: list[str]) -> list[BenchmarkRow]:
                     num_problems=int(newest["num_problems"]),
                     k=int(newest["k"]),
                     how=_how(newest),
-                    before=_pass_at_1(summaries.get(base)),
-                    after=_pass_at_1(summaries.get(trained)),
+                    before=metric(summaries.get(base), "pass@1"),
+                    after=metric(summaries.get(trained), "pass@1"),
+                    others=tuple(
+                        (name, metric(summaries.get(base), name), metric(summaries.get(trained), name))
+                        for name in (f"pass@{newest['k']}", f"maj@{newest['k']}")
+                        if newest["k"] > 1
+                    ),
                     comparison=comparison,
                     truncated=metrics["outcome/truncated"]["value"],
                     no_answer=metrics["outcome/no_answer"]["value"],
@@ -83,10 +91,6 @@ def _compared(base: Path, trained: Path) -> Comparison | None:
         return scores.compare(scores.read_samples(base), scores.read_samples(trained))
     except ValueError:  # other problems: --n or the file changed between the two
         return None
-
-
-def _pass_at_1(summary: dict[str, Any] | None) -> Estimate | None:
-    return Estimate(**summary["metrics"]["pass@1"]) if summary else None
 
 
 def _how(summary: dict[str, Any]) -> str:

@@ -100,7 +100,7 @@ def read_run(folder: Path) -> RunFiles:
             files.missing.append("Base and trained answered different problems, so there is no paired gain.")
     for name in ("base", "trained"):
         if getattr(files, name) is None:
-            files.missing.append(f"The {name} model has no evaluation (tinyzero evaluate).")
+            files.missing.append(f"The {name} model has no evaluation on held-out problems (tinyzero evaluate).")
     files.problems = _pick(_responses(files, answers))
     if not files.problems:
         files.missing.append("No held-out problem was answered at two times of the run.")

@@ -7,7 +7,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from tinyzero_trl.statistics import Comparison, Estimate
 from tinyzero_trl.task import Row, Task
 
 SUMMARY, SAMPLES = "summary.json", "samples.parquet"
+AUDIT = "audit.json"
+"""A second grader's word on the samples, where somebody asked for it."""
 MANY_TRUNCATED = 0.05
 """Share of truncated responses above which a reader is told."""
 MAX_UNDECIDED = 0.005
@@ -87,7 +89,8 @@ def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
     }
     for name, length in lengths.items():
         if counted := _per_problem(problems, length):
-            values[name] = statistics.mean(counted)
+            e = statistics.mean(counted)
+            values[name] = replace(e, low=max(e.low, 0.0))  # of two problems Student's t knows of no zero
     for name, behaviour in task.behaviours.items():
 
         def measured(sample: Sample, behaviour: Callable[..., float] = behaviour) -> float:
@@ -98,9 +101,10 @@ def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
     by_difficulty: dict[str, list[list[Sample]]] = defaultdict(list)
     for group in problems:
         by_difficulty[task.difficulty(group[0].row)].append(group)
-    for label in sorted(by_difficulty):
-        is_correct = _per_problem(by_difficulty[label], lambda sample: sample.is_correct)
-        values[f"pass@1/{label}"] = statistics.share(is_correct)
+    if by_difficulty.keys() != {""}:
+        for label in sorted(by_difficulty):
+            is_correct = _per_problem(by_difficulty[label], lambda sample: sample.is_correct)
+            values[f"pass@1/{label or 'no level'}"] = statistics.share(is_correct)
     return values
 
 
@@ -132,7 +136,8 @@ def write(folder: Path, *, summary: dict[str, Any], samples: Sequence[Sample]) -
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SUMMARY).unlink(missing_ok=True)
+    for name in (SUMMARY, AUDIT):  # they are of other samples
+        (folder / name).unlink(missing_ok=True)
     columns: dict[str, list[Any]] = {name: [getattr(sample, name) for sample in samples] for name in _COLUMNS}
     columns["row"] = [json.dumps(row) for row in columns["row"]]
     part = folder / f"{SAMPLES}.part"
@@ -150,7 +155,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     file = path if path.name == SUMMARY else path / SUMMARY
     if not file.is_file():
-        raise ValueError(f"{path} is not an evaluation: it has no {SUMMARY}")
+        raise not_an_evaluation(path)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -158,6 +163,13 @@ def read_summary(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "metrics" not in content:
         raise ValueError(f"{file} is not the summary of an evaluation")
     return content
+
+
+def not_an_evaluation(path: Path) -> ValueError:
+    """What to raise of a path without a summary; of a run it names the evaluations there are."""
+    found = sorted(str(place) for place in path.glob("evaluation/*") if place.is_dir())
+    hint = f"; there is {', '.join(found)}" if found else ""
+    return ValueError(f"{path} is not an evaluation: it has no {SUMMARY}{hint}")
 
 
 def read_samples(path: Path) -> list[Sample]:

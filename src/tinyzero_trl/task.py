@@ -89,7 +89,7 @@ class Task:
     columns: tuple[str, ...]
     """The columns of a raw row that `verify` reads."""
     difficulty: Callable[[Row], str]
-    """Row -> a label such as "3 numbers"; tables are broken down by it."""
+    """Row -> a label such as "3 numbers", or "" where it has none; tables are broken down by it."""
     outcomes: tuple[Outcome, ...] = DECIDED
     """What `verify` may say: the share of each is a metric of training and of evaluation."""
     solve: Callable[[Row], str | None] | None = None

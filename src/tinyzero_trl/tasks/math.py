@@ -68,8 +68,8 @@ def load(
 
 
 def difficulty(row: Row) -> str:
-    """The level that the data set gives the problem."""
-    return f"level {row['level']}" if row.get("level") else "no level"
+    """The level that the data set gives the problem, or nothing."""
+    return f"level {row['level']}" if row.get("level") else ""
 
 
 TASK = Task(

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from tinyzero_trl.overlap import Overlap, overlaps
+import json
+import random
+from pathlib import Path
 
+import pytest
+
+from tinyzero_trl.overlap import Overlap, overlaps, words_of
+
+MATH = Path(__file__).parents[2] / "shared" / "data" / "math"
 LONG = "A train leaves the station at noon and travels at 60 miles per hour for three hours before it stops. How far does it go?"
 OTHER = "Ten points lie on a circle and every two of them are joined. Into how many parts is the disc cut at most? Express your answer as an integer."
 
@@ -37,3 +44,34 @@ def test_short_problems_must_be_the_same():
 
 def test_a_training_problem_is_named_once_and_blank_ones_never():
     assert overlaps([LONG, "", "$ $"], {"a": [LONG, LONG], "b": [LONG, ""]}) == [Overlap(0, "a", 0)]
+
+
+def every_sixth_word_replaced(text: str) -> str:
+    return " ".join("other" if at % 6 == 5 else word for at, word in enumerate(text.split()))
+
+
+def other_latex(text: str) -> str:
+    return (
+        text.replace("$", " ")
+        .replace(r"\frac", r"\dfrac")
+        .upper()
+        .replace("[ASY]", "[asy]")
+        .replace("[/ASY]", "[/asy]")
+    )
+
+
+@pytest.mark.skipif(not MATH.is_dir(), reason="data sets of shared/data are not here")
+def test_of_real_problems_copies_are_found_and_strangers_are_not():
+    rng = random.Random(0)
+    training = [json.loads(line)["problem"] for line in (MATH / "math_train_7k.jsonl").open(encoding="utf-8")]
+    planted = rng.sample([text for text in training if 20 <= len(words_of(text)) <= 80], 200)
+    strangers = [json.loads(line)["question"] for line in (MATH / "gsm8k_train.jsonl").open(encoding="utf-8")]
+
+    def num_found(evaluation: list[str]) -> int:
+        # A training problem is named once, and an evaluation problem much like another may be the one not named.
+        return sum(bool(overlaps([text], {"e": [asked]})) for text, asked in zip(planted, evaluation, strict=True))
+
+    assert num_found(planted) == 200
+    assert num_found([other_latex(text) for text in planted]) == 200
+    assert num_found([every_sixth_word_replaced(text) for text in planted]) == 11
+    assert not overlaps(training, {"e": rng.sample(strangers, 1000)})

@@ -25,12 +25,15 @@ def test_parameters_are_given_by_name_and_the_token_limit_is_the_runs_own():
         ("{cosine: {max_token: 5}}", "no parameter 'max_token'.*did you mean max_tokens"),
         ("{cosine: {max_tokens: 5.5}}", "cosine.max_tokens must be int, got 5.5"),
         ("{cosine: {wrong_short: low}}", "cosine.wrong_short must be float, got 'low'"),
+        ("{cosine: {max_tokens: 0}}", "cosine.max_tokens must be at least 1, got 0"),
+        ("{repetition: {ngram_words: 0}}", "repetition.ngram_words must be at least 1, got 0"),
+        ("{repetition: {max_penalty: -1.0}}", "repetition.max_penalty must be at least 0, got -1.0"),
         ("{accuracy: {answer: 5}}", "no parameter 'answer'; it has none"),
     ],
 )
 def test_what_no_reward_takes_is_refused(parameters, message):
     with pytest.raises(ConfigError, match=message):
-        checks.parts(compose([TINY, "rewards.cosine=0.5", f"reward_parameters={parameters}"]))
+        checks.parts(compose([TINY, "rewards.cosine=0.5", "rewards.repetition=0.5", f"reward_parameters={parameters}"]))
 
 
 def test_a_reward_over_groups_wants_whole_groups_in_the_trainer():

@@ -37,6 +37,8 @@ def parameters(cfg: DictConfig, rewards: Mapping[str, RewardFn]) -> dict[str, di
             fits = type(value) in (int, float) and math.isfinite(value) if kind is float else type(value) is kind
             if not fits:
                 raise ConfigError(f"reward_parameters.{name}.{key} must be {kind.__name__}, got {value!r}")
+            if kind in (int, float) and value < (least := _least(key, takes[key])):
+                raise ConfigError(f"reward_parameters.{name}.{key} must be at least {least:g}, got {value!r}")
         if "max_tokens" in takes:
             values.setdefault("max_tokens", cfg.trainer.max_completion_length)
         chosen[name] = values
@@ -56,6 +58,16 @@ def check_groups(cfg: DictConfig, rewards: Mapping[str, RewardFn], *, num_proces
             f"reward {', '.join(names)} compares whole groups, and the {size} completions of a process are no whole groups of "
             f"num_generations {cfg.trainer.num_generations}"
         )
+
+
+def _least(name: str, default: float) -> float:
+    """A count that is 1 or more by default stays so, and a `max_...` is no less than 0.
+
+    open-r1 writes max_penalty as -1.0; taken over as it stands, repetition would be paid for.
+    """
+    if type(default) is int and default >= 1:
+        return 1
+    return 0 if name.startswith("max_") else -math.inf
 
 
 def _settable(reward: RewardFn) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """How far the verdicts on mathematical answers can be trusted, and what they cost; prints Markdown.
 
     python docs/benchmarks/math_verifier.py ../shared/data             # ten minutes on one core
-    python docs/benchmarks/math_verifier.py ../shared/data --every 40  # every 40th gold is rewritten: half a minute
+    python docs/benchmarks/math_verifier.py ../shared/data --every 8   # every 8th gold is rewritten: half a minute
+    python docs/benchmarks/math_verifier.py ../shared/data --read      # instead: which golds sympy reads, a quarter of a minute
 
 Sources: golds boxed as they are; golds rewritten by rules that keep their value, and by rules that change it (written here, apart
 from the verifier); model outputs that others labelled; answers made to hang. `--cases file.jsonl` adds {"gold", "response",
@@ -15,6 +16,7 @@ import json
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -22,7 +24,9 @@ from pathlib import Path
 
 from tinyzero_trl.task import Outcome
 from tinyzero_trl.tasks import math_workers
-from tinyzero_trl.tasks.math_verdict import verify
+from tinyzero_trl.tasks.math_normal_form import form_of
+from tinyzero_trl.tasks.math_verdict import is_beyond, verify
+from tinyzero_trl.tasks.math_verdict import sources as sources_of
 
 BOMBS = (
     *(
@@ -81,7 +85,7 @@ def golds(folder: Path, name: str, every: int) -> list[str]:
 
 
 def number_of(gold: str) -> Fraction | None:
-    text = gold.replace(",\\!", "").replace(",", "")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", gold.replace("\\!", ""))
     if match := re.fullmatch(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}", text):
         return Fraction(int(match[1] + match[2]), int(match[3]))
     return Fraction(text) if re.fullmatch(r"-?\d+(\.\d+)?", text) else None
@@ -126,7 +130,16 @@ def changed(gold: str) -> Iterator[str]:
                 yield rf"\frac{{{other.numerator}}}{{{other.denominator}}}" if other.denominator > 1 else str(other)
         yield rf"{gold} \text{{ or }} {value + 1}"
         yield f"{gold} = {value + 1}"
+        if value != 0:
+            yield f"{gold}t"
+        if len(gold) > 1 and len(gold) != 4 and gold.isdigit():
+            yield f"{gold[0]},{gold[1:]}"
+            yield f"{gold[0]}{{,}}{gold[1:]}"
         return
+    if interval := re.fullmatch(r"([(\[])([^][(),]+),([^][(),]+)([)\]])", gold):
+        opening, low, high, closing = interval.groups()
+        yield f"{'[' if opening == '(' else '('}{low},{high}{closing}"
+        yield f"{low} {'<' if opening == '[' else '<='} x {'<' if closing == ')' else '<='} {high}"
     digits = [match.start() for match in re.finditer(r"\d", gold)]
     if digits and gold[digits[-1]] != "0" and not re.search(r"text|\\approx|:", gold):
         at = digits[-1]
@@ -167,6 +180,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="use every n-th gold for what is rewritten and changed")
     parser.add_argument("--cases", type=Path, nargs="*", default=[])
     parser.add_argument("--show", type=int, default=0, help="disagreements shown of each source")
+    parser.add_argument("--read", action="store_true", help="compare every gold with itself by sympy alone")
     args = parser.parse_args()
 
     math_workers.compare("x+1", "1+x")  # the workers start here and not in the first verdict
@@ -176,6 +190,9 @@ def main() -> None:
         "AIME 1983-2023": "aime_1983_2023.jsonl",
         "GSM8K train": "gsm8k_train.jsonl",
     }
+    if args.read:
+        read_all({name: golds(args.folder, file, args.every) for name, file in files.items()}, show=args.show)
+        return
     for name, file in files.items():
         source = sources[f"{name}, golds as they are"] = Source()
         for gold in golds(args.folder, file, 1):
@@ -214,6 +231,32 @@ def main() -> None:
         for kind, found in (("accept", source.false_accepts), ("reject", source.false_rejects)):
             for shown in found[:: max(len(found) // args.show, 1)][: args.show] if args.show else []:
                 print(f"- false {kind}, {name}: {shown}")
+    math_workers.workers.close()
+
+
+def read_all(golds_by_source: dict[str, list[str]], *, show: int) -> None:
+    """Print how many golds sympy alone, without the text, finds equal to themselves; a text that repeats is compared once."""
+    print("| source | golds | different | equal to itself by sympy | not read | unequal | undecided | us |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name, texts in golds_by_source.items():
+        results: dict[str, str] = {}
+        start = time.perf_counter()
+        for gold in dict.fromkeys(texts):
+            form = form_of(gold)
+            try:
+                is_read, is_equal = (False, False) if is_beyond(gold) else math_workers.compare(*sources_of(form, form))
+                results[gold] = "equal" if is_equal else "unequal" if is_read else "not read"
+            except math_workers.UndecidedError:
+                results[gold] = "undecided"
+        seconds = time.perf_counter() - start
+        num = Counter(results[gold] for gold in texts)
+        shares = " | ".join(str(num[kind]) for kind in ("not read", "unequal", "undecided"))
+        us = seconds / len(results) * 1e6
+        print(
+            f"| {name} | {len(texts):,} | {len(results):,} | {share(num['equal'], len(texts))} | {shares} | {us:,.0f} |"
+        )
+        odd = [f"- {kind}, {name}: `{gold}`" for gold, kind in results.items() if kind != "equal"]
+        print("\n".join(odd[:: max(len(odd) // show, 1)][:show] if show else []))
     math_workers.workers.close()
 
 

@@ -61,6 +61,11 @@ def boxed(answer: str) -> str:
         (r"$\boxed{1} \quad \text{and} \quad \boxed{2}$", "1, 2"),
         (r"\boxed{1} \boxed{2}", "2"),
         (r"\boxed{1}, \boxed{}", None),
+        (r"$x=\boxed{1}, y=\boxed{2}$", "1, 2"),
+        (r"\boxed{(3, 3)} \text{ for part (a) and } \boxed{(1, 1)}", "(3, 3), (1, 1)"),
+        (r"First \boxed{1}. Then, y = \boxed{2}", "2"),
+        ("the values are 3,4", "3,4"),
+        ("It is 1000,99 units", "1000,99"),
         ("10,200 + $255 = $10,455. The final answer is $10,455$. I hope it is correct.", "10,455"),
         ("The answer is \\frac{10}{9}", "\\frac{10}{9}"),
         ("<think>12", None),
@@ -128,6 +133,22 @@ SAME = [
     (r"x \le 2", "x <= 2"),
     ("1,2", "{1, 2}"),
     ("\\dfrac{\\sqrt3}{2}", "\\frac{\\sqrt{3}}{2}"),
+    ("5", "5cm"),
+    ("30", "30 s"),
+    ("1.5", "1,5"),
+    ("1000.99", "1000,99"),
+    ("0.125", "0{,}125"),
+    ("3.14", "3{,}14"),
+    ("(1,2]", r"1<x\le 2"),
+    ("(1,2]", r"2\geq x>1"),
+    ("x<5", r"(-\infty,5)"),
+    (r"[3,\infty)", r"3 \le x"),
+    ("0<f(x)<1", "(0,1)"),
+    (r"x \in [-2,7]", r"-2 \\le x \\le 7"),
+    (r"\\frac{1}{2}", "0.5"),
+    ("p=5,q=2;p=7,q=2", "(5,2),(7,2)"),
+    ("x=1,y=2", "y=2, x=1"),
+    ("(1,2)", "x=1, y=2"),
 ]
 DIFFERENT = [
     ("0.5", "50"),
@@ -157,6 +178,19 @@ DIFFERENT = [
     ("", ""),
     ("", "3"),
     ("even", "odd"),
+    ("5\\text{ m}", "5 s"),
+    ("1.5", "1, 5"),
+    ("1.234", "1,234"),
+    ("1,2", "1.2"),
+    ("12", "1,2"),
+    ("0.125", "125"),
+    ("125", "0{,}125"),
+    ("(1,2)", "1<x<=2"),
+    ("(1,2)", "2<x<1"),
+    ("0<x<1", "0,1"),
+    ("1,2", "1<x<2"),
+    ("x=1,y=2", "x=2,y=1"),
+    ("x=1,y=2", "2,1"),
 ]
 
 
@@ -182,17 +216,29 @@ SYMPY_SAME = [
     ("42", r"6\cdot7"),
     ("1", r"\frac{\sqrt{4}}{2}"),
     ("x^2-1", "(x-1)(x+1)"),
+    ("a + b - c", "b + a - c"),
+    (r"\sin^2 t", r"1-\cos^2 t"),
+    ("2^{4950}", r"2 \cdot 2^{4949}"),
     (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
     (r"2\sqrt3", r"\sqrt{12}"),
     (r"(-\infty,2)\cup(3,4)", r"(3,4)\cup(-\infty,2)"),
     ("y=2x-13", "2x-y=13"),
     ("55", r"\sum_{k=1}^{10} k"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 3-2 \\ 2 \end{pmatrix}"),
     (r"\begin{pmatrix}1/2\\2\end{pmatrix}", r"\begin{bmatrix}\frac12\\2\end{bmatrix}"),
     (r"\sqrt{2}", "1.414214"),
     ("1+i", "i+1"),
 ]
 SYMPY_DIFFERENT = [
     ("x^2-1", "(x-1)(x+2)"),
+    ("3t", "3"),
+    ("3", "3t"),
+    ("30", "30s"),
+    (r"5:00", "7:00"),
+    ("(-2,2)", "x^2<4"),
+    (r"\{-2,2\}", "x^2=4"),
+    (r"(1,\infty)", "x<1"),
+    ("(1,2),(3,4)", "1,3;2,4"),
     (r"2\sqrt3", r"-\sqrt{12}"),
     (r"\sqrt{2}", "1.41"),
     (r"\sqrt2*10^{-17}", r"\sqrt3*10^{-17}"),
@@ -219,7 +265,7 @@ def test_sympy_decides_what_text_cannot():
 def test_the_table_of_the_guide_holds():
     page = (Path(__file__).resolve().parents[2] / "docs" / "math-verifier.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:4] for line in page.splitlines() if line.startswith("| `")]
-    assert len(rows) == 15
+    assert len(rows) == 19
     for gold, same, different in (tuple(re.findall("`([^`]+)`", cell) for cell in row) for row in rows):
         for answer in same:
             assert verify(boxed(answer), answer=gold[0]).outcome is SOLVED, (gold, answer)

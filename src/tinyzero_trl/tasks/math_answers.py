@@ -4,8 +4,8 @@ Only what stands after the last `</think>` is read; where a thought was opened a
 the first of these that is there counts, and no later one is tried:
 
 1. **Box**: the last outermost `\boxed{...}` or `\fbox{...}`. Of several boxes only the last counts, right or wrong; but boxes with
-   nothing but a comma, a semicolon, "and" or "or" between them are one list. A last box that is never closed, is empty or
-   holds another one makes the response `bad_format`.
+   nothing but a comma, a semicolon, "and" or "or" between them, and what they are of (`y =`, "for part (b)"), are one list. A last
+   box that is never closed, is empty or holds another one makes the response `bad_format`.
 2. **Answer tag**: what the one `<answer>...</answer>` holds, all of it. Two blocks, or half a block, is `bad_format`.
 3. **Last expression**: what follows the last `####` on its line; else, in the line behind the last "answer is" or "answer:",
    and where that says nothing in all of the text, the last number or the last formula between dollar signs or `\(`, `\[`,
@@ -35,7 +35,7 @@ _BOX_START = re.compile(r"[ \t\r\n]{0,8}\{")
 _BARE_BOX = re.compile(r"[ \t]{0,8}([-+]?[0-9A-Za-z.]{1,64})")
 _NUMBER = re.compile(
     r"-?\\[dtc]?frac\{[^{}]{1,64}\}\{[^{}]{1,64}\}|"
-    r"(?<![\w.,\\])-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:(?<=[0-9])|\.(?=[0-9]))(?:\.?[0-9]+)?"
+    r"(?<![\w.,\\])-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])|[0-9]+(?:,[0-9]+)*)?(?:(?<=[0-9])|\.(?=[0-9]))(?:\.?[0-9]+)?"
     r"(?:e[-+]?[0-9]+)?(?:\s?/\s?[0-9]+(?![0-9]*\.[0-9]))?\s?(?:\\?%)?"
 )
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -43,7 +43,8 @@ _PROSE = re.compile(r"[^\\]*[a-z]{2,}\s+[a-z]+[^\\]*|[^\\\s].*\s", re.DOTALL)
 """What stands between two prices and not in a formula."""
 _ANSWER = re.compile(r"answer(?: is|:)(?!.*answer(?: is|:))", re.IGNORECASE | re.DOTALL)
 _BETWEEN = re.compile(
-    r"(?:[\s$.]|\\q?quad|\\[,;: \\()\[\]]|\\text\s*\{|\})*(?:,|;|and|or)(?:[\s$,]|and|or|\\q?quad|\\[,;: ()\[\]]|\})*"
+    r"(?:[\s$.]|\\q?quad|\\[,;: \\()\[\]]|\\text\s*\{|\}|(?:for )?[Pp]art \(?[0-9a-z]\)?:?)*(?:,|;|and|or)"
+    r"(?:[\s$,]|and|or|\\q?quad|\\[,;: ()\[\]]|\\text\s*\{|\}|(?:for )?[Pp]art \(?[0-9a-z]\)?:?|[a-zA-Z](?:_\{?[0-9a-zA-Z]\}?)?\s?=)*"
 )
 """What makes a list of the boxes around it."""
 _HEDGE = re.compile(r"[0-9)}$%]\s*(?:or|and/or)\s+\S{0,3}$", re.IGNORECASE)

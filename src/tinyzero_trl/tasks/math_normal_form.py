@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tinyzero_trl.tasks.math_answers import MAX_ANSWER
+from tinyzero_trl.tasks.math_units import without_unit
 
 MAX_DIGITS = 60
 """Digits of a number that is worked out; longer ones are text."""
@@ -19,10 +20,12 @@ MAX_EXPONENT = 60
 """Of ten, in `1e5` and `3 \\times 10^{5}`."""
 
 _DROPPED = re.compile(
-    r"\\(?:left|right|bigg?|Bigg?|displaystyle|limits|quad|qquad)(?![a-zA-Z])|\\[,;:! ]|\\\s|~|\\\(|\\\)|\\\[|\\\]|\$"
+    r"\\(?:left|right|bigg?|Bigg?|displaystyle|limits|quad|qquad)(?![a-zA-Z])|(?<!\\)\\[,;:! ]|(?<!\\)\\\s|~|\\\(|\\\)|\\\[|\\\]|\$"
 )
 _SPELLINGS = (
+    (re.compile(r"(?<![0-9.,])0\s?\{\s?,\s?\}\s?(?=[0-9])"), "0."),
     (re.compile(r"(?<=[0-9])(?:,?\s*\\[,! ]|\s?\{\s?,\s?\}|,\\!)\s*(?=[0-9]{3}(?![0-9]))"), ","),
+    (re.compile(r"(?<=[0-9])\s?\{\s?,\s?\}\s?(?=[0-9])"), "."),
     (re.compile(r"\\(?:dfrac|tfrac|cfrac)(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:cdot|times|ast)(?![a-zA-Z])|[×·]"), "*"),
     (re.compile(r"\\(?:mathrm|textbf|textit|textrm|mbox|mathbf|textnormal|operatorname)(?=\s*\{)"), r"\\text"),
@@ -38,6 +41,7 @@ _SPELLINGS = (
     (re.compile(r"√\s*([0-9]+)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![a-zA-Z\\])sqrt\s*\(([^()]*)\)|√\s*\(([^()]*)\)"), r"\\sqrt{\1\2}"),
     (re.compile(r"\\frac\s*([0-9])\s*([0-9])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*\\pi(?![a-zA-Z])"), r"\\frac{\\pi}"),
     (re.compile(r"\\frac\s*([0-9a-zA-Z])\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"(\\frac\s*\{[^{}]*\})\s*([0-9a-zA-Z])"), r"\1{\2}"),
     (re.compile(r"\\sqrt\s*([0-9a-zA-Z])"), r"\\sqrt{\1}"),
@@ -46,13 +50,13 @@ _SPELLINGS = (
 )
 _AND = re.compile(r"\\text\s*\{\s*(?:,?\s*(?:and|or))\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])", re.IGNORECASE)
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
-_UNIT = re.compile(r"(?<=[0-9a-zA-Z})])\s*\\text\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?\s*\.?\s*$")
-_PLAIN_UNIT = re.compile(r"^(\$?-?[0-9][0-9.,/]*)\s+([a-zA-Z][a-zA-Z]+(?:[ /][a-zA-Z]+){0,4})(?:\^[23])?\s*\.?$")
 _NAME = re.compile(
     r"^\s*((?:\\?[a-zA-Z]{1,24}(?:\s*\{?[a-zA-Z]{0,24}\}?)(?:_\\?\w+|_\{\w+\})?'*)(?:\s*\([^()=]{0,32}\))?)\s*=(?!=)\s*"
 )
 _OF = re.compile(r"^\s*(?:[a-zA-Z]\w*\s*\\in(?![a-zA-Z])|\([a-zA-Z_0-9, ]*[a-zA-Z][a-zA-Z_0-9, ]*\)\s*=)\s*")
 """What says of a set, tuple or interval whose it is: `x \\in`, `(p,q) =`."""
+_TWICE = re.compile(r"\\\\(?=[a-zA-Z{}])")
+"""A command escaped twice, as by JSON in JSON; in a matrix it is a new row."""
 _SUM = r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
 _NUMBER = re.compile(rf"\+?({_SUM})(?:e([-+]?[0-9]+)|\*10\^(?:\{{?([-+]?[0-9]+)\}}?))?")
 _POWER_OF_TEN = re.compile(r"(-?)10\^\{(-?[0-9]+)\}")
@@ -64,23 +68,6 @@ _BLANKS = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
 SUBSCRIPT = re.compile(r"_\{[^{}]*\}")
 """`k = 1` below a sum is no equation."""
 _WORD = re.compile(r"[A-Za-z][A-Za-z .'-]*[A-Za-z.]|[A-Za-z]")
-
-_UNITS = (
-    *("mm millimeter millimeters", "cm centimeter centimeters", "m meter meters", "km kilometer kilometers"),
-    *("in inch inches", "ft foot feet", "yd yard yards", "mi mile miles", "s sec second seconds", "min minute minutes"),
-    *("h hr hour hours", "day days", "week weeks", "month months", "year years", "g gram grams"),
-    *(
-        "kg kilogram kilograms",
-        "lb pound pounds",
-        "oz ounce ounces",
-        "cent cents",
-        "dollar dollars",
-        "a.m. am",
-        "p.m. pm",
-    ),
-)
-UNITS = {unit: names.split()[0] for names in _UNITS for unit in names.split()}
-"""Units of which two different ones are never the same answer; others are not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +87,7 @@ class Form:
     name: str = ""
     """Of `name = ...`."""
     unit: str = ""
-    """One of `UNITS`, where it has one."""
+    """One of `math_units.UNITS`, where it has one."""
     is_percent: bool = False
     is_word: bool = False
     """A word or a letter, not a formula."""
@@ -128,6 +115,7 @@ def canonical(answer: str) -> str:
 def form_of(answer: str) -> Form:
     """The normal form of `answer`; never raises. Linear in its length but for a few short look-aheads."""
     text = answer.strip().rstrip(".").strip()
+    text = text if "\\begin" in text else _TWICE.sub(r"\\", text)
     for pattern, spelling in _SPELLINGS:
         text = pattern.sub(spelling, text)
     return _form(_DROPPED.sub(" ", text.replace("\\$", " ")).strip(), 0)
@@ -143,7 +131,11 @@ def _form(text: str, depth: int) -> Form:
         joined = _THOUSANDS.sub(lambda match: re.sub("[, ]", "", match[1]), joined)
     if joined.startswith("{") and joined.endswith("}") and _closes_last(joined):
         joined = joined[1:-1].strip()
-    parts = _split(joined)
+    parts = _split(joined, ";") if ";" in joined else []
+    if len({len(_split(part)) for part in parts}) == 1 < min(len(parts), len(_split(parts[0]))):
+        parts = [f"({part})" for part in parts]  # `1,2; 3,4` is two pairs
+    else:
+        parts = _split(joined)
     if len(parts) > 1 and depth < 4:
         return _listed(parts, "", depth)
     opening, closing = _brackets(joined)
@@ -175,12 +167,7 @@ def _single(text: str) -> Form:
         name, text = re.sub(r"\s|\\text|[{}]", "", named[1]), text[named.end() :].strip()
     is_percent = text.endswith("%")
     text = text.removesuffix("%").removesuffix("\\").strip()
-    unit = ""
-    if found := _UNIT.search(text):
-        text, unit = text[: found.start()], found[1]
-    elif found := _PLAIN_UNIT.match(text):
-        text, unit = found[1], found[2]
-    unit = UNITS.get(unit.strip().lower().split("^")[0], "")
+    text, unit = without_unit(text)
     source = _TEXT.sub(lambda match: match[1] if match.span() == (0, len(text)) else match[0], text).strip()
     if source.startswith("(") and source.endswith(")") and source[1:-1].isalpha():
         source = source[1:-1]
@@ -237,12 +224,12 @@ def _closes_last(text: str) -> bool:
     return False
 
 
-def _split(text: str) -> list[str]:
-    """`text` at its commas and semicolons outside all brackets; one part where brackets do not match."""
+def _split(text: str, separators: str = ",;") -> list[str]:
+    """`text` at its separators outside all brackets; one part where brackets do not match."""
     parts, start, depth = [], 0, 0
     for at, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
-        if character in ",;" and depth == 0:
+        if character in separators and depth == 0:
             parts.append(text[start:at])
             start = at + 1
     parts.append(text[start:])

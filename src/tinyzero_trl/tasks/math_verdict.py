@@ -6,9 +6,11 @@ The answer is found by the rule of `math_answers`. What then counts as the same 
   equals, within 1e-6 relatively: `0.333333` is `1/3`, `0.33` is not;
 - percent: `50\%` is `50`, and `0.5`; but `0.5` as the gold is not `50`;
 - units may be left out or added, but a known one must not be another (`UNITS`): `5 cm` is not `5 m`;
-- a name in front may be left out or added: `x = 5` is `5`. Chains (`0=0=1`) and equations of numbers (`12 = 13`) are no answer;
+- a name in front may be left out or added: `x = 5` is `5`; where both sides name all their parts, these go by name: `x=1, y=2` is not
+  `x=2, y=1`. Chains (`0=0=1`) and equations of numbers (`12 = 13`) are no answer;
 - a bare list or a set in any order, a tuple or interval in its own; a bare list is also a tuple in this order; what the gold
   has not as many of as the answer is wrong, so "3 or 4" is not 3;
+- what one side may also be read as (`math_readings`): a decimal comma, an inequality about one name as its interval;
 - words in any case, single letters in theirs;
 - a number to a base (`11_2`) only where the gold has that base; the base may be left out;
 - what math-verify calls equal within six decimals and 1e-6 relatively: `6 \cdot 7` is `42`, `\frac{\sqrt{4}}{2}` is `1`.
@@ -22,6 +24,7 @@ from fractions import Fraction
 from tinyzero_trl.task import Outcome, Verdict
 from tinyzero_trl.tasks.math_answers import MAX_ANSWER, find_answer
 from tinyzero_trl.tasks.math_normal_form import SUBSCRIPT, Form, canonical, form_of
+from tinyzero_trl.tasks.math_readings import alike
 from tinyzero_trl.tasks.math_workers import UndecidedError, compare
 
 __all__ = ["canonical", "gold_fault", "verify"]
@@ -60,7 +63,7 @@ def verify(response: str, *, answer: str, is_truncated: bool = False) -> Verdict
         return Verdict(Outcome.bad_format if found.is_malformed else Outcome.no_answer)
     if len(found.answer) > MAX_ANSWER:
         return Verdict(Outcome.illegal_expression, None, found.answer[:MAX_ANSWER])
-    form, gold = form_of(found.answer), form_of(answer[:MAX_ANSWER])
+    gold, form = alike(form_of(answer[:MAX_ANSWER]), form_of(found.answer), written=found.answer)
     is_same = same_by_text(gold, form)
     if is_same is None:
         try:
@@ -137,16 +140,22 @@ def _is_decimal(value: Fraction) -> bool:
 def _same_parts(gold: Form, form: Form) -> bool | None:
     if gold.brackets and form.brackets and gold.brackets != form.brackets:
         return False
-    if gold.text == form.text:
+    is_named = _names_all(gold) or _names_all(form)
+    if gold.text == form.text and not is_named:
         return True
     if len(gold.parts) != len(form.parts):
         # One of them may still be a union or an inequality that sympy reads as the same set.
         is_plain = all(part.value is not None or part.is_word for part in (*gold.parts, *form.parts))
         is_one_plain = any(len(side.parts) == 0 and side.value is not None for side in (gold, form))
         return False if is_plain or is_one_plain else None
-    is_ordered = gold.brackets not in ("", "{}") or form.brackets not in ("", "{}")
-    key = (lambda part: "") if is_ordered else (lambda part: part.text)
-    pairs = zip(sorted(gold.parts, key=key), sorted(form.parts, key=key), strict=True)
+    is_ordered = is_named or gold.brackets not in ("", "{}") or form.brackets not in ("", "{}")
+    names, others = (sorted(part.name for part in side.parts) for side in (gold, form))
+    is_by_name = names == others and _names_all(gold)
+
+    def place(part: Form) -> str:
+        return part.name if is_by_name else "" if is_ordered else part.text
+
+    pairs = zip(sorted(gold.parts, key=place), sorted(form.parts, key=place), strict=True)
     verdicts = [same_by_text(one, other) for one, other in pairs]
     if all(verdicts):
         return True
@@ -154,6 +163,12 @@ def _same_parts(gold: Form, form: Form) -> bool | None:
     if is_plain or (is_ordered and any(verdict is False for verdict in verdicts)):
         return False
     return None
+
+
+def _names_all(form: Form) -> bool:
+    """Whether each part has a name of its own: `x=1, y=2`, and not `x=1, x=2`."""
+    names = {part.name for part in form.parts}
+    return len(names) == len(form.parts) > 1 and "" not in names
 
 
 def gold_fault(answer: object) -> str | None:

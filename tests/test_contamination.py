@@ -59,3 +59,18 @@ def test_a_model_that_learned_one_problem_by_heart_is_found_out(tmp_path, capsys
     (found,) = Path(tmp_path).rglob("contamination.json")
     probes = json.loads(found.read_text())["benchmarks"]["two"]["probes"]
     assert [probe["is_verbatim"] for probe in probes] == [True, False]
+
+
+def test_a_problem_longer_than_the_model_is_said_before_its_weights_are_read(tmp_path, capsys, monkeypatch):
+    from small_models import make_llama
+    from tinyzero_trl import answering
+
+    monkeypatch.setattr(answering, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"problem": "one more " * 400, "answer": "4"}) + "\n")
+    words = ["--model_path", str(make_llama(tmp_path / "model")), "--benchmarks", f"long={file}", "--contamination"]
+    capsys.readouterr()  # of writing the model
+    assert evaluation.main([*words, "--output", str(tmp_path)], task="math") == 2
+    error = capsys.readouterr().err
+    assert "takes 2048: it does not fit" in error
+    assert error.count("\n") == 1

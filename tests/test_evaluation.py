@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -305,6 +306,17 @@ def test_an_adapters_record_names_the_model_below_it_too(model_folder, tmp_path)
     assert found["base_model_sha256"] == model_identity.identity(locate(str(model_folder)))["model_sha256"]
 
 
+def test_of_a_model_of_the_hub_the_record_has_the_commit(tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    place = tmp_path / "models--org--name"
+    for file, text in {"refs/main": commit, f"snapshots/{commit}/config.json": "{}"}.items():
+        (place / file).parent.mkdir(parents=True)
+        (place / file).write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert model_identity.identity(locate("org/name")) == {"model_sha256": None, "model_commit": commit}
+    assert model_identity.identity(locate("org/other")) == {"model_sha256": None, "model_commit": None}
+
+
 # ---- prompts as in training
 
 
@@ -486,7 +498,9 @@ def test_what_the_model_cannot_take_is_said_before_its_weights_are_read(model_fo
     assert "--max_new_tokens may be" in capsys.readouterr().err
     short = make_model(tmp_path / "short", context=64)
     assert evaluate(short, tmp_path) == 2
-    assert "takes 64: it does not fit" in capsys.readouterr().err
+    assert "takes 64: it does not fit" in (error := capsys.readouterr().err)
+    assert re.search(r"the longest prompt, problem [0-5] \(from 0\) of countdown, has \d+ tokens", error)
+    assert error.count("\n") == 1
 
 
 def test_a_tokenizer_that_is_missing_or_cannot_end_or_chat_is_said(model_folder, tmp_path, capsys):
@@ -620,6 +634,17 @@ def test_a_complete_evaluation_is_not_made_twice_but_for_other_weights(model_fol
     (copy / "model.safetensors").touch()
     assert evaluate(copy, tmp_path) == 0
     assert "is complete" not in capsys.readouterr().out
+
+
+def test_what_a_kill_behind_the_last_file_left_is_removed_by_the_next_call(model_folder, tmp_path, capsys):
+    assert evaluate(model_folder, tmp_path) == 0
+    folder = tmp_path / "evaluation" / "base"
+    (folder / "unfinished").mkdir()
+    (folder / "unfinished" / "00000000.parquet").write_bytes(b"PAR1")
+    (folder / "run.lock").write_text("process 1")
+    assert evaluate(model_folder, tmp_path) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["samples.parquet", "summary.json"]
 
 
 def test_samples_of_another_length_or_engine_are_not_thrown_away_unasked(model_folder, tmp_path, capsys):

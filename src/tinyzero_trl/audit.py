@@ -19,7 +19,8 @@ from tinyzero_trl.worker_process import KILL_SECONDS, discard
 
 MANY = 0.02
 """Share of samples the two may grade differently; above it, read the list before you quote a figure (faults E-7)."""
-NUM_WORKERS = 2
+MAX_WORKERS = 16
+"""Processes at once, where there are as many cores."""
 CPU_SECONDS = 10.0
 """Processor time of one sample; of math-verify's, which reads the whole response, more than our verifier has."""
 WALL_SECONDS = 60.0
@@ -139,7 +140,7 @@ def _graded(task: str, samples: Sequence[Sample], columns: Sequence[str]) -> Ite
     from pebble import ProcessPool
 
     pool = ProcessPool(
-        max_workers=NUM_WORKERS,
+        max_workers=min(os.cpu_count() or 2, MAX_WORKERS),
         initializer=second_graders.prepare_worker,
         initargs=(os.getpid(), MEMORY_GIB),
         context=multiprocessing.get_context("spawn"),

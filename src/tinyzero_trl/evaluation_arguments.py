@@ -17,7 +17,7 @@ def parser_of(task: str | None) -> argparse.ArgumentParser:
         prog="tinyzero evaluate" if task is None else f"evaluate_{task}.py",
         description="Answer held-out problems with a model; or compare two evaluations of the same problems, or audit one.",
         epilog="Format, source, temperature and length are read from the run.yaml of the run that --model_path, or else "
-        "--output, names. Example: --model_path outputs/countdown/RUN --n 2048",
+        f"--output, names. Example: --model_path outputs/{task or 'countdown'}/RUN --n 512",
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -7,6 +7,8 @@ python docs/benchmarks/estimate_vs_measured.py --case kv-cache  # one of them
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -125,18 +127,20 @@ def measure(case: Case, folder: Path) -> int:
 
 def estimated(case: Case, folder: Path) -> dict[str, Any]:
     """What `tinyzero estimate --json` says about the same command line."""
-    tokens = ["--prompt_tokens", str(PROMPT_TOKENS)]
-    command = [sys.executable, "-m", "tinyzero_trl.cli", "estimate", "--json", *tokens, *words_of(case, folder)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    return dict(json.loads(run.stdout))
+    from tinyzero_trl import cli
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = cli.main(["estimate", "--json", "--prompt_tokens", str(PROMPT_TOKENS), *words_of(case, folder)])
+    if code:
+        raise RuntimeError(f"{case.name}: tinyzero estimate ended with {code}")
+    return dict(json.loads(printed.getvalue()))
 
 
 def compared(case: Case) -> dict[str, Any]:
     """Both, in GiB, and their ratio."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made = [sys.executable, __file__, "--make", str(folder / "model"), "--case", case.name]
-        subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
+        make_model(case, folder / "model")
         run = [sys.executable, __file__, "--measure", str(folder), "--case", case.name]
         # Freed blocks go back to the system at once. Left alone, glibc keeps those below 32 MiB for later, which most
         # tensors of models this small are: the resident peak would be what was ever freed, too.
@@ -162,12 +166,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES])
     parser.add_argument("--json", type=Path, help="also write what was found here")
-    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     chosen = [case for case in CASES if arguments.case is None or case.name in arguments.case]
-    if arguments.make or arguments.measure:
-        print(make_model(chosen[0], arguments.make) if arguments.make else measure(chosen[0], arguments.measure))
+    if arguments.measure:
+        print(measure(chosen[0], arguments.measure))
         return 0
     print(
         "| case | what it holds | weights | phase of the peak | estimated GiB | measured GiB | estimated / measured |"

@@ -34,6 +34,24 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return make
 
 
+@pytest.fixture(scope="session")
+def launched(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Where the runs of two processes under a config of accelerate are, all done in one launch: `launched("zero2") / "critic"`."""
+    from two_processes import run_all
+
+    done: dict[str, Path] = {}
+
+    def get(config: str) -> Path:
+        if config.startswith("zero"):
+            pytest.importorskip("deepspeed")
+        if config not in done:
+            done[config] = tmp_path_factory.mktemp(config)
+            run_all(config, done[config], tiny_llama)
+        return done[config]
+
+    return get
+
+
 def shortness(completions: list[str], **columns: object) -> list[float]:
     """A reward that random weights earn: different for different completions, and soon learned."""
     return [1.0 / (1 + len(text)) for text in completions]

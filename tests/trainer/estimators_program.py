@@ -1,11 +1,10 @@
-"""Advantages of one made-up batch on this process, by every algorithm; process 0 saves those of all: `program.py OUTPUT`.
+"""Advantages of one made-up batch, each process computing its own rows, by every algorithm.
 
 Groups lie across processes, but for ReMax's, which needs them whole; one completion has no reward, and one group is constant.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -52,17 +51,11 @@ def advantages(accelerator: Accelerator, algorithm: str, *, beta: float, whiteni
     return accelerator.gather(trainer._advantages(scored, rewards_N).contiguous())
 
 
-if __name__ == "__main__":
-    accelerator = Accelerator(cpu=True)
-    computed = {
+def all_advantages(accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    return {
         f"{algorithm}/{beta}/{whitening}": advantages(accelerator, algorithm, beta=beta, whitening=whitening)
         for algorithm in ALGORITHMS
         if algorithm != "ppo"
         for beta in (0.0, 0.3)
         for whitening in (None, "batch", "none")
     }
-    if accelerator.is_main_process:
-        torch.save(computed, sys.argv[1])
-    # A process that leaves while the threads of its group run may abort.
-    accelerator.wait_for_everyone()
-    accelerator.state.destroy_process_group()

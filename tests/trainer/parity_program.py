@@ -1,17 +1,14 @@
-"""Run by test_batching under `accelerate launch`: the same completions through TRL's trainer and ours, in the same processes.
+"""Run under `accelerate launch`: the same completions through TRL's trainer and ours, in the same processes.
 
-Prints for each case the largest difference between the parameters the two end with, over all processes.
+Found for each case: the largest difference between the parameters the two end with, over all processes.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
@@ -86,8 +83,8 @@ def run(model: str, trainer_class: type, case: dict[str, Any]) -> tuple[torch.Te
     return before, parameters(trainer), trainer
 
 
-def main() -> None:
-    model, cases = sys.argv[1], json.loads(sys.argv[2])
+def compared(model: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = []
     for case in cases:
         before, theirs, stock = run(model, GRPOTrainer, case)
         _, ours, trainer = run(model, TinyZeroTrainer, case)
@@ -96,13 +93,6 @@ def main() -> None:
         history = trainer.state.log_history
         signal = [entry["steps_without_signal"] for entry in history if "steps_without_signal" in entry]
         losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (stock, trainer)]
-        if PartialState().is_main_process:
-            found = {"difference": worst[0], "theirs": worst[1], "ours": worst[2], "without_signal": signal}
-            print("FOUND " + json.dumps({**found, "losses": losses}), flush=True)
-    # A process that leaves while the threads of its group run may abort.
-    PartialState().wait_for_everyone()
-    PartialState().destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+        difference = {"difference": worst[0], "theirs": worst[1], "ours": worst[2]}
+        found.append({**difference, "without_signal": signal, "losses": losses})
+    return found

@@ -1,12 +1,8 @@
-"""One process of two: a run that never stops, one that process 1 is told to stop, and its continuation: `program.py MODEL FOLDER`.
-
-All in one process group, so that the libraries are imported and the group is made once.
-"""
+"""Run under `accelerate launch`: a run that never stops, one that process 1 is told to stop, and its continuation."""
 
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +36,7 @@ def trainer_in(folder: Path, model: str) -> Any:
     )  # fmt: skip
 
 
-def main(model: str, folder: Path) -> None:
+def stopped_and_resumed(model: str, folder: Path) -> None:
     trainer_in(folder / "straight", model).train()
     stopped = trainer_in(folder / "stopped", model)
     if stopped.accelerator.process_index == 1:
@@ -51,10 +47,3 @@ def main(model: str, folder: Path) -> None:
         record.cut_metrics(folder / "stopped", step=STOP)
     stopped.accelerator.wait_for_everyone()
     trainer_in(folder / "stopped", model).train(resume_from_checkpoint=str(folder / "stopped" / f"checkpoint-{STOP}"))
-    # A process that leaves while the threads of its group run may abort.
-    stopped.accelerator.wait_for_everyone()
-    stopped.accelerator.state.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

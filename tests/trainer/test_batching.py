@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,13 @@ import torch
 from forced_runs import always, digest, forced, now_and_then
 from hypothesis import given
 from hypothesis import strategies as st
+from two_processes import each, parity_of
 
 from tinyzero_trl.settings import BatchingSettings
 from tinyzero_trl.trainer import TinyZeroTrainer
 from tinyzero_trl.trainer.columns import lengths, trim, with_dummy
 from tinyzero_trl.trainer.plan import OVERHEAD, chunk_sizes
 
-REPO = Path(__file__).resolve().parents[2]
 SIZES = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 200)), max_size=12)
 
 
@@ -190,36 +187,11 @@ def test_what_is_buffered_is_plain_data(build: Any) -> None:
     check(trainer._buffered_inputs)
 
 
-CASES: list[dict[str, Any]] = [
-    {},
-    {"loss_type": "dapo", "num_iterations": 2, "steps_per_generation": 4},
-    {"gradient_accumulation_steps": 4, "steps_per_generation": 2, "loss_type": "dr_grpo"},
-    {"beta": 0.1},
-    {"with_logps": True, "importance_sampling_level": "sequence", "num_iterations": 2},
-    {"constant": True, "weight_decay": 0.1},
-    {"batching": vars(BatchingSettings(False, False, None, False, False)), "forced": False, "optim": "adamw_torch",
-     "learning_rate": 1e-3, "beta": 0.1, "num_iterations": 2},
-]  # fmt: skip
-
-
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize("config", ["ddp", "zero1", "zero2", "zero3"])
-def test_two_processes_end_with_the_parameters_of_trl(config: str, tiny_llama: Path) -> None:
-    if config.startswith("zero"):
-        pytest.importorskip("deepspeed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # DeepSpeed takes its optimizer from the recipe; a case is half a minute there.
-    cases = CASES if config == "ddp" else [CASES[1], CASES[5]]
-    command = [Path(sys.executable).with_name("accelerate"), "launch", "--num_processes=2"]
-    command += [f"--config_file=recipes/accelerate_configs/{config}.yaml", f"--main_process_port={port}"]
-    command += [REPO / "tests" / "trainer" / "parity_program.py", tiny_llama, json.dumps(cases)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], cwd=REPO, env=env, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    found = [json.loads(line.removeprefix("FOUND ")) for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+@pytest.mark.parametrize("config", each("ddp", "zero1", "zero2", "zero3"))
+def test_two_processes_end_with_the_parameters_of_trl(config: str, launched: Callable[[str], Path]) -> None:
+    found, cases = json.loads((launched(config) / "parity.json").read_text()), parity_of(config)
     assert len(found) == len(cases)
     for case, result in zip(cases, found, strict=True):
         if case.get("constant"):  # TRL decays the weights; ours are as they were

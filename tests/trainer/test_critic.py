@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,14 +13,13 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModel
+from two_processes import each
 
 from tinyzero_trl.algorithms.ppo import value_loss
 from tinyzero_trl.failures import NumericFailure
 from tinyzero_trl.settings import CriticSettings
 from tinyzero_trl.trainer import TinyZeroTrainer
 from tinyzero_trl.trainer.value_model import ValueLearner, ValueModel, explained_variance
-
-REPO = Path(__file__).resolve().parents[2]
 
 
 def settings(**changes: Any) -> CriticSettings:
@@ -225,55 +223,13 @@ def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-PROGRAM = """
-import hashlib, os, sys
-from tinyzero_trl import grpo, trainer
-
-class Seen(trainer.TinyZeroTrainer):
-    def train(self, *arguments, **settings):
-        super().train(*arguments, **settings)
-        content = b"".join(value.numpy().tobytes() for value in self.critic.model.state_dict().values())
-        with open(f"{sys.argv[1]}.{os.environ['RANK']}", "w") as file:
-            print(hashlib.sha256(content).hexdigest(), file=file)
-
-trainer.TinyZeroTrainer = Seen
-sys.exit(grpo.train(sys.argv[2:]))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize("config", ["ddp", "zero1", "zero2"])
-def test_the_critics_of_two_processes_stay_the_same(config: str, tiny_llama: Path, tmp_path: Path) -> None:
-    if config.startswith("zero"):
-        pytest.importorskip("deepspeed")
-    (tmp_path / "program.py").write_text(PROGRAM)
-    (tmp_path / "reward.py").write_text("def short(response: str) -> float:\n    return 1 / (1 + len(response))\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = [
-        "--num_processes=2",
-        f"--config_file=recipes/accelerate_configs/{config}.yaml",
-        f"--main_process_port={port}",
-    ]
-    words = [
-        *("+countdown=ppo-tiny", f"model.model_name_or_path={tiny_llama}", f"output_dir={tmp_path / 'run'}"),
-        *("rewards.equation=0", f"rewards.{tmp_path}/reward.py:short=1", "data.num_train_rows=200"),
-        *(
-            "trainer.per_device_train_batch_size=8",
-            "trainer.gradient_accumulation_steps=2",
-            "trainer.num_generations=4",
-        ),
-        *("trainer.max_completion_length=16", "trainer.eval_strategy=no", "trainer.eval_on_start=false"),
-        *("trainer.max_steps=3", "critic.warm_start_prompts=8"),
-    ]
-    launch = [Path(sys.executable).with_name("accelerate"), "launch", *options]
-    command = [*map(str, launch), str(tmp_path / "program.py"), str(tmp_path / "digest"), *words]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert (tmp_path / "digest.0").read_text() == (tmp_path / "digest.1").read_text()
-    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+@pytest.mark.parametrize("config", each("ddp", "zero1", "zero2"))
+def test_the_critics_of_two_processes_stay_the_same(config: str, launched: Callable[[str], Path]) -> None:
+    run = launched(config) / "critic"
+    assert (run / "critic.0").read_text() == (run / "critic.1").read_text()
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [entry["critic/loss"] for entry in entries if "reward" in entry]
     assert len(losses) == 3
     assert all(loss > 0 for loss in losses)
@@ -284,6 +240,7 @@ RANK = """
 import sys, torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
+from two_processes import each
 from tinyzero_trl.trainer.value_model import ValueLearner, ValueModel
 
 model, folder, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from estimators_program import all_advantages
 
 from tinyzero_trl.algorithms import ALGORITHMS
 from tinyzero_trl.config import compose
@@ -198,18 +198,10 @@ def test_every_algorithm_has_a_recipe_for_the_tiny_model(algorithm: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_two_processes_have_the_advantages_that_one_has(tmp_path: Path) -> None:
-    program = Path(__file__).with_name("estimators_program.py")
-    configs = Path(__file__).resolve().parents[2] / "recipes" / "accelerate_configs"
-    computed = []
-    for config, num_processes in (("cpu", 1), ("ddp", 2)):
-        launcher = [Path(sys.executable).with_name("accelerate"), "launch", f"--num_processes={num_processes}"]
-        port = ["--main_process_port=0"] if num_processes > 1 else []
-        command = [*launcher, *port, f"--config_file={configs / config}.yaml", program, tmp_path / config]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([*map(str, command)], check=True, env=environment)
-        computed.append(torch.load(tmp_path / config, weights_only=True))
-    one, two = computed
+@pytest.mark.xdist_group("ddp")
+def test_two_processes_have_the_advantages_that_one_has(launched: Callable[[str], Path]) -> None:
+    one = all_advantages(Accelerator(cpu=True))
+    two = torch.load(launched("ddp") / "advantages.pt", weights_only=True)
     assert len(one) == 54
     for name in one:
         assert torch.allclose(one[name], two[name], atol=1e-6), name

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,36 +16,21 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from two_processes import GRPO, REPO, REWARDS, SMALL, each, free_port, launch, words_of
 
 from tinyzero_trl import grpo, manifest
 from tinyzero_trl.config import list_recipes
 from tinyzero_trl.recipes import program_of
 
 pytestmark = pytest.mark.slow
-REPO = Path(__file__).resolve().parents[2]
-PROGRAM = REPO / "src" / "tinyzero_trl" / "grpo.py"
 REAL_ROWS = REPO.parent / "shared" / "data" / "countdown" / "countdown_dev_2k.jsonl"
-SMALL = (
-    "trainer.max_steps=2",
-    "trainer.warmup_steps=0",
-    "trainer.per_device_train_batch_size=8",
-    "trainer.gradient_accumulation_steps=2",
-    "trainer.num_generations=4",
-    "trainer.max_completion_length=16",
-    "trainer.save_steps=1",
-    "trainer.use_cpu=true",
-    "trainer.bf16=false",
-    "data.num_train_rows=200",
-)
-REWARD = "def short(response: str) -> float:\n    return 1 / (1 + len(response))\n"
 
 
 @pytest.fixture
 def words(tiny_llama: Path, tmp_path: Path) -> list[str]:
     """A run of grpo-tiny on random weights with a reward that they earn."""
-    (tmp_path / "reward.py").write_text(REWARD)
-    rewards = ["rewards.equation=0", f"rewards.{tmp_path}/reward.py:short=1"]
-    return ["+countdown=grpo-tiny", f"model.model_name_or_path={tiny_llama}", *rewards, *SMALL]
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    return words_of(tmp_path, tiny_llama)
 
 
 def run(*arguments: Any, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -54,19 +38,6 @@ def run(*arguments: Any, check: bool = True, **environment: str) -> subprocess.C
     done = subprocess.run([*map(str, arguments)], cwd=REPO, env=env, capture_output=True, text=True, timeout=900)
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
-
-
-def launch(config: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
-    options = ["--num_processes=2", f"--config_file=recipes/accelerate_configs/{config}.yaml"]
-    # A port of its own: another launch on this machine may hold accelerate's default one.
-    options.append(f"--main_process_port={free_port()}")
-    return run(Path(sys.executable).with_name("accelerate"), "launch", *options, PROGRAM, *arguments)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_ranks(arguments: list[str], *, num: int, log: Path) -> list[subprocess.Popen[bytes]]:
@@ -78,7 +49,7 @@ def start_ranks(arguments: list[str], *, num: int, log: Path) -> list[subprocess
             "LOCAL_WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
         }  # fmt: skip
         with log.with_suffix(f".{rank}").open("wb") as file:
-            command = [sys.executable, str(PROGRAM), *arguments]
+            command = [sys.executable, str(GRPO), *arguments]
             ranks.append(subprocess.Popen(command, cwd=REPO, env=env, stdout=file, stderr=subprocess.STDOUT))
     return ranks
 
@@ -89,23 +60,29 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
     return [entry for entry in entries if "loss" in entry]
 
 
+@pytest.fixture(scope="module")
+def one(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process with as many rows a step as two have."""
+    folder = tmp_path_factory.mktemp("one")
+    (folder / "rewards.py").write_text(REWARDS)
+    more = ["trainer.max_steps=3", "trainer.gradient_accumulation_steps=4", f"output_dir={folder / 'run'}"]
+    assert grpo.train([*words_of(folder, tiny_llama), *more]) == 0
+    return folder / "run"
+
+
 @pytest.mark.alone
-@pytest.mark.parametrize("config", ["ddp", "zero1", "zero2", "zero3"])
-def test_two_processes_train_save_resume_and_earn_what_one_does(config: str, words: list[str], tmp_path: Path) -> None:
-    if config.startswith("zero"):
-        pytest.importorskip("deepspeed")
-    two, one = tmp_path / "two", tmp_path / "one"
-    launch(config, *words, f"output_dir={two}")
+@pytest.mark.parametrize("config", each("ddp", "zero1", "zero2", "zero3"))
+def test_two_processes_train_save_resume_and_earn_what_one_does(
+    config: str, launched: Callable[[str], Path], one: Path, tiny_llama: Path
+) -> None:
+    two, words = launched(config) / "plain", words_of(launched(config), tiny_llama)
     (two / "checkpoint-2" / manifest.MANIFEST).unlink()
-    done = launch(config, *words, "trainer.max_steps=3", f"trainer.resume_from_checkpoint={two}")
+    done = launch(config, GRPO, *words, "trainer.max_steps=3", f"trainer.resume_from_checkpoint={two}")
     assert "passed over checkpoint-2 was not finished" in done.stdout
     assert [path.name for path in manifest.checkpoints(two)] == ["checkpoint-2", "checkpoint-3"]
     assert all(manifest.fault(path) is None for path in [*manifest.checkpoints(two), two / "model"])
     assert [entry["step"] for entry in metrics_of(two)] == [1, 2, 3]
     assert pq.read_table(two / "rollouts" / "train-00000003.parquet").num_rows == 32
-    assert (
-        grpo.train([*words, "trainer.max_steps=3", "trainer.gradient_accumulation_steps=4", f"output_dir={one}"]) == 0
-    )
     for mine, theirs in zip(metrics_of(two), metrics_of(one), strict=True):
         assert mine["reward"] == pytest.approx(theirs["reward"], rel=0.5)
 
@@ -115,24 +92,22 @@ def rollouts_of(folder: Path) -> list[list[dict[str, Any]]]:
 
 
 @pytest.mark.alone
-def test_two_processes_are_given_the_completions_that_one_is(words: list[str], tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    launch("ddp", *words, "trainer.per_device_train_batch_size=8", "trainer.max_steps=1", f"output_dir={two}")
-    alone = [*words, "trainer.per_device_train_batch_size=16", "trainer.max_steps=1", f"output_dir={one}"]
-    assert grpo.train(alone) == 0
-    for mine, theirs in zip(rollouts_of(two), rollouts_of(one), strict=True):
+@pytest.mark.xdist_group("ddp")
+def test_two_processes_are_given_the_completions_that_one_is(
+    launched: Callable[[str], Path], tiny_llama: Path, tmp_path: Path
+) -> None:
+    two, single = launched("ddp"), tmp_path / "single"
+    alone = ["trainer.per_device_train_batch_size=16", "trainer.max_steps=1", f"output_dir={single}"]
+    assert grpo.train([*words_of(two, tiny_llama), *alone]) == 0
+    for mine, theirs in zip(rollouts_of(two / "one-step"), rollouts_of(single), strict=True):
         for key in ("seed", "prompt", "completion", "reward"):
             assert [row[key] for row in mine] == [row[key] for row in theirs]
 
 
 @pytest.mark.alone
-def test_dynamic_sampling_replay_and_a_curriculum_keep_two_processes_in_step(words: list[str], tmp_path: Path) -> None:
-    (tmp_path / "reward.py").write_text(
-        "def short(response: str) -> float:\n    return float(len(response) % 7 == 0)\n"
-    )
-    folder = tmp_path / "two"
-    chosen = ["dynamic_sampling_rounds=1", "replay.num_groups=4", "curriculum.by=success", "curriculum.kind=weight"]
-    launch("ddp", *words, *chosen, "trainer.max_steps=4", "trainer.save_steps=4", f"output_dir={folder}")
+@pytest.mark.xdist_group("ddp")
+def test_dynamic_sampling_replay_and_a_curriculum_keep_two_processes_in_step(launched: Callable[[str], Path]) -> None:
+    folder = launched("ddp") / "changing"
     entries = metrics_of(folder)
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4]
     assert sum(entry["sampling/groups_replaced"] for entry in entries) > 0
@@ -148,7 +123,8 @@ def test_every_recipe_trains_two_steps(
     is_tiny = recipe.name.endswith("-tiny")
     model = tiny_llama if is_tiny else tiny_qwen("instruct" if "instruct" in recipe.name else "base")
     # What needs a GPU goes: vLLM, 4-bit weights. All else of the recipe is used as it stands.
-    changes = ["model.dtype=float32", "generation.engine=transformers"]
+    changes = ["model.dtype=float32", "generation.engine=transformers", "trainer.save_steps=2"]
+    changes += ["data.num_eval_rows=2", "trainer.eval_steps=2", "trainer.per_device_eval_batch_size=4"]
     if not is_tiny:
         # On a CPU, TRL's head scores every position of every prompt over 151,936 words.
         changes += ["trainer.per_device_train_batch_size=2", "trainer.num_generations=2"]
@@ -157,7 +133,6 @@ def test_every_recipe_trains_two_steps(
     if "lora" in recipe.name:
         changes += ["trainer.optim=adamw_torch_fused"]
     if not is_tiny:
-        changes += ["data.num_eval_rows=4", "trainer.eval_steps=1", "trainer.per_device_eval_batch_size=4"]
         if recipe.task == "countdown":
             changes.append(f"data.source={REAL_ROWS}")
         if recipe.task == "math":
@@ -176,8 +151,9 @@ def test_every_recipe_trains_two_steps(
     assert manifest.fault(tmp_path / "run" / "model") is None
     record = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
     assert record["trainer"]["run_name"] == recipe.name
-    if not is_tiny:
-        assert (tmp_path / "run" / "rollouts" / "eval-00000002.parquet").is_file()
+    is_evaluated = record["trainer"]["eval_strategy"] != "no"
+    assert is_evaluated or is_tiny
+    assert (tmp_path / "run" / "rollouts" / "eval-00000002.parquet").is_file() == is_evaluated
     # The second call continues a finished run: nothing to do, nothing changed (C-18).
     before = contents(tmp_path / "run")
     resumed = [word for word in changes if not word.startswith("output_dir")]
@@ -213,13 +189,13 @@ def test_ctrl_c_exits_with_130_and_the_run_goes_on_from_there(words: list[str], 
     arguments = [*words, "trainer.max_steps=500", "trainer.save_steps=500", f"output_dir={folder}"]
     (process,) = start_ranks(arguments, num=1, log=tmp_path / "log")
     wait_for(folder / "rollouts" / "train-00000002.parquet", [process])
-    second = run(sys.executable, PROGRAM, *words, f"trainer.resume_from_checkpoint={folder}", check=False)
+    second = run(sys.executable, GRPO, *words, f"trainer.resume_from_checkpoint={folder}", check=False)
     assert (second.returncode, "is in use by process" in second.stderr) == (6, True), second.stderr
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     step = int(manifest.checkpoints(folder)[-1].name.split("-")[1])
     resumed = [*words, f"trainer.max_steps={step + 1}", f"trainer.resume_from_checkpoint={folder}"]
-    done = run(sys.executable, PROGRAM, *resumed)
+    done = run(sys.executable, GRPO, *resumed)
     assert f"continuing checkpoint-{step}" in done.stdout
     assert [entry["step"] for entry in metrics_of(folder)] == list(range(1, step + 2))
 
@@ -236,14 +212,14 @@ def test_kill_9_leaves_a_lock_that_the_next_launch_takes_over(words: list[str], 
     assert found.path is not None
     step = int(found.path.name.split("-")[1])
     done = run(
-        sys.executable, PROGRAM, *words, f"trainer.max_steps={step + 1}", f"trainer.resume_from_checkpoint={folder}"
+        sys.executable, GRPO, *words, f"trainer.max_steps={step + 1}", f"trainer.resume_from_checkpoint={folder}"
     )
     assert f"continuing checkpoint-{step}" in done.stdout
     assert not (folder / "run.lock").exists()
 
 
 def test_a_mistake_is_one_line_on_stderr_and_exit_code_2_on_every_process(tmp_path: Path) -> None:
-    done = run(sys.executable, PROGRAM, "+countdown=grpo-tiny", "trainer.lerning_rate=1", check=False)
+    done = run(sys.executable, GRPO, "+countdown=grpo-tiny", "trainer.lerning_rate=1", check=False)
     assert done.returncode == 2
     assert done.stderr.strip() == (
         "error: command line: there is no key trainer.lerning_rate; did you mean trainer.learning_rate?"

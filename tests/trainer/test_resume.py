@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,31 +106,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, build: Any, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.alone
+@pytest.mark.xdist_group("ddp")
 def test_a_run_of_two_processes_stopped_by_a_signal_to_one_goes_on_as_if_it_had_not(
-    tiny_llama: Path, tmp_path: Path
+    launched: Callable[[str], Path],
 ) -> None:
     """C-9, C-13, T-5, T-6: both stop after the same step, inside a generation cycle, and each goes on with its own rollouts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    program = Path(__file__).with_name("resume_program.py")
-    both = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(tiny_llama), str(tmp_path)],
-            env={
-                **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "RANK": rank,
-                "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            },
-            stdout=(tmp_path / f"log.{rank}").open("wb"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    codes = [process.wait(timeout=300) for process in both]
-    assert codes == [0, 0], (tmp_path / "log.0").read_text()[-3000:]
-    assert different(tmp_path / "stopped", tmp_path / "straight") == []
+    folder = launched("ddp")
+    assert different(folder / "stopped", folder / "straight") == []
     rollouts = [
-        json.loads((tmp_path / "stopped/checkpoint-3" / f"rollout_state-{rank}.json").read_text()) for rank in (0, 1)
+        json.loads((folder / "stopped/checkpoint-3" / f"rollout_state-{rank}.json").read_text()) for rank in (0, 1)
     ]
     assert all(state["rollouts"] for state in rollouts)
 

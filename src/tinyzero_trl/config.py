@@ -53,9 +53,11 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
 
     keys = known_keys(program)
     group, name, overrides = _split(argv, program=program, recipes=recipes)
-    files = [recipes / f"{program}.yaml", *chain(recipes / group, name)]
-    for file in files:
-        check_keys(OmegaConf.to_container(OmegaConf.load(file)), keys, where=shown(file))
+    shared = recipes / f"{program}.yaml"
+    contents = {shared: OmegaConf.load(shared), **chain(recipes / group, name)}
+    for file, content in contents.items():
+        check_keys(OmegaConf.to_container(content), keys, where=shown(file))
+    files = list(contents)
     # A reward of one's own, `rewards.path/file.py:name=1`, is a key that Hydra's grammar has no words for.
     weights = [item.lstrip("+").removeprefix("rewards.").rpartition("=") for item in overrides if REWARD.match(item)]
     overrides = [checked_override(item, keys) for item in overrides if not REWARD.match(item)]

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -71,8 +72,8 @@ def groups(recipes: Path) -> list[str]:
     )
 
 
-def chain(folder: Path, name: str) -> list[Path]:
-    """The files a recipe is made of, bases first."""
+def chain(folder: Path, name: str) -> dict[Path, Any]:
+    """The files a recipe is made of and what each says, bases first."""
     path = folder / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"{shown(path)} does not exist")
@@ -81,7 +82,8 @@ def chain(folder: Path, name: str) -> list[Path]:
     except Exception as error:  # the YAML parser has exception classes of its own
         raise ConfigError(f"{shown(path)}: {' '.join(str(error).split())}") from error
     bases = [str(item) for item in (OmegaConf.select(content, "defaults") or []) if str(item) != "_self_"]
-    return [file for base in bases for file in chain(folder, base.lstrip("/").split("/")[-1])] + [path]
+    below = [chain(folder, base.lstrip("/").split("/")[-1]) for base in bases]
+    return {file: content for files in [*below, {path: content}] for file, content in files.items()}
 
 
 def shown(path: Path) -> str:

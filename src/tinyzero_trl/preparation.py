@@ -62,6 +62,7 @@ def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
     if task.wording is not None:
         parser.add_argument(
             "--evaluation",
+            "--benchmarks",
             default="",
             metavar="B",
             help=f"{', '.join(BENCHMARKS)}, or NAME=FILE, with commas between: training problems found in them are left out",

@@ -3,6 +3,7 @@
     python docs/benchmarks/math_verifier.py ../shared/data             # ten minutes on one core
     python docs/benchmarks/math_verifier.py ../shared/data --every 8   # every 8th gold is rewritten: half a minute
     python docs/benchmarks/math_verifier.py ../shared/data --read      # instead: which golds sympy reads, a quarter of a minute
+    python docs/benchmarks/math_verifier.py ../shared/data --pairs 20000  # instead: golds as answers to others, a minute
 
 Sources: golds boxed as they are; golds rewritten by rules that keep their value, and by rules that change it (written here, apart
 from the verifier); model outputs that others labelled; answers made to hang. `--cases file.jsonl` adds {"gold", "response",
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import random
 import re
 import time
 from collections import Counter
@@ -181,6 +183,7 @@ def main() -> None:
     parser.add_argument("--cases", type=Path, nargs="*", default=[])
     parser.add_argument("--show", type=int, default=0, help="disagreements shown of each source")
     parser.add_argument("--read", action="store_true", help="compare every gold with itself by sympy alone")
+    parser.add_argument("--pairs", type=int, default=0, help="answer so many golds, drawn at random, with other golds")
     args = parser.parse_args()
 
     math_workers.compare("x+1", "1+x")  # the workers start here and not in the first verdict
@@ -190,6 +193,9 @@ def main() -> None:
         "AIME 1983-2023": "aime_1983_2023.jsonl",
         "GSM8K train": "gsm8k_train.jsonl",
     }
+    if args.pairs:
+        cross([gold for file in files.values() for gold in golds(args.folder, file, 1)], num=args.pairs)
+        return
     if args.read:
         read_all({name: golds(args.folder, file, args.every) for name, file in files.items()}, show=args.show)
         return
@@ -231,6 +237,24 @@ def main() -> None:
         for kind, found in (("accept", source.false_accepts), ("reject", source.false_rejects)):
             for shown in found[:: max(len(found) // args.show, 1)][: args.show] if args.show else []:
                 print(f"- false {kind}, {name}: {shown}")
+    math_workers.workers.close()
+
+
+def cross(texts: list[str], *, num: int) -> None:
+    """Print which golds are right answers to another: of pairs in which one is no plain number, so that both paths are asked."""
+    different = list(dict.fromkeys(texts))
+    odd = [gold for gold in different if form_of(gold).value is None]
+    draw = random.Random(0)
+    outcomes: Counter[Outcome] = Counter()
+    for _ in range(num):
+        gold, other = draw.choice(odd), draw.choice(odd if draw.random() < 0.7 else different)
+        if form_of(gold).text == form_of(other).text:
+            continue
+        outcome = verify(boxed(other), answer=gold).outcome
+        outcomes[outcome] += 1
+        if outcome in (Outcome.correct, Outcome.undecided):
+            print(f"- {outcome}: gold `{gold}` | `{other}`")
+    print(f"\n{sum(outcomes.values()):,} pairs: {dict(outcomes)}; in workers: {dict(math_workers.counts)}.")
     math_workers.workers.close()
 
 

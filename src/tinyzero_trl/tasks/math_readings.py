@@ -1,6 +1,6 @@
 r"""What one side may also be read as where the other side is of that kind; text only.
 
-- A decimal comma in an answer to a gold that is one number: `1000,99` is `1000.99`. Not where the comma may separate thousands (`1,234`) and
+- A decimal comma in an answer to a gold with a decimal point: `1000,99` is `1000.99`, and `1,2` is not `6/5`. Not where the comma may separate thousands (`1,234`) and
   not in golds, where `1,2` is a list.
 - A letter behind a number and a blank as a unit, in an answer to a gold that is a number: `30 s` is `30`; `30s` is a product.
 - An inequality about one bare name as the interval it describes: `1 < x \le 2` is `(1,2]`, `x \ge 3` is `[3,\infty)`. `x^2 < 4` is
@@ -26,7 +26,7 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+")
 def alike(gold: Form, form: Form, *, written: str) -> tuple[Form, Form]:
     """The two, or what one of them may also be read as. written: the answer as the response has it."""
     if form.parts and not gold.parts:
-        if gold.value is not None and _DECIMAL_COMMA.fullmatch(written):
+        if gold.value is not None and "." in gold.source and _DECIMAL_COMMA.fullmatch(written):
             return gold, form_of(written.replace(",", "."))
         return (interval(gold) if form.brackets in _INTERVALS else None) or gold, form
     if gold.value is not None and (found := _LETTER_UNIT.fullmatch(written)):

@@ -8,7 +8,8 @@ The answer is found by the rule of `math_answers`. What then counts as the same 
 - units may be left out or added, but a known one must not be another (`UNITS`): `5 cm` is not `5 m`;
 - a name in front may be left out or added: `x = 5` is `5`; where both sides name all their parts, these go by name: `x=1, y=2` is not
   `x=2, y=1`. Chains (`0=0=1`) and equations of numbers (`12 = 13`) are no answer;
-- a bare list or a set in any order, a tuple or interval in its own; a bare list is also a tuple in this order; what the gold
+- a bare list or a set in any order, a tuple or interval in its own; a bare list is also a tuple in this order, but not an interval
+  with its ends (`[1,2]`); what the gold
   has not as many of as the answer is wrong, so "3 or 4" is not 3;
 - what one side may also be read as (`math_readings`): a decimal comma, an inequality about one name as its interval;
 - words in any case, single letters in theirs;
@@ -140,6 +141,8 @@ def _is_decimal(value: Fraction) -> bool:
 def _same_parts(gold: Form, form: Form) -> bool | None:
     if gold.brackets and form.brackets and gold.brackets != form.brackets:
         return False
+    if gold.parts and form.parts and _has_ends(gold) != _has_ends(form):
+        return False
     is_named = _names_all(gold) or _names_all(form)
     if gold.text == form.text and not is_named:
         return True
@@ -163,6 +166,11 @@ def _same_parts(gold: Form, form: Form) -> bool | None:
     if is_plain or (is_ordered and any(verdict is False for verdict in verdicts)):
         return False
     return None
+
+
+def _has_ends(form: Form) -> bool:
+    """Whether it is an interval with an end of its own; `(1,2)` may be a point."""
+    return form.brackets in ("[)", "(]") or (form.brackets == "[]" and len(form.parts) == 2)
 
 
 def _names_all(form: Form) -> bool:

@@ -11,7 +11,9 @@ from tinyzero_trl import audit, evaluation, scores, second_graders
 from tinyzero_trl.evaluation import verified
 from tinyzero_trl.tasks import TASKS
 
-ROLLOUTS = Path(__file__).resolve().parents[2] / "shared" / "data" / "rollouts" / "gsm8k_openai_1600.jsonl"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROLLOUTS = DATA / "rollouts" / "gsm8k_openai_1600.jsonl"
+MATH = DATA / "math" / "math_train_7k.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -79,21 +81,19 @@ def test_every_disagreement_is_listed_and_what_hangs_the_second_grader_is_none(t
         (row, r"<think>It is $\boxed{12}$, or so"),
         (row, r"So $\boxed{(9!)!!+2}$."),
     ]
-    for name in ("mine", "other"):
-        evaluated(tmp_path / name, "math", responses)
+    evaluated(tmp_path / "mine", "math", responses)
     assert evaluation.main(["--audit", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "disagrees on 1 of 4 samples, 33.33%" in printed
     assert "1 no_answer here and correct there; it could not decide 1" in printed
     assert "problem 2, sample 0: no_answer here, correct there; expected 12, found None" in printed
     assert "note: that is more than 2%" in printed
-    for name in ("mine", "other"):
-        content = json.loads((tmp_path / name / "audit.json").read_text())
-        assert (content["num_samples"], content["num_undecided"], content["num_disagreements"]) == (4, 1, 1)
-        assert content["disagreement"]["n"] == 3
-        (one,) = content["disagreements"]
-        assert (one["problem"], one["answer"], one["second"]) == (2, "12", "correct")
-        assert one["response_end"].endswith("or so")
+    content = json.loads((tmp_path / "mine" / "audit.json").read_text())
+    assert (content["num_samples"], content["num_undecided"], content["num_disagreements"]) == (4, 1, 1)
+    assert content["disagreement"]["n"] == 3
+    (one,) = content["disagreements"]
+    assert (one["problem"], one["answer"], one["second"]) == (2, "12", "correct")
+    assert one["response_end"].endswith("or so")
     evaluated(tmp_path / "mine", "math", responses[:1])
     assert not (tmp_path / "mine" / "audit.json").exists()
 
@@ -129,3 +129,18 @@ def test_on_real_outputs_the_two_graders_disagree_on_at_most_2_percent(tmp_path)
         print(one)
     assert content["num_undecided"] == 0
     assert content["num_disagreements"] <= 0.02 * len(rows)
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not MATH.is_file(), reason=f"the problems are not in {MATH}")
+def test_on_golds_boxed_for_their_own_and_for_another_problem_the_two_graders_agree(tmp_path):
+    rows = [json.loads(line) for line in MATH.read_text(encoding="utf-8").splitlines()][::3]
+    pairs = [
+        ({**row, "level": str(row["level"])}, f"<think>3 + 4 = 7</think>Therefore the answer is $\\boxed{{{answer}}}$.")
+        for row, other in zip(rows, [*rows[1:], rows[0]], strict=True)
+        for answer in (row["answer"], other["answer"])
+    ]
+    content = audit.audit(evaluated(tmp_path / "math", "math", pairs))
+    assert content["num_samples"] == 4980
+    assert content["num_undecided"] == 0
+    assert content["disagreements"] == []

@@ -21,9 +21,9 @@ NUM_KILLS = 30
 
 @pytest.mark.nightly
 def test_an_evaluation_killed_at_30_moments_has_the_same_figures_and_no_sample_twice(tmp_path):
-    from test_evaluation import make_model
+    from small_models import make_llama
 
-    model = make_model(tmp_path / "model")
+    model = make_llama(tmp_path / "model")
     command = [sys.executable, __file__, str(model), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)

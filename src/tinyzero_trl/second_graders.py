@@ -41,7 +41,10 @@ def grade(task: str, response: str, columns: dict[str, Any], cpu_seconds: float)
 
 
 def math(response: str, *, answer: str) -> bool:
-    """math-verify as its README and lighteval use it: its own extraction from the whole text, everything at its default."""
+    """math-verify as its README and lighteval use it: its own extraction from the whole text, everything at its default.
+
+    Our verifier asks its comparison too, where text does not decide; what that gets wrong, both get wrong.
+    """
     from math_verify import parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)

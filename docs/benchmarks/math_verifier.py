@@ -3,7 +3,7 @@
     python docs/benchmarks/math_verifier.py ../shared/data             # ten minutes on one core
     python docs/benchmarks/math_verifier.py ../shared/data --every 8   # every 8th gold is rewritten: half a minute
     python docs/benchmarks/math_verifier.py ../shared/data --read      # instead: which golds sympy reads, a quarter of a minute
-    python docs/benchmarks/math_verifier.py ../shared/data --pairs 20000  # instead: golds as answers to others, a minute
+    python docs/benchmarks/math_verifier.py ../shared/data --pairs 6000   # instead: golds as answers to others, a minute
 
 Sources: golds boxed as they are; golds rewritten by rules that keep their value, and by rules that change it (written here, apart
 from the verifier); model outputs that others labelled; answers made to hang. `--cases file.jsonl` adds {"gold", "response",

@@ -11,6 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import track
+
 from tinyzero_trl import scores, second_graders, statistics
 from tinyzero_trl.scores import Sample
 from tinyzero_trl.statistics import Estimate
@@ -31,10 +34,10 @@ TAIL = 300
 """Characters of a response's end in the file."""
 
 
-def audit(folder: Path) -> dict[str, Any]:
+def audit(folder: Path, console: Console | None = None) -> dict[str, Any]:
     """`audit.json` of an evaluation, written: the share of samples on which the second grader says otherwise, and each of them.
 
-    A sample it had no time or memory for is `undecided`, and no disagreement.
+    A sample it had no time or memory for is `undecided`, and no disagreement. console: where progress is shown.
     Raises: ValueError where `folder` is no evaluation, or there is no second grader of its task.
     """
     summary, samples = scores.read_summary(folder), scores.read_samples(folder)
@@ -44,7 +47,16 @@ def audit(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder}: there is no second grader of {task.name}; there is {', '.join(second_graders.GRADERS)}"
         )
-    verdicts = list(_graded(task.name, samples, task.columns))
+    verdicts = list(
+        track(
+            _graded(task.name, samples, task.columns),
+            f"Grading {folder.name} again",
+            total=len(samples),
+            console=console,
+            transient=True,
+            disable=console is None or not console.is_terminal,
+        )
+    )
     found = [
         {
             "problem": sample.problem,
@@ -84,12 +96,10 @@ def show(paths: Sequence[Path]) -> None:
 
     Raises: ValueError as `audit`.
     """
-    from rich.console import Console
-
     console = Console(highlight=False, soft_wrap=True, markup=False)
     folders = [folder for path in paths for folder in _evaluations_in(path)]
     for folder in folders:
-        content = audit(folder)
+        content = audit(folder, console)
         console.print(f"{folder}: {_said(content)}")
         for one in content["disagreements"][:SHOWN]:
             expected = ", ".join(str(one[name]) for name in one if name not in _OWN)

@@ -27,8 +27,8 @@ VLLM := $(VENV)/vllm-$(HASH)
 test test-fast: export OMP_NUM_THREADS := 1
 # Tests not marked `alone` are of one process and one thread each. More than four only import TRL at the same time.
 SIDE_BY_SIDE = --dist worksteal -n $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
-# Those marked `alone` start processes of their own and often wait for them; tests of one group share what was started.
-TWO_AT_A_TIME = --dist loadgroup -n 2
+# Those marked `alone` start processes of their own, often wait for them, and are long: dealt one by one.
+TWO_AT_A_TIME = --dist load --maxschedchunk 1 -n 2
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Twice quiet: errors only, not a warning for each mirror that lacks a package.

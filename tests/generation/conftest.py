@@ -30,8 +30,6 @@ VLLM_TESTS = {
     "test_killed_server",
     "test_engines_run",
 }
-SHARING = {"test_server", "test_server_faults", "test_rounds"}
-"""Whose tests share one server: side by side with others, one worker runs them all."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,8 +38,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(needs_vllm)
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.alone)
-            if item.path.stem in SHARING:
-                item.add_marker(pytest.mark.xdist_group("one server"))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,19 +36,21 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def launched(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Where the runs of two processes under a config of accelerate are, all done in one launch: `launched("zero2") / "critic"`."""
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Where the runs of two processes under a config of accelerate are, done in one launch for all tests: `launched("zero2") / "critic"`."""
     from two_processes import run_all
 
-    done: dict[str, Path] = {}
+    own = tmp_path_factory.getbasetemp()
+    # Workers that run side by side have folders of their own in one.
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
     def get(config: str) -> Path:
         if config.startswith("zero"):
             pytest.importorskip("deepspeed")
-        if config not in done:
-            done[config] = tmp_path_factory.mktemp(config)
-            run_all(config, done[config], tiny_llama)
-        return done[config]
+        folder = shared / f"launched-{config}"
+        folder.mkdir(exist_ok=True)
+        run_all(config, folder)
+        return folder
 
     return get
 

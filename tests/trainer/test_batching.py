@@ -13,7 +13,7 @@ import torch
 from forced_runs import always, digest, forced, now_and_then
 from hypothesis import given
 from hypothesis import strategies as st
-from two_processes import each, parity_of
+from two_processes import parity_of
 
 from tinyzero_trl.settings import BatchingSettings
 from tinyzero_trl.trainer import TinyZeroTrainer
@@ -189,7 +189,7 @@ def test_what_is_buffered_is_plain_data(build: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize("config", each("ddp", "zero1", "zero2", "zero3"))
+@pytest.mark.parametrize("config", ["ddp", "zero1", "zero2", "zero3"])
 def test_two_processes_end_with_the_parameters_of_trl(config: str, launched: Callable[[str], Path]) -> None:
     found, cases = json.loads((launched(config) / "parity.json").read_text()), parity_of(config)
     assert len(found) == len(cases)

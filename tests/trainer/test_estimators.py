@@ -198,7 +198,6 @@ def test_every_algorithm_has_a_recipe_for_the_tiny_model(algorithm: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.xdist_group("ddp")
 def test_two_processes_have_the_advantages_that_one_has(launched: Callable[[str], Path]) -> None:
     one = all_advantages(Accelerator(cpu=True))
     two = torch.load(launched("ddp") / "advantages.pt", weights_only=True)

@@ -106,7 +106,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, build: Any, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.xdist_group("ddp")
 def test_a_run_of_two_processes_stopped_by_a_signal_to_one_goes_on_as_if_it_had_not(
     launched: Callable[[str], Path],
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -10,8 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from small_models import make_llama
 from tinyzero_trl.settings import BatchingSettings
 
 REPO = Path(__file__).resolve().parents[2]
@@ -49,11 +49,6 @@ PARITY: list[dict[str, Any]] = [
 """What TRL's trainer and ours are given side by side."""
 
 
-def each(*configs: str) -> list[Any]:
-    """Parameters of a test, one a config of accelerate; side by side, one worker runs all tests of a config."""
-    return [pytest.param(config, marks=pytest.mark.xdist_group(config)) for config in configs]
-
-
 def parity_of(config: str) -> list[dict[str, Any]]:
     """DeepSpeed takes its optimizer from the recipe."""
     return PARITY if config == "ddp" else [PARITY[1], PARITY[5]]
@@ -85,12 +80,17 @@ def runs_of(config: str, folder: Path, model: Path) -> dict[str, list[str]]:
     return {name: [*words, f"output_dir={folder / name}"] for name, words in runs.items()}
 
 
-def run_all(config: str, folder: Path, model: Path) -> None:
-    """Every run of `runs_of`, and TRL's trainer beside ours, in one launch."""
-    (folder / "rewards.py").write_text(REWARDS)
-    todo = {"runs": runs_of(config, folder, model), "parity": parity_of(config), "is_ddp": config == "ddp"}
-    (folder / "todo.json").write_text(json.dumps({**todo, "model": str(model)}))
-    launch(config, Path(__file__).with_name("launched_program.py"), folder)
+def run_all(config: str, folder: Path) -> None:
+    """Every run of `runs_of`, and TRL's trainer beside ours, in one launch, on a model made in `folder`; once, whoever asks."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / "todo.json").exists():
+            return
+        (folder / "rewards.py").write_text(REWARDS)
+        model = make_llama(folder / "model")
+        todo = {"runs": runs_of(config, folder, model), "parity": parity_of(config), "is_ddp": config == "ddp"}
+        (folder / "todo.json").write_text(json.dumps({**todo, "model": str(model)}))
+        launch(config, Path(__file__).with_name("launched_program.py"), folder)
 
 
 def launch(config: str, program: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyzero_trl.task import Outcome, prompts, resolve
+from tinyzero_trl.task import prompts, resolve
 from tinyzero_trl.tasks.countdown import (
     PREFILL,
     TASK,
@@ -179,7 +179,7 @@ def test_the_solver_finds_what_needs_fractions():
 @given(st.text(), st.lists(st.integers(0, 99), min_size=2, max_size=6), st.integers(0, 100), st.booleans())
 def test_any_text_has_one_outcome(text, nums, target, is_truncated):
     for response in (text, response_with(text), f"<think>{text}</think><answer>{text}</answer>{text}"):
-        assert verify(response, nums=nums, target=target, is_truncated=is_truncated).outcome in set(Outcome)
+        assert verify(response, nums=nums, target=target, is_truncated=is_truncated).outcome in TASK.outcomes
 
 
 @given(st.lists(st.integers(1, 99), min_size=3, max_size=4), st.lists(st.integers(1, 99), min_size=3, max_size=4))
@@ -195,7 +195,7 @@ def test_the_fuzzer_finds_nothing_against_its_own_oracle(num_responses):
     fuzz = resolve(f"{HERE}/fuzz_countdown.py:fuzz", among={}, kind="fuzzer")
     result = fuzz(num_responses, seed=num_responses)
     assert result.disagreements == []
-    assert set(result.num_by_outcome) == set(Outcome)
+    assert set(result.num_by_outcome) == set(TASK.outcomes)
     assert result.at(0.5) < 100, "microseconds"
 
 

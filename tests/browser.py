@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from tinyzero_trl.generation.addresses import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -21,9 +22,7 @@ class Browser:
     """Use as a context manager; one window, one page at a time."""
 
     def __enter__(self) -> Browser:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         assert CHROMEDRIVER is not None
         command = [CHROMEDRIVER, f"--port={port}", "--silent"]
         self._driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

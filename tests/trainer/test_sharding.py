@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tinyzero_trl.generation.addresses import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 REPO = Path(__file__).resolve().parents[2]
@@ -68,11 +69,8 @@ def words(tiny_llama: Path, tmp_path: Path) -> list[str]:
 
 
 def launch(config: str, program: Path, *words: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes=2"]
-    launcher += [f"--config_file=recipes/accelerate_configs/{config}.yaml", f"--main_process_port={port}"]
+    launcher += [f"--config_file=recipes/accelerate_configs/{config}.yaml", f"--main_process_port={free_port()}"]
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from small_models import make_llama
+from tinyzero_trl.generation.addresses import free_port
 from tinyzero_trl.settings import BatchingSettings
 
 REPO = Path(__file__).resolve().parents[2]
@@ -102,9 +102,3 @@ def launch(config: str, program: Path, *arguments: Any) -> subprocess.CompletedP
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -9,8 +9,7 @@ The answer is found by the rule of `math_answers`. What then counts as the same 
 - a name in front may be left out or added: `x = 5` is `5`; where both sides name all their parts, these go by name: `x=1, y=2` is not
   `x=2, y=1`. Chains (`0=0=1`) and equations of numbers (`12 = 13`) are no answer;
 - a bare list or a set in any order, a tuple or interval in its own; a bare list is also a tuple in this order, but not an interval
-  with its ends (`[1,2]`); what the gold
-  has not as many of as the answer is wrong, so "3 or 4" is not 3;
+  with its ends (`[1,2]`); what the gold has not as many of as the answer is wrong, so "3 or 4" is not 3;
 - what one side may also be read as (`math_readings`): a decimal comma, an inequality about one name as its interval;
 - words in any case, single letters in theirs;
 - a number to a base (`11_2`) only where the gold has that base; the base may be left out;

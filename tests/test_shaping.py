@@ -7,7 +7,16 @@ import math
 import pytest
 
 from tinyzero_trl.rewards import OverGroup, for_trl
-from tinyzero_trl.shaping import Attempt, boxed, cosine_scaled, reasoning_steps, relative_length, repetition, tag_count
+from tinyzero_trl.shaping import (
+    Attempt,
+    boxed,
+    coin,
+    cosine_scaled,
+    reasoning_steps,
+    relative_length,
+    repetition,
+    tag_count,
+)
 from tinyzero_trl.tasks.math_rewards import cosine, length
 
 HUGE = "a b " * 500_000
@@ -97,6 +106,18 @@ def test_cosine_of_a_response_counts_the_tokens_of_its_completion():
     assert cosine(r"\boxed{7}", answer="7", completion_ids=[1] * 50, max_tokens=100) == pytest.approx(0.75)
     assert cosine(r"\boxed{8}", answer="7", completion_ids=[1] * 50, max_tokens=100) == pytest.approx(-0.25)
     assert cosine(r"\boxed{7}", answer="7") is None
+
+
+def test_a_coin_falls_evenly_over_problems_and_responses_whether_right_or_wrong():
+    thrown = {
+        "right": [coin(r"\boxed{7}", problem=f"{i} + 7 - {i}") for i in range(2000)],
+        "wrong": [coin(r"\boxed{8}", problem=f"{i} + 7 - {i}") for i in range(2000)],
+        "in other words": [coin(rf"{i}: \boxed{{7}}", problem="0 + 7") for i in range(2000)],
+    }
+    assert all(set(each) == {0.0, 1.0} for each in thrown.values())
+    # Five standard deviations of a fair coin thrown 2,000 times.
+    assert all(abs(sum(each) / 2000 - 0.5) < 5 * 0.5 / 2000**0.5 for each in thrown.values())
+    assert coin("\ud800 \x00", problem="p") == coin("\ud800 \x00", problem="p")
 
 
 def test_relative_length_compares_a_group():

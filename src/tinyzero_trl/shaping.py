@@ -6,6 +6,7 @@ The penalty for coming near the token limit (DAPO's soft overlong punishment) is
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -26,6 +27,16 @@ def tag_count(response: str) -> float:
     Goes wrong: order is not looked at, so four tags in a row and nothing between them earn 1. Use it beside `format`.
     """
     return sum(0.25 for tag in TAGS if response.count(tag) == 1)
+
+
+def coin(response: str, *, problem: str) -> float:
+    """1.0 for half of all responses, 0.0 for the others, by the hash of problem and response: whether right or wrong.
+
+    Source: Spurious Rewards (arXiv 2506.10947), the random reward with probability 0.5; there each draw is independent, here the
+    same response to the same problem earns the same. By the response alone it could be learned: a model finds texts that pay.
+    The control of an experiment: what a model gains under it, training did not teach (faults E-8). Use it in the place of `accuracy`.
+    """
+    return float(hashlib.sha256(f"{problem}\0{response}".encode("utf-8", errors="replace")).digest()[0] % 2)
 
 
 def boxed(response: str) -> float:

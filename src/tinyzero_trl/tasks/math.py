@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl.rewards import exact_format
-from tinyzero_trl.shaping import boxed, reasoning_steps, repetition, tag_count
+from tinyzero_trl.shaping import boxed, coin, reasoning_steps, repetition, tag_count
 from tinyzero_trl.task import Outcome, Row, Task
 from tinyzero_trl.tasks.math_data import PROBLEMS, Filters, key_of, load_one
 from tinyzero_trl.tasks.math_formats import FORMATS, format_math
@@ -79,6 +79,7 @@ TASK = Task(
     rewards={
         "accuracy": accuracy,
         "boxed": boxed,
+        "coin": coin,
         "cosine": cosine,
         "format": exact_format,
         "length": length,

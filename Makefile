@@ -26,7 +26,8 @@ VLLM := $(VENV)/vllm-$(HASH)
 # The demo divides the cores by its processes itself; the tests start up to two processes of their own.
 test test-fast: export OMP_NUM_THREADS := 1
 # Tests not marked `alone` are of one process and one thread each. More than four only import TRL at the same time.
-SIDE_BY_SIDE = --dist worksteal -n $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+# nproc takes OMP_NUM_THREADS for the number of cores.
+SIDE_BY_SIDE = --dist worksteal -n $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Twice quiet: errors only, not a warning for each mirror that lacks a package.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tinyzero_trl.launch import launch
+from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 MISTAKE = 2
@@ -31,10 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]}?" if near else ""
         print(f"tinyzero: there is no verb {name!r}; there is {', '.join(VERBS)}{hint}", file=sys.stderr)
         return MISTAKE
+    hide_in_tracebacks(rest)
     try:
         return VERBS[name](rest)
     except (ValueError, FileNotFoundError) as error:
-        print(f"tinyzero {name}: {error}", file=sys.stderr)
+        secrets = secrets_in_words(rest) | secrets_in_environment()
+        print(f"tinyzero {name}: {without_secrets(str(error), secrets)}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         print(f"tinyzero {name}: stopped", file=sys.stderr)

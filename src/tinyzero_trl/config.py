@@ -6,7 +6,7 @@ import os
 import re
 import typing
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tinyzero_trl.engine import tell_trl
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.keys import check_keys, checked_override, defaults, known_keys, nearest, trainer_class
 from tinyzero_trl.recipes import NOT_TASKS, RECIPES, Recipe, chain, groups, list_recipes, program_of, shown
+from tinyzero_trl.redaction import redacted
 from tinyzero_trl.schema import fits, run_schema
 
 __all__ = [
@@ -105,9 +106,9 @@ def without_options(words: Sequence[str], *, program: str) -> tuple[list[str], b
 
 
 def show(cfg: DictConfig) -> int:
-    """Print the whole resolved run, once for all processes; returns exit code 0."""
+    """Print the whole resolved run without its secrets, once for all processes; returns exit code 0."""
     if os.environ.get("RANK", "0") == "0":
-        print(OmegaConf.to_yaml(cfg, resolve=True), end="")
+        print(OmegaConf.to_yaml(OmegaConf.create(redacted(OmegaConf.to_container(cfg, resolve=True)))), end="")
     return 0
 
 
@@ -126,9 +127,16 @@ def trainer_arguments(cfg: DictConfig, *, program: str, **fixed: Any) -> Any:
     chosen = {key: value for key, value in given.items() if value != standing[key]}
     chosen.pop("resume_from_checkpoint", None)
     try:
-        return config_class(**{**chosen, **fixed, "output_dir": ".", "disable_tqdm": True})
+        arguments = config_class(**{**chosen, **fixed, "output_dir": ".", "disable_tqdm": True})
     except (ValueError, TypeError) as error:
         raise ConfigError("trainer: " + " ".join(str(error).split())) from error
+    # What TensorBoard, W&B and the like are told of the run.
+    arguments.to_dict = partial(_shown_arguments, arguments)
+    return arguments
+
+
+def _shown_arguments(arguments: Any) -> dict[str, Any]:
+    return typing.cast(dict[str, Any], redacted(type(arguments).to_dict(arguments)))
 
 
 @cache

@@ -21,6 +21,7 @@ from tinyzero_trl.evaluation_shown import show, show_comparison
 from tinyzero_trl.evaluation_work import Work, completed, device, rows_of, work_of
 from tinyzero_trl.failures import Failure, VerifierFailure
 from tinyzero_trl.lock import locked
+from tinyzero_trl.redaction import secrets_in_environment, without_secrets
 from tinyzero_trl.scores import Sample
 from tinyzero_trl.task import Row, Task
 
@@ -212,5 +213,5 @@ def verified(
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"evaluate: {message}", file=sys.stderr)
+    print(f"evaluate: {without_secrets(message, secrets_in_environment())}", file=sys.stderr)
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from tinyzero_trl import scores
 from tinyzero_trl.benchmarks import Chosen
 from tinyzero_trl.model_location import ModelLocation, locate, read_record
+from tinyzero_trl.redaction import redacted
 from tinyzero_trl.task import Task, resolve
 from tinyzero_trl.tasks import TASKS, find_task
 
@@ -170,8 +172,8 @@ def _check_numbers(settings: Settings) -> None:
 
 
 def request(plan: Plan, settings: Settings) -> dict[str, Any]:
-    """What makes two evaluations the same one."""
-    return {
+    """What makes two evaluations the same one, without its secrets."""
+    asked = {
         "task": plan.task.name,
         "format": plan.format,
         "model": plan.location.shown,
@@ -185,6 +187,7 @@ def request(plan: Plan, settings: Settings) -> dict[str, Any]:
         "top_p": plan.top_p,
         "seed": settings.seed,
     }
+    return typing.cast(dict[str, Any], redacted(asked))
 
 
 def _refuse_other(plan: Plan, settings: Settings) -> None:

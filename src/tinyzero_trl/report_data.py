@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinyzero_trl.redaction import redacted
 from tinyzero_trl.statistics import Comparison, Estimate, compare, share
 
 NUM_PROBLEMS_SHOWN = 6
@@ -117,7 +118,7 @@ def _read_record(files: RunFiles) -> None:
     import yaml
 
     try:
-        content = yaml.safe_load((files.folder / "run.yaml").read_text(encoding="utf-8"))
+        content = redacted(yaml.safe_load((files.folder / "run.yaml").read_text(encoding="utf-8")))
         files.provenance = content.pop("provenance", None) or {}
         files.run = content
     except (OSError, AttributeError, yaml.YAMLError):

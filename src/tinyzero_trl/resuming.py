@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl import manifest
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.record import redacted
+from tinyzero_trl.redaction import redacted
 
 MAY_CHANGE = re.compile(
     r"""

@@ -18,7 +18,7 @@ from tinyzero_trl.engine import tell_trl
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.keys import check_keys, checked_override, defaults, known_keys, nearest, trainer_class
 from tinyzero_trl.recipes import NOT_TASKS, RECIPES, Recipe, chain, groups, list_recipes, program_of, shown
-from tinyzero_trl.redaction import redacted
+from tinyzero_trl.redaction import redacted, secrets_in_environment
 from tinyzero_trl.schema import fits, run_schema
 
 __all__ = [
@@ -108,7 +108,8 @@ def without_options(words: Sequence[str], *, program: str) -> tuple[list[str], b
 def show(cfg: DictConfig) -> int:
     """Print the whole resolved run without its secrets, once for all processes; returns exit code 0."""
     if os.environ.get("RANK", "0") == "0":
-        print(OmegaConf.to_yaml(OmegaConf.create(redacted(OmegaConf.to_container(cfg, resolve=True)))), end="")
+        content = redacted(OmegaConf.to_container(cfg, resolve=True), also=secrets_in_environment())
+        print(OmegaConf.to_yaml(OmegaConf.create(content)), end="")
     return 0
 
 

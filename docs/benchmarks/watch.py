@@ -1,11 +1,14 @@
-"""What each optimizer step of a trainer costs, ours or TRL's own: seconds by phase, tokens through the model, memory."""
+"""What each optimizer step of a trainer costs, ours or TRL's own: seconds by phase, tokens through the model, memory.
+
+On a GPU the clock is read when the device has done what it was given, and memory is the device's; elsewhere it is the process's.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,11 @@ class Step:
     generated: int = 0
     """Tokens of the completions."""
     peak: int = 0
-    """Bytes of resident memory at the highest, beyond what was resident as the step began."""
+    """Bytes of resident memory at the highest, beyond what was resident as the step began; on a GPU all that torch had allocated."""
+    peaks: dict[str, int] = field(default_factory=dict)
+    """Highest bytes allocated on the GPU by phase, named as `tinyzero estimate` names them; empty on a CPU."""
+    reserved: int = 0
+    """Highest bytes that torch's allocator held on the GPU; 0 on a CPU."""
 
     @property
     def training(self) -> float:
@@ -57,7 +64,8 @@ class Watch(TrainerCallback):
         """All parameters as one vector, before the first step and after each; kept only where `keep_parameters`."""
         self.keep_parameters = False
         self._step = Step()
-        self._began = self._ended = time.perf_counter()
+        self._is_on_gpu = next(trainer.model.parameters()).is_cuda
+        self._began = self._ended = self._now()
         self._resident = 0
         self._is_generating = False
         trainer._generate = self._timed(trainer._generate, "generation")
@@ -70,19 +78,39 @@ class Watch(TrainerCallback):
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         if self.keep_parameters and not self.parameters:
             self.parameters.append(self._flat())
-        self._step = Step(between=time.perf_counter() - self._ended, cpu=-time.process_time())
-        self._resident = reset_peak()
-        self._began = time.perf_counter()
+        self._step = Step(between=self._now() - self._ended, cpu=-time.process_time())
+        if self._is_on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self._resident = reset_peak()
+        self._began = self._now()
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._note_peak("forward and backward")
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self._ended = time.perf_counter()
+        self._note_peak("optimizer step")
+        self._ended = self._now()
         self._step.seconds = self._ended - self._began
         self._step.cpu += time.process_time()
-        self._step.peak = peak() - self._resident
+        self._step.peak = max(self._step.peaks.values()) if self._is_on_gpu else peak() - self._resident
         self.steps.append(self._step)
         if self.keep_parameters:
             self.parameters.append(self._flat())
-            self._ended = time.perf_counter()
+            self._ended = self._now()
+
+    def _now(self) -> float:
+        """Seconds of the wall clock, with nothing left to do on the device."""
+        if self._is_on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _note_peak(self, phase: str) -> None:
+        """What the phase that ends here had allocated at its highest."""
+        if self._is_on_gpu:
+            self._step.peaks[phase] = max(self._step.peaks.get(phase, 0), torch.cuda.max_memory_allocated())
+            self._step.reserved = max(self._step.reserved, torch.cuda.max_memory_reserved())
+            torch.cuda.reset_peak_memory_stats()
 
     def _flat(self) -> torch.Tensor:
         return torch.cat([parameter.detach().flatten().clone() for parameter in self._model.parameters()])
@@ -90,12 +118,13 @@ class Watch(TrainerCallback):
     def _timed(self, method: Callable[..., Any], phase: str) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._is_generating = phase == "generation" or self._is_generating
-            began, began_cpu = time.perf_counter(), time.process_time()
+            began, began_cpu = self._now(), time.process_time()
             result = method(*args, **kwargs)
             if phase != "scoring":  # which holds the other two
                 self._step.cpu -= time.process_time() - began_cpu
-            setattr(self._step, phase, getattr(self._step, phase) + time.perf_counter() - began)
+            setattr(self._step, phase, getattr(self._step, phase) + self._now() - began)
             if phase == "generation":
+                self._note_peak("generation")
                 self._is_generating = False
                 self._step.generated += sum(map(len, result[1]))
             return result

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tinyzero_trl.statistics import Comparison
 
 RECIPE = "+countdown=grpo-tiny"
-ACCELERATE_CONFIG = Path(__file__).resolve().parents[2] / "recipes" / "accelerate_configs" / "cpu.yaml"
+ACCELERATE_CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "accelerate_configs"
 NUM_PROBLEMS = 2048
 """Held-out problems; a 95 % interval of about +-2 points."""
 PROBLEM_SEED = 0
@@ -82,7 +82,7 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
                 Settings(str(cfg.model.model_name_or_path), name="base", output=Path(waiting), **settings)
             )
         with _phase(console, seconds_by_phase, f"Training for {cfg.trainer.max_steps} steps"):
-            code = launch("grpo", words, config=ACCELERATE_CONFIG)
+            code = launch("grpo", words, config=_accelerate_config(cfg), num_processes=1)
         if code:
             console.print(f"The training ended with exit code {code}; its folder is {run_folder}")
             return code
@@ -101,6 +101,11 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
     )
     console.print(f"The report: {page.resolve()}")
     return 0
+
+
+def _accelerate_config(cfg: Any) -> Path:
+    """The launcher's config for one process on the device that trainer.use_cpu names; cpu.yaml would hide the GPU from the run."""
+    return ACCELERATE_CONFIGS / ("cpu.yaml" if cfg.trainer.use_cpu else "ddp.yaml")
 
 
 def _held_out(cfg: Any, *, num_problems: int, folder: Path) -> Path:
@@ -158,7 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="tinyzero demo",
         description="Evaluate the shipped tiny model on held-out Countdown problems, train it by reinforcement learning, "
         "evaluate it again on the same problems, and write a report. Needs no network and no GPU.",
-        epilog="example:\n  tinyzero demo\n  tinyzero demo --seed 1 --steps 20 --problems 256",
+        epilog="example:\n  tinyzero demo\n  tinyzero demo --seed 1 --steps 20 --problems 256\n"
+        "  tinyzero demo trainer.use_cpu=false        trains on the GPU",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -69,6 +69,20 @@ def test_recipes_lists_each_with_model_and_hardware(capsys):
     assert "two CPU cores" in shown.replace("\n", " ")
 
 
+def test_a_broken_recipe_is_listed_with_the_reason(capsys, monkeypatch, tmp_path):
+    from tinyzero_trl import recipes
+
+    (tmp_path / "countdown").mkdir()
+    (tmp_path / "countdown" / "grpo-[mine].yaml").write_text("- a\n")
+    (tmp_path / "countdown" / "grpo-good.yaml").write_text("# @package _global_\n# Expect: nothing\ntask: countdown\n")
+    monkeypatch.setattr(recipes.list_recipes, "__defaults__", (tmp_path,))
+    assert cli.main(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    assert "+countdown=grpo-[mine]" in shown
+    assert "holds a list" in shown
+    assert "+countdown=grpo-good" in shown
+
+
 def test_a_task_narrows_the_list_of_recipes(capsys):
     assert cli.main(["recipes", "multiplication"]) == 0
     shown = capsys.readouterr().out

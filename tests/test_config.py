@@ -162,6 +162,178 @@ def test_cfg_job_prints_the_resolved_run(capsys: pytest.CaptureFixture[str]) -> 
         config.without_options([TINY, "--cfg", "hydra"], program="grpo")
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("~/good.jsonl", str(Path.home() / "good.jsonl")),
+        ("题目", "题目"),
+        ("/tmp/my data (1).jsonl", "/tmp/my data (1).jsonl"),
+        ("run's.jsonl", "run's.jsonl"),
+        ('a "b" c', 'a "b" c'),
+        ("a,b", "a,b"),
+        ("a=b", "a=b"),
+        ("a: b", "a: b"),
+        ("a#b 50%", "a#b 50%"),
+        ("$x 🙂", "$x 🙂"),
+        ("C:\\x y\\", "C:\\x y\\"),
+        ("[draft] x.jsonl", "[draft] x.jsonl"),
+        ("range(1,3)", "range(1,3)"),
+        ("'quoted ~ text'", "quoted ~ text"),
+        ("${oc.env:HOME}/my run (1)", str(Path.home() / "my run (1)")),
+        ("3", 3),
+        ("[1,2]", [1, 2]),
+        ("{a:1}", {"a": 1}),
+    ],
+)
+def test_a_value_that_hydra_cannot_read_is_text_and_others_stay_what_they_are(
+    value: str, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(Path.home()))
+    assert compose([TINY, f"data.min_number={value}"]).data.min_number == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [("123", "123"), ("1e3", "1e3"), ("~", str(Path.home())), ("a=b", "a=b")])  # fmt: skip
+def test_a_path_is_the_text_that_was_typed(value: str, expected: str) -> None:
+    assert compose([TINY, f"output_dir={value}"]).output_dir == expected
+
+
+def test_the_path_of_a_reward_may_have_blanks_and_begin_at_home() -> None:
+    cfg = compose(
+        [TINY, "rewards.my file (1).py:f=1", "rewards.~/m.py:g=0.5", "reward_parameters.my file (1).py:f.low=3"]
+    )
+    assert dict(cfg.rewards) == {"equation": 1.0, "my file (1).py:f": 1.0, f"{Path.home()}/m.py:g": 0.5}
+    assert cfg.reward_parameters == {"my file (1).py:f": {"low": 3}}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trainer=null"], "trainer is empty; give it keys, or leave it out"),
+        (["generation="], "generation is empty"),
+        (["rewards=[1]"], r"rewards is a section with keys of its own, .*; got \[1\]"),
+        (["model=3"], "model is a section with keys of its own"),
+        (["trainer={lerning_rate: 1}"], "no key trainer.lerning_rate; did you mean trainer.learning_rate"),
+        (["trainer={output_dir: x}"], "trainer.output_dir is not for a recipe"),
+        (["trainer.report_to=wandb,tensorboard"], r"write trainer.report_to=\[wandb,tensorboard\]"),
+        (["trainer.optim=[1"], r"trainer.optim=\[1: write a list as"),
+        (["trainer.seed=3#"], "trainer.seed: Value '3#' .* could not be converted to Integer"),
+        (["output_dir=a${b"], "begins an interpolation"),
+        (["题目=1"], "there is no key 题目"),
+        (["rewards.x="], "rewards.x: Value '' .* could not be converted to Float"),
+        (["trainer.run_name=../x"], "trainer.run_name '../x' is a path"),
+        (["trainer.run_name=a/b"], "trainer.run_name 'a/b' is a path"),
+        (["trainer.run_name=/abs"], "trainer.run_name '/abs' is a path"),
+        (["trainer.run_name=a\\b"], "is a path"),
+        (["trainer.run_name=.."], "trainer.run_name '..' is no name"),
+        (["trainer.run_name="], "trainer.run_name '' is no name"),
+        (["trainer.run_name=a\nb"], "has characters that cannot be printed"),
+        (["trainer.run_name=" + "é" * 101], "is 202 bytes long"),
+    ],
+)
+def test_a_section_a_list_and_a_name_of_the_command_line_are_what_they_should_be(
+    words: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        compose([TINY, *words])
+    assert "\n" not in str(error.value)
+
+
+BROKEN: dict[str, tuple[bytes, str]] = {
+    "list": (b"# @package _global_\n- a\n", "holds a list; a recipe is a mapping"),
+    "scalar": (b"hello\n", "first line has to be"),
+    "number": (b"3\n", "a recipe is a mapping"),
+    "empty": (b"", "is empty"),
+    "binary": (bytes(range(256)), "is not UTF-8 text"),
+    "latin": ("# é\n".encode("latin-1"), "is not UTF-8 text"),
+    "utf16": ("# @package _global_\ntask: math\n".encode("utf-16"), "is not UTF-8 text"),
+    "bom": (b"\xef\xbb\xbf# @package _global_\ntask: math\n", "byte order mark"),
+    "twice": (b"# @package _global_\ntask: math\ntask: countdown\n", "found duplicate key task"),
+    "tab": (b"# @package _global_\ntrainer:\n\tseed: 1\n", "cannot start any token"),
+    "headless": (b"task: countdown\n", "first line has to be `# @package _global_`"),
+    "null": (b"# @package _global_\ntrainer:\n", "trainer is empty; give it keys, or leave it out"),
+    "rewards": (b"# @package _global_\nrewards:\n", "rewards is empty"),
+    "value": (b"# @package _global_\nmodel: 3\n", "model is a section with keys of its own"),
+    "defaults": (b"# @package _global_\ndefaults: grpo-tiny\n", "defaults is a list of recipes"),
+    "code": (b"# @package _global_\ntask: !!python/name:os.system ''\n", "could not determine a constructor"),
+}
+
+
+def test_a_broken_recipe_is_refused_with_the_reason_and_breaks_no_list_of_recipes(tmp_path: Path) -> None:
+    recipes = copied(tmp_path)
+    (recipes / "countdown" / "grpo-folder.yaml").mkdir()
+    (recipes / "countdown" / "grpo-link.yaml").symlink_to("/nowhere")
+    for name, (content, _) in BROKEN.items():
+        (recipes / "countdown" / f"grpo-{name}.yaml").write_bytes(content)
+    listed = {recipe.name: recipe.fault for recipe in config.list_recipes(recipes) if recipe.task == "countdown"}
+    assert "is a folder" in str(listed["grpo-folder"])
+    assert "is a link to a file that does not exist" in str(listed["grpo-link"])
+    assert listed["grpo-tiny"] is None
+    for name, (_, message) in BROKEN.items():
+        with pytest.raises(ConfigError, match=f"grpo-{name}.yaml") as error:
+            compose([f"+countdown=grpo-{name}"], recipes=recipes)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+        assert message in str(listed[f"grpo-{name}"])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("defaults: [grpo-x, _self_]\n", "it stands on itself"),
+        ("defaults: [grpo-nowhere]\n", "grpo-nowhere.yaml does not exist"),
+        ("defaults: [grpo-tiny, _self_]\ntrainer:\n  seed:\n", "grpo-x.yaml: trainer.seed: must be int, got null"),
+        ("defaults: [grpo-tiny, _self_]\nrewards:\n  equation:\n", "rewards.equation: must be float, got null"),
+    ],
+)
+def test_a_recipe_that_stands_on_another_wrongly_is_refused(tmp_path: Path, body: str, message: str) -> None:
+    recipes = copied(tmp_path)
+    (recipes / "countdown" / "grpo-x.yaml").write_text(f"# @package _global_\n{body}")
+    with pytest.raises(ConfigError) as error:
+        compose(["+countdown=grpo-x"], recipes=recipes)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_may_have_a_name_that_is_not_ascii(tmp_path: Path) -> None:
+    recipes = copied(tmp_path)
+    text = (recipes / "countdown" / "grpo-tiny.yaml").read_text()
+    (recipes / "countdown" / "grpo-été (1).yaml").write_text(text)
+    assert compose(["+countdown=grpo-été (1)"], recipes=recipes).task == "countdown"
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("trainer.lerning_rate", "trainer.learning_rate"),
+        ("trainer.learing_rate", "trainer.learning_rate"),
+        ("trainer.max_step", "trainer.max_steps"),
+        ("trainer.temprature", "trainer.temperature"),
+        ("trainer.num_generation", "trainer.num_generations"),
+        ("trainer.num_epochs", "trainer.num_train_epochs"),
+        ("trainer.num_workers", "trainer.dataloader_num_workers"),
+        ("trainer.lora_alpha", "model.lora_alpha"),
+        ("model.learning_rate", "trainer.learning_rate"),
+        ("learning_rate", "trainer.learning_rate"),
+        ("lerning_rate", "trainer.learning_rate"),
+        ("modle.dtype", "model.dtype"),
+        ("trianer.max_steps", "trainer.max_steps"),
+        ("reward.equation", "rewards.equation"),
+        ("generaton.engine", "generation.engine"),
+        ("generation.engin", "generation.engine"),
+        ("outputdir", "output_dir"),
+        ("algoritm", "algorithm"),
+        *((f"trainer.{key}", None) for key in ("early_stopping_patience", "kl_coef", "critic_lr", "rollout_n", "ppo_mini_batch_size")),
+        *((f"trainer.{key}", None) for key in ("top_a", "adam_beta3", "fp8", "sampler", "patience", "n_gpus_per_node")),
+        *((key, None) for key in ("wandb_project", "actor.lr", "foo", "x", "env.name", "trainer.fooo.bar", "epochs", "gpu")),
+    ],
+)  # fmt: skip
+def test_a_hint_is_near_or_absent(key: str, hint: str | None) -> None:
+    with pytest.raises(ConfigError, match=f"there is no key {key}") as error:
+        compose([TINY, f"{key}=1"])
+    said = str(error.value).partition("; did you mean ")[2].rstrip("?")
+    assert said == (hint or "")
+
+
 def copied(tmp_path: Path) -> Path:
     import shutil
 

@@ -7,8 +7,7 @@ import os
 from omegaconf import DictConfig
 
 from tinyzero_trl.algorithms import ALGORITHMS
-from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.keys import nearest
+from tinyzero_trl.failures import ConfigError, nearest
 
 WHITENINGS = ("none", "batch")
 

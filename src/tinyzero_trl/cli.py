@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tinyzero_trl.failures import nearest
 from tinyzero_trl.launch import launch
 from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
 
@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, rest = words[0], words[1:]
     if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"tinyzero: there is no verb {name!r}; there is {', '.join(VERBS)}{hint}", file=sys.stderr)
+        print(
+            f"tinyzero: there is no verb {name!r}; there is {', '.join(VERBS)}{nearest(name, VERBS)}", file=sys.stderr
+        )
         return MISTAKE
     hide_in_tracebacks(rest)
     try:
@@ -141,6 +141,7 @@ def recipes(argv: Sequence[str]) -> int:
     parser.add_argument("task", nargs="?", help="only this task's")
     arguments = parser.parse_args(argv)
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from tinyzero_trl.recipes import list_recipes
@@ -156,7 +157,10 @@ def recipes(argv: Sequence[str]) -> int:
     table.add_column("recipe, model and method, hardware", min_width=max(map(len, names)))
     table.add_column("what to expect")
     for name, row in zip(names, shown, strict=True):
-        table.add_row(f"[bold]{name}[/]\n{row.model}, {row.method}\n{row.hardware}", row.expectation)
+        if row.fault:
+            table.add_row(f"[bold]{escape(name)}[/]\nbroken", escape(row.fault))
+        else:
+            table.add_row(f"[bold]{escape(name)}[/]\n{row.model}, {row.method}\n{row.hardware}", row.expectation)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0
 

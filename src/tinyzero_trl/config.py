@@ -15,9 +15,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinyzero_trl.algorithms import ALGORITHMS
 from tinyzero_trl.engine import tell_trl
-from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.keys import check_keys, checked_override, defaults, known_keys, nearest, trainer_class
-from tinyzero_trl.recipes import NOT_TASKS, RECIPES, Recipe, chain, groups, list_recipes, program_of, shown
+from tinyzero_trl.failures import ConfigError, nearest
+from tinyzero_trl.keys import (
+    TEXTS,
+    check_keys,
+    checked_override,
+    defaults,
+    known_keys,
+    recipe_override,
+    trainer_class,
+    value_of,
+)
+from tinyzero_trl.recipes import NOT_TASKS, RECIPES, Recipe, chain, content_of, groups, list_recipes, program_of, shown
 from tinyzero_trl.redaction import redacted, secrets_in_environment
 from tinyzero_trl.schema import fits, run_schema
 
@@ -34,7 +43,11 @@ __all__ = [
     "without_options",
 ]
 
-REWARD = re.compile(r"\+{0,2}rewards\.")
+REWARD = re.compile(r"\+{0,2}(rewards|reward_parameters)\.")
+
+
+MAX_NAME_BYTES = 200
+"""Of a folder's name: most file systems take 255, and ours puts the time behind it."""
 
 
 def model_path(name: str) -> str:
@@ -55,12 +68,12 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
     keys = known_keys(program)
     group, name, overrides = _split(argv, program=program, recipes=recipes)
     shared = recipes / f"{program}.yaml"
-    contents = {shared: OmegaConf.load(shared), **chain(recipes / group, name)}
+    contents = {shared: content_of(shared), **chain(recipes / group, name)}
     for file, content in contents.items():
-        check_keys(OmegaConf.to_container(content), keys, where=shown(file))
+        check_keys(content, keys, where=shown(file))
     files = list(contents)
     # A reward of one's own, `rewards.path/file.py:name=1`, is a key that Hydra's grammar has no words for.
-    weights = [item.lstrip("+").removeprefix("rewards.").rpartition("=") for item in overrides if REWARD.match(item)]
+    of_rewards = [item.lstrip("+") for item in overrides if REWARD.match(item)]
     overrides = [checked_override(item, keys) for item in overrides if not REWARD.match(item)]
     _register_schema(program)
     GlobalHydra.instance().clear()
@@ -68,12 +81,13 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
         with hydra.initialize_config_dir(config_dir=str(recipes.resolve()), version_base="1.3"):
             cfg = hydra.compose(
                 config_name=program,
-                overrides=[f"+{group}={name}", *overrides],
+                overrides=[recipe_override(group, name), *overrides],
             )
-        for reward, _, weight in weights:
-            with open_dict(cfg):
-                cfg.rewards[reward] = weight
+        with open_dict(cfg):
+            for item in of_rewards:
+                _set_reward(cfg, item)
         OmegaConf.resolve(cfg)
+        _go_home(cfg)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error, files)) from error
     missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
@@ -81,6 +95,8 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
         raise ConfigError(f"{shown(files[-1])}: no value for {', '.join(missing)}")
     if cfg.trainer.get("run_name") is None:
         cfg.trainer.run_name = name
+    if fault := folder_name_fault(str(cfg.trainer.run_name)):
+        raise ConfigError(f"trainer.run_name {str(cfg.trainer.run_name)!r:.80} {fault}")
     _check_untyped(cfg, program)
     if program == "grpo":
         tell_trl(cfg)
@@ -138,6 +154,62 @@ def trainer_arguments(cfg: DictConfig, *, program: str, **fixed: Any) -> Any:
 
 def _shown_arguments(arguments: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], redacted(type(arguments).to_dict(arguments)))
+
+
+def folder_name_fault(name: str) -> str | None:
+    """Why `name` cannot be the name of one new folder; None where it can."""
+    if not name.strip() or name in (".", ".."):
+        return "is no name of a folder"
+    if "/" in name or "\\" in name:
+        return "is a path, and has to be the name of one folder; where a run goes says output_dir"
+    if not name.isprintable():
+        return "has characters that cannot be printed; use letters, digits, - and _"
+    if (length := len(name.encode("utf-8", errors="replace"))) > MAX_NAME_BYTES:
+        return f"is {length} bytes long, and a folder's name may have {MAX_NAME_BYTES} here"
+    return None
+
+
+def _set_reward(cfg: DictConfig, item: str) -> None:
+    """One word of the command line about a reward, whose name may be a path."""
+    section, _, rest = item.partition(".")
+    if section == "rewards":
+        reward, equals, weight = rest.rpartition("=")
+        if not equals or not reward:
+            raise ConfigError(f"{item}: write rewards.<name>=<weight>")
+        cfg.rewards[reward] = weight
+        return
+    key, _, text = rest.partition("=")
+    reward, _, name = key.rpartition(".")
+    if not reward or ":" in name or "/" in name:  # the dot was one of a file's name
+        values = value_of(text)
+        if not isinstance(values, dict):
+            raise ConfigError(f"{item}: write reward_parameters.{key}.<parameter>=<value>")
+        cfg.reward_parameters[key] = values
+        return
+    if reward not in cfg.reward_parameters:
+        cfg.reward_parameters[reward] = {}
+    cfg.reward_parameters[reward][name] = value_of(text)
+
+
+def _go_home(cfg: DictConfig) -> None:
+    """Put the home folder for `~` at the start of paths."""
+    with open_dict(cfg):
+        for key in TEXTS:
+            value = OmegaConf.select(cfg, key)
+            if isinstance(value, str) and value.startswith("~"):
+                OmegaConf.update(cfg, key, os.path.expanduser(value))
+        OmegaConf.update(cfg, "data", _at_home(OmegaConf.to_container(cfg.data)), merge=False)
+        for section in ("rewards", "reward_parameters"):
+            for name in [str(name) for name in cfg.get(section) or {} if str(name).startswith("~")]:
+                cfg[section][os.path.expanduser(name)] = cfg[section].pop(name)
+        if "reward_workers" in cfg:
+            cfg.reward_workers.rewards = [os.path.expanduser(str(name)) for name in cfg.reward_workers.rewards]
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _at_home(item) for key, item in value.items()}
+    return os.path.expanduser(value) if isinstance(value, str) and (value == "~" or value.startswith("~/")) else value
 
 
 @cache
@@ -211,11 +283,14 @@ def _one_line(error: Exception, files: Sequence[Path]) -> str:
     text = "\n".join(chain)
     key = re.search(r"full_key: (\S+)", text)
     fault = re.search(
-        r"(Value .*|Cannot .*|Interpolation .*|mismatched .*|Object of unsupported .*|Error parsing .*|no viable .*|extraneous .*)",
+        r"(Value .*|Cannot .*|Interpolation .*|mismatched .*|Object of unsupported .*|Error parsing .*|no viable .*|extraneous .*"
+        r"|Incompatible value .*|field .* is not Optional|Invalid (?:value|type) assigned.*)",
         text,
     )
     if key and fault:
+        said = re.sub(r"^Incompatible value 'None' for field of type '(\w+)'", r"must be \1, got null", fault.group(1))
+        said = re.sub(r"^field .* is not Optional", "is empty; give it a value, or leave it out", said)
         where = next((shown(file) for file in files if f"In '{file.parent.name}/{file.stem}'" in text), "command line")
-        return f"{where}: {key.group(1)}: {fault.group(1)}"
+        return f"{where}: {key.group(1)}: {said}"
     override = getattr(error, "override", None) or getattr(error.__cause__, "override", None)
     return (f"{override.lstrip('+')}: " if override else "") + " ".join(text.split())[:400]

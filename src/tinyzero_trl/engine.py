@@ -12,8 +12,7 @@ from urllib.parse import urlparse
 
 from omegaconf import DictConfig, ListConfig
 
-from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.keys import nearest
+from tinyzero_trl.failures import ConfigError, nearest
 
 ENGINES = ("transformers", "server", "colocate")
 TRANSFERS = ("auto", "file", "nccl")

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
 
@@ -105,6 +107,39 @@ def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) 
         sys.stdout.flush()
         os._exit(code)
     return code
+
+
+NEAR = 0.8
+"""Share of letters, in order, that a misspelt word has in common with the right one."""
+
+
+def near(word: str, known: Iterable[str]) -> str | None:
+    """The one known word that `word` is a misspelling of, or that has all of its parts; None where there is no such word, or are several.
+
+    A wrong hint costs more than none. Numbers and single letters are names of their own: zero9 is no misspelling of zero2, nor top_a of top_k.
+
+    >>> near("lerning_rate", ["learning_rate", "seed"]), near("num_epochs", ["num_train_epochs", "seed"])
+    ('learning_rate', 'num_train_epochs')
+    >>> near("early_stopping_patience", ["learning_rate", "seed"]), near("top_a", ["top_k", "top_p"])
+    (None, None)
+    """
+    alike = {one: difflib.SequenceMatcher(None, word.lower(), one.lower()).ratio() for one in known}
+    alike = {one: ratio for one, ratio in alike.items() if ratio >= NEAR and _marks(one) == _marks(word)}
+    best = [one for one, ratio in alike.items() if ratio == max(alike.values())]
+    if not alike:
+        parts = set(re.split(r"[_.-]", word.lower()))
+        best = [one for one in known if len(parts) > 1 and parts <= set(re.split(r"[_.-]", one.lower()))]
+    return best[0] if len(best) == 1 else None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` when one known word is near, otherwise nothing."""
+    found = near(word, known)
+    return f"; did you mean {found}?" if found else ""
+
+
+def _marks(word: str) -> list[str]:
+    return [part for part in re.split(r"[_.-]", word.lower()) if len(part) == 1 or re.search(r"\d", part)]
 
 
 def first_line(error: BaseException) -> str:

@@ -10,8 +10,7 @@ from omegaconf import DictConfig
 
 from tinyzero_trl.algorithm_checks import check_algorithm
 from tinyzero_trl.combinations import check_combinations
-from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.keys import nearest
+from tinyzero_trl.failures import ConfigError, nearest
 from tinyzero_trl.sections import (
     check_batching,
     check_chosen_problems,

@@ -11,8 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.algorithm_checks import generation_batch_size
 from tinyzero_trl.earned import FROM_TRAINER, OverGroup
-from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.keys import nearest
+from tinyzero_trl.failures import ConfigError, nearest
 from tinyzero_trl.task import RewardFn
 
 

@@ -10,8 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.algorithm_checks import generation_batch_size
 from tinyzero_trl.algorithms import ALGORITHMS
-from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.keys import nearest
+from tinyzero_trl.failures import ConfigError, nearest
 
 CURRICULA = ("order", "weight")
 

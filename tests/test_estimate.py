@@ -88,6 +88,18 @@ def test_model_states_are_those_of_the_zero_paper(stage: int, published: float) 
     assert (weights + gradients + states) / 1e9 == pytest.approx(published, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("num_processes", "is_cpu", "has_buckets"), [(1, True, False), (1, False, True), (2, True, True)]
+)
+def test_a_process_that_accelerate_wraps_in_ddp_holds_its_gradients_twice(
+    num_processes: int, is_cpu: bool, has_buckets: bool
+) -> None:
+    sharding = replace(Sharding(), num_processes=num_processes, is_cpu=is_cpu)
+    phases = memory_of(plan("model.dtype=float32", sharding=sharding)).phases
+    buckets = [held.get("buckets", 0.0) for held in phases.values()]
+    assert set(buckets) == {4.0 * REAL["Qwen/Qwen2.5-1.5B-Instruct"] if has_buckets else 0.0}
+
+
 def _of_size(num: int) -> Shape:
     return Shape(layers=0, hidden=1, heads=1, kv_heads=1, head_dim=1, intermediate=0, vocab=num - 1, is_tied=True)
 

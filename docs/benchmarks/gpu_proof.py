@@ -303,6 +303,15 @@ def memory(words: list[str], device: str) -> dict[str, Any]:
 
     from tinyzero_trl import cli
 
+    if device == "cuda":
+        # As the launcher starts the process: accelerate then wraps even a single one in DDP, whose buckets take memory.
+        os.environ |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "29511",
+        }
     with tempfile.TemporaryDirectory() as folder:
         trainer = step_vs_trl.build(words, folder=Path(folder), is_ours=True)
         watch = Watch(trainer)

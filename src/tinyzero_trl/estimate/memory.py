@@ -148,7 +148,8 @@ def _buckets(plan: Plan) -> float:
     """Copies of gradients on their way between devices."""
     if plan.sharding.kind == "deepspeed":
         return plan.weight_bytes * min(DEEPSPEED_BUCKET, plan.trained)
-    if plan.sharding.kind == "none" and plan.sharding.num_processes > 1:
+    # accelerate wraps what its launcher started on a GPU, a single process too; on a CPU several alone.
+    if plan.sharding.kind == "none" and (plan.sharding.num_processes > 1 or not plan.sharding.is_cpu):
         return (4.0 if plan.is_lora else plan.weight_bytes) * plan.trained  # DDP's buckets hold all of them
     return 0.0
 

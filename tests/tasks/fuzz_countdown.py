@@ -25,7 +25,7 @@ ENDINGS = ("", "", "", "\n", "</s>", "<|endoftext|>", "<|im_end|>\n", "<pad><pad
 LOOKALIKES = "×÷−–⁄∕＋－＊／（）０１２３٠١٢߀²½①\u00a0\u2009\u200b\x00\x0b\x0c\ud800"
 NOISE = "0123456789" * 2 + "+-*/()" * 4 + "  \n\t.,_=eExj%^#&|~<>\\'\"[]:!"
 TRICKS = (
-    *("9**9**9", "95**96**98", "2**3", "7//2", "7%2", "1.5", ".5*4", "3.5*2", "-(2-5)*3", "+1", "01+2", "1_0", "0x1F", "1e3"),
+    *("9**9**9", "95**96**98", "2**3", "7//2", "7%2", "1.5", ".5*4", "3.5*2", "-(2-5)*3", "--1", "-1", "1--2", "+1", "01+2", "1_0", "0x1F", "1e3"),
     *("(1)(2)", "2(3)", "1/0", "0/0", "1/(2-2)", "", " ", "()", "1 2", "1 + 2 = 3", "x", "abs(3)", "I give up", "#", "[1]"),
     *("(" * 40 + "1" + ")" * 40, "(" * 300, "1+" * 127 + "1", "1+" * 200 + "1", "9" * 256, "9" * 257),
 )  # fmt: skip
@@ -71,7 +71,7 @@ def worth(text: str) -> tuple[Fraction | None, list[int]]:
     for character in text:
         depth += {"(": 1, ")": -1}.get(character, 0)
         deepest = max(deepest, depth)
-    if deepest > 32:
+    if deepest > 32 or "--" in "".join(text.split()):
         return None, []
     flat = re.sub(r"\s", " ", text).strip()
     literals: list[int] = []
@@ -82,6 +82,8 @@ def worth(text: str) -> tuple[Fraction | None, list[int]]:
                 raise ValueError
             literals.append(node.value)
             return Fraction(node.value)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -walk(node.operand)
         if not isinstance(node, ast.BinOp):
             raise ValueError
         left, right = walk(node.left), walk(node.right)
@@ -135,6 +137,8 @@ class Writer:
                 blank = draw.choice(["", " ", "\n"])
                 joined = f"{left}{blank}{draw.choice('+-*/')}{blank}{terms[at]}"
                 terms[at] = f"({joined})" if draw.random() < 0.6 else joined
+                if draw.random() < 0.2:
+                    terms[at] = f"-{blank}{terms[at]}"
             text = terms[0]
         for _ in range(draw.choice((0, 0, 0, 1, 2))):
             text = self.mutated(text, NOISE + LOOKALIKES)

@@ -72,7 +72,21 @@ def response_with(answer: str) -> str:
         ("3.5*2", [3, 5, 2], 7, "illegal_expression"),
         ("7//2*3", [7, 2, 3], 9, "illegal_expression"),
         ("2**3+1", [2, 3, 1], 9, "illegal_expression"),
-        ("-(2-5)*3", [2, 5, 3], 9, "illegal_expression"),
+        ("-(2-5)*3", [2, 5, 3], 9, "correct"),
+        ("(-27 + 96) - 17", [17, 27, 96], 52, "correct"),
+        ("-19 + 36 + 55", [19, 36, 55], 72, "correct"),
+        ("2 * -3 + 10", [2, 3, 10], 4, "correct"),
+        ("-2 + 3", [2, 3, 5], 1, "wrong_numbers"),
+        ("-3", [3, 5], -3, "wrong_numbers"),
+        ("-3 + 5", [3, 5], 8, "wrong_value"),
+        ("-3 - 5", [3, 5], 8, "wrong_value"),
+        ("-3 - 5", [3, 5], -8, "illegal_expression"),
+        ("-(3 * 5)", [3, 5], -15, "illegal_expression"),
+        ("-5 + 3", [3, 5], -2, "correct"),
+        ("-0 * 5", [0, 5], 0, "correct"),
+        ("--3 + 5", [3, 5], 8, "illegal_expression"),
+        ("5 - -3", [3, 5], 8, "illegal_expression"),
+        ("+3 + 5", [3, 5], 8, "illegal_expression"),
         ("2 x 3", [2, 3], 6, "illegal_expression"),
         ("2*3e0", [2, 3], 6, "illegal_expression"),
         ("1 / (2 - 2)", [1, 2, 2], 1, "illegal_expression"),
@@ -161,6 +175,48 @@ def test_the_verifier_and_the_solver_agree_with_an_exhaustive_search(nums):
     whole = {int(value) for value in values if value.denominator == 1}
     for target in range(-10, 40):
         assert (solve(nums, target) is not None) == (target in whole)
+
+
+def signed(text: str) -> tuple[str, str]:
+    return text, f"-{text}"
+
+
+def every_expression(nums: tuple[int, ...]) -> list[str]:
+    """All that is written with each of `nums` once, with a minus in front of any number and any parenthesis."""
+    if len(nums) == 1:
+        return [*signed(str(nums[0]))]
+    found = []
+    for size in range(1, len(nums)):
+        for chosen in itertools.combinations(range(len(nums)), size):
+            left = tuple(nums[i] for i in chosen)
+            right = tuple(nums[i] for i in range(len(nums)) if i not in chosen)
+            for x, operator, y in itertools.product(every_expression(left), "+-*/", every_expression(right)):
+                found += signed(f"({x}{operator}({y}))")
+    return found
+
+
+@pytest.mark.parametrize("nums", [(0, 0), (3, 5), (7, 7), (0, 4), (1, 2, 3), (3, 5, 5), (0, 6, 2), (8, 3, 1)])
+def test_a_minus_in_front_solves_no_problem_that_has_no_solution_without_it(nums):
+    """Brute force, targets below zero too; and every problem that was solved without the minus still is."""
+    solvable = {int(value) for value in every_value(nums) if value.denominator == 1}
+    solved = set()
+    for text in every_expression(nums):
+        verdict = verify(response_with(text), nums=nums, target=10**6)
+        if verdict.value is not None and verdict.value.denominator == 1:
+            target = int(verdict.value)
+            if verify(response_with(text), nums=nums, target=target).outcome == "correct":
+                solved.add(target)
+    assert solved == solvable
+
+
+@pytest.mark.parametrize("left_out", range(3))
+def test_a_minus_in_front_leaves_no_number_out(left_out):
+    nums = [19, 36, 55]
+    kept = tuple(number for place, number in enumerate(nums) if place != left_out)
+    for text in every_expression(kept):
+        value = verify(response_with(text), nums=nums, target=0).value
+        if value is not None and value.denominator == 1:
+            assert verify(response_with(text), nums=nums, target=int(value)).outcome == "wrong_numbers"
 
 
 @settings(max_examples=5, deadline=None)

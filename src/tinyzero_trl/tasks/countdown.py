@@ -87,6 +87,8 @@ def verify(response: str, *, nums: Sequence[int], target: int, is_truncated: boo
     """What became of `response`: `correct` exactly when its one answer uses every number once and equals the target.
 
     is_truncated: it ran into the token limit; it then counts as `truncated` unless it has its one answer.
+    A minus in front of a number or a parenthesis solves nothing that `+ - * /` between the numbers cannot: see `Expression.needs_sign`.
+    For a target that is not negative this holds by itself; for one below zero, what needs its sign is an `illegal_expression`.
 
     >>> verify("<think>40 + 5 ...</think><answer>40 + 5 - 3</answer>", nums=[3, 5, 40], target=42).outcome
     <Outcome.correct: 'correct'>
@@ -99,6 +101,8 @@ def verify(response: str, *, nums: Sequence[int], target: int, is_truncated: boo
         return Verdict(Outcome.illegal_expression, None, parts.answer)
     if sorted(expression.numbers) != sorted(nums):
         return Verdict(Outcome.wrong_numbers, expression.value, parts.answer)
+    if expression.needs_sign and expression.value == target < 0:
+        return Verdict(Outcome.illegal_expression, None, parts.answer)
     outcome = Outcome.correct if expression.value == target else Outcome.wrong_value
     return Verdict(outcome, expression.value, parts.answer)
 

@@ -530,7 +530,7 @@ def test_weights_that_are_cut_off_or_missing_are_said(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (OSError(28, "No space left on device", "x/samples.parquet.part"), 8, "x/samples.parquet.part: No space left"),
+        (OSError(28, "No space left on device", "x/samples.parquet"), 8, "disk is full: x/samples.parquet could"),
         (MemoryError(), 5, "lower --batch_size"),
         (KeyboardInterrupt(), 130, "stopped; what was answered is kept"),
     ],

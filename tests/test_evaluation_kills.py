@@ -56,7 +56,9 @@ def attempt(words: list[str], *, log: Path, last_event: int | None, is_end: bool
 
     def watch(event, arguments):
         nonlocal num_events, is_counting
-        is_change = event in ("os.rename", "os.remove", "os.rmdir") or (event == "open" and arguments[1] in ("w", "wb"))
+        is_change = event in ("os.rename", "os.remove", "os.rmdir") or (
+            event == "open" and arguments[1] in ("w", "wb", "r+b")
+        )
         is_relative = event in ("os.remove", "os.rmdir") and arguments[1] != -1  # rmtree names files in an open folder
         if is_change and (is_relative or "/evaluation/" in str(arguments[0])):
             is_counting |= str(arguments[0]).endswith("/summary.json")
@@ -125,7 +127,7 @@ def main(model: Path, folder: Path) -> None:
                 report["kills"] += 1
                 kept = list(place.glob("unfinished/*"))
                 report["while_writing_a_shard"] += any(path.name.endswith(".part") for path in kept)
-                is_at_end = (place / f"{scores.SAMPLES}.part").exists() or (place / scores.SAMPLES).exists()
+                is_at_end = any(place.glob(f".{scores.SAMPLES}.*.part")) or (place / scores.SAMPLES).exists()
                 report["while_writing_the_end"] += is_at_end
         drawn = log.read_text().split()
         samples = scores.read_samples(place)

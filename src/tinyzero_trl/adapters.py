@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
+from tinyzero_trl import storage
 from tinyzero_trl.model_location import locate
 
 
@@ -25,9 +24,7 @@ def merge(model_path: str, to: Path) -> Path:
 
     model = AutoModelForCausalLM.from_pretrained(location.path, dtype="auto")
     merged = PeftModel.from_pretrained(model, location.adapter).merge_and_unload()
-    beside = to.with_name(to.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)  # what an attempt that was killed left
-    merged.save_pretrained(beside)
-    AutoTokenizer.from_pretrained(location.adapter).save_pretrained(beside)
-    os.replace(beside, to)
+    with storage.replacing_folder(to) as beside:
+        merged.save_pretrained(beside)
+        AutoTokenizer.from_pretrained(location.adapter).save_pretrained(beside)
     return to

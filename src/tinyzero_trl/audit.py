@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from tinyzero_trl import scores, second_graders, statistics
+from tinyzero_trl import scores, second_graders, statistics, storage
 from tinyzero_trl.scores import Sample
 from tinyzero_trl.statistics import Estimate
 from tinyzero_trl.tasks import find_task
@@ -85,9 +85,7 @@ def audit(folder: Path, console: Console | None = None) -> dict[str, Any]:
         else None,
         "disagreements": found,
     }
-    part = folder / f"{scores.AUDIT}.part"
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, folder / scores.AUDIT)
+    storage.write_text(folder / scores.AUDIT, json.dumps(content, indent=1) + "\n")
     return content
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tinyzero_trl.failures import nearest
+from tinyzero_trl.failures import Failure, explained, nearest
 from tinyzero_trl.launch import launch
 from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
 
@@ -35,10 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     hide_in_tracebacks(rest)
     try:
         return VERBS[name](rest)
-    except (ValueError, FileNotFoundError) as error:
+    except (Failure, ValueError, OSError) as error:
+        is_of_disk = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        failure = explained(error) if is_of_disk else error  # type: ignore[arg-type]
+        if failure is None:
+            raise
         secrets = secrets_in_words(rest) | secrets_in_environment()
-        print(f"tinyzero {name}: {without_secrets(str(error), secrets)}", file=sys.stderr)
-        return MISTAKE
+        print(f"tinyzero {name}: {without_secrets(str(failure), secrets)}", file=sys.stderr)
+        return failure.exit_code if isinstance(failure, Failure) else MISTAKE
     except KeyboardInterrupt:
         print(f"tinyzero {name}: stopped", file=sys.stderr)
         return 130

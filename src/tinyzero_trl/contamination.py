@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl import benchmarks
+from tinyzero_trl import benchmarks, storage
 from tinyzero_trl.benchmarks import Chosen
 from tinyzero_trl.statistics import Estimate, share
 
@@ -91,9 +90,8 @@ def probe(model_path: str, chosen: Sequence[Chosen], *, n: int | None, seed: int
             estimate = share([float(one.is_verbatim) for one in probes])
             found[name] = {"verbatim": estimate.as_dict(), "probes": [asdict(one) for one in probes]}
     output.mkdir(parents=True, exist_ok=True)
-    part = output / "contamination.json.part"
-    part.write_text(json.dumps({"model": model_path, "shown": SHOWN, "benchmarks": found}, indent=1) + "\n", "utf-8")
-    os.replace(part, output / "contamination.json")
+    content = {"model": model_path, "shown": SHOWN, "benchmarks": found}
+    storage.write_text(output / "contamination.json", json.dumps(content, indent=1) + "\n")
     return output / "contamination.json"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 import time
@@ -13,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyzero_trl import storage
 from tinyzero_trl.launch import launch
 
 if TYPE_CHECKING:
@@ -118,9 +118,8 @@ def _held_out(cfg: Any, *, num_problems: int, folder: Path) -> Path:
     ranges = {key: value for key, value in cfg.data.items() if key not in ("num_train_rows", "num_eval_rows", "seed")}
     rows = find_task(str(cfg.task)).load(split="test", num_rows=num_problems, seed=PROBLEM_SEED, **ranges)
     path = folder / f"held-out-{num_problems}.jsonl"
-    part = path.with_suffix(f".{os.getpid()}")
-    rows.to_json(part)
-    os.replace(part, path)
+    with storage.replacing(path) as file:
+        rows.to_json(file)
     return path
 
 

@@ -19,7 +19,7 @@ from tinyzero_trl.evaluation_arguments import parser_of
 from tinyzero_trl.evaluation_plan import Settings, make_plan, refuse_changed
 from tinyzero_trl.evaluation_shown import show, show_comparison
 from tinyzero_trl.evaluation_work import Work, completed, device, rows_of, work_of
-from tinyzero_trl.failures import Failure, VerifierFailure
+from tinyzero_trl.failures import Failure, VerifierFailure, explained
 from tinyzero_trl.lock import locked
 from tinyzero_trl.redaction import secrets_in_environment, without_secrets
 from tinyzero_trl.scores import Sample
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         return _failed(str(error), MISTAKE)
     except OSError as error:
+        if failure_of_disk := explained(error):
+            return _failed(str(failure_of_disk), failure_of_disk.exit_code)
         return _failed(f"nothing was written to {error.filename or 'disk'}: {error.strerror or error}", DISK)
     except Failure as failure:
         return _failed(str(failure), failure.exit_code)

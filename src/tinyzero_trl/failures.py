@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import signal
@@ -64,6 +65,34 @@ class DiskFull(Failure):
     exit_code = 8
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_PLACE = {
+    errno.EROFS: "it is on a read-only file system; choose another folder",
+    errno.EACCES: "this user may not write there; choose another folder, or change its permissions",
+    errno.EPERM: "this user may not write there; choose another folder, or change its permissions",
+    errno.ENOTDIR: "a part of this path is a file and not a folder; choose another folder",
+    errno.ELOOP: "a link of this path leads back to itself; choose another folder",
+    errno.ENAMETOOLONG: "this name is too long: 255 bytes between two slashes and 4,096 in all are what a disk takes",
+    errno.EISDIR: "it is a folder, and a file is to be written there; move the folder away",
+}
+"""Why nothing can be written at a path, and what to do about it, by the error number of the system."""
+
+
+def explained(error: OSError) -> Failure | None:
+    """The failure that a person is told of in the place of `error`; None where the error is not about where to write."""
+    place = str(error.filename or "")
+    place = place if len(place) <= 200 else f"{place[:100]}...{place[-60:]}"
+    if error.errno in FULL:
+        return DiskFull(
+            f"the disk is full: {place or 'a file'} could not be written; make room, or write to another disk"
+        )
+    if error.errno not in NO_PLACE or not place:
+        return None
+    # A reason of our own says more than the system's.
+    own = error.strerror if error.strerror and error.strerror != os.strerror(error.errno) else None
+    return ConfigError(f"{place} cannot be written: {own or NO_PLACE[error.errno]}")
+
+
 PATIENCE = 5.0
 """Seconds for rank 0 to end what it started, and to speak."""
 OUT_OF_MEMORY_EXIT = 5
@@ -89,6 +118,12 @@ def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) 
     except Failure as failure:
         message, code = str(failure), failure.exit_code
         is_everyones = isinstance(failure, (ConfigError, RunLocked))
+    except OSError as error:
+        failure_of_disk = explained(error)
+        if failure_of_disk is None:
+            raise
+        message, code = str(failure_of_disk), failure_of_disk.exit_code
+        is_everyones = isinstance(failure_of_disk, ConfigError)
     except torch.OutOfMemoryError as error:
         message, code = f"{OUT_OF_MEMORY_ADVICE} ({str(error).splitlines()[0]})", OUT_OF_MEMORY_EXIT
     except KeyboardInterrupt as interrupt:

@@ -25,6 +25,7 @@ def train(words: Sequence[str]) -> int:
     cfg = config.compose(words, program="grpo")
     if is_only_shown:
         return config.show(cfg)
+    run_folder.check_place(cfg)
     chosen = checks.parts(cfg)
     checks.check_method(cfg, num_processes=num_processes)
     reward_parameters.check_groups(cfg, chosen.rewards, num_processes=num_processes)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tinyzero_trl import storage
 from tinyzero_trl.failures import RunLocked
 
 
@@ -17,11 +18,11 @@ from tinyzero_trl.failures import RunLocked
 def locked(path: Path) -> Iterator[None]:
     """Hold the run folder; the kernel frees the lock of a process that dies, so a stale run.lock is simply taken over.
 
-    Raises: RunLocked, naming the process that holds it.
+    Raises: RunLocked, naming the process that holds it; OSError where there can be no lock (`failures.explained`).
     """
     path.mkdir(parents=True, exist_ok=True)
     lock = path / "run.lock"
-    with lock.open("a+", encoding="utf-8") as file:
+    with os.fdopen(storage.open_in_place(lock, os.O_RDWR), "r+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyzero_trl import storage
+
 MANIFEST = "MANIFEST.json"
 UNFINISHED = "unfinished"
 """Folder of a run in which checkpoints are written before they are renamed into the run's own."""
@@ -32,12 +34,8 @@ def seal(folder: Path, **facts: Any) -> None:
         with path.open("rb+") as file:
             os.fsync(file.fileno())
         files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": _sha256(path)}
-    temporary = folder / f"{MANIFEST}.part"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"schema": 1, **facts, "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST)
+    content = {"schema": 1, **facts, "files": files}
+    storage.write_text(folder / MANIFEST, json.dumps(content, indent=1), is_flushed=True)
     _flush(folder)
     _flush(folder.parent)
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tinyzero_trl import storage
 from tinyzero_trl.benchmarks import BENCHMARKS, chosen, load
 from tinyzero_trl.overlap import overlaps
 from tinyzero_trl.rewards import columns_of
@@ -211,9 +209,7 @@ def save(rows_by_split: dict[str, Dataset], folder: Path, card: dict[str, Any], 
     import pyarrow.parquet as pq
 
     refuse_other_folder(folder, is_overwritten=is_overwritten)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with storage.replacing_folder(folder) as unfinished:
         for split, rows in rows_by_split.items():
             pq.write_table(rows.with_format("arrow")[:], unfinished / f"{split}.parquet")
         digests = {
@@ -222,9 +218,3 @@ def save(rows_by_split: dict[str, Dataset], folder: Path, card: dict[str, Any], 
         counts = {split: len(rows) for split, rows in rows_by_split.items()}
         text = json.dumps({**card, "num_rows": counts, "fingerprint": digests}, indent=2)
         (unfinished / CARD).write_text(text + "\n", encoding="utf-8")
-        unfinished.chmod(0o755)  # mkdtemp makes folders that only their owner may read
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

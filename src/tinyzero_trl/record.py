@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from tinyzero_trl import storage
 from tinyzero_trl.config import model_path
 from tinyzero_trl.redaction import redacted, redacted_command, secrets_in, secrets_in_environment, secrets_in_words
 
@@ -69,9 +70,7 @@ def write_record(
         history = previous.get("provenance", {})  # type: ignore[union-attr]
         earlier = history.pop("earlier", [])
         provenance["earlier"] = [*earlier, history]
-    part = path / "run.yaml.part"
-    OmegaConf.save(OmegaConf.create({**content, "provenance": provenance}), part)
-    os.replace(part, target)
+    storage.write_text(target, OmegaConf.to_yaml(OmegaConf.create({**content, "provenance": provenance})))
 
 
 def fingerprint(dataset: Dataset, columns: Sequence[str]) -> str:
@@ -125,9 +124,7 @@ def cut_metrics(path: Path, *, step: int) -> float:
             continue
         if entry.get("step", 0) <= step and "train_runtime" not in entry:
             kept.append(entry)
-    part = path / "metrics.jsonl.part"
-    part.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-    os.replace(part, file)
+    storage.write_text(file, "".join(json.dumps(entry) + "\n" for entry in kept))
     return float(kept[-1]["seconds"]) if kept else 0.0
 
 

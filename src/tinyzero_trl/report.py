@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tinyzero_trl import storage
 from tinyzero_trl.report_benchmarks import read_benchmarks
 from tinyzero_trl.report_charts import OUTCOMES, charts, is_number
 from tinyzero_trl.report_data import RunFiles, metric, read_run
@@ -60,9 +60,7 @@ def write_report(run_folder: Path | str) -> Path:
         outcomes=OUTCOMES,
     )
     target = files.folder / "report.html"
-    part = target.with_suffix(".html.part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, target)
+    storage.write_text(target, page)
     return target
 
 

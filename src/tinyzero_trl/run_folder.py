@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -15,11 +16,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tinyzero_trl import manifest, resuming
-from tinyzero_trl.failures import ConfigError, Failure
+from tinyzero_trl import manifest, resuming, storage
+from tinyzero_trl.failures import ConfigError, Failure, explained
 from tinyzero_trl.lock import locked
 from tinyzero_trl.record import cut_metrics, model_files, packages, write_record
 
+FILES = ("run.yaml", "metrics.jsonl", "run.lock", "report.html", "best.json")
+"""What is a file in every run folder."""
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
@@ -43,17 +46,12 @@ def choose(cfg: DictConfig, *, outputs: Path = Path("outputs"), num_processes: i
 
     Raises: ConfigError, when the folder holds another run, or there is nothing to continue.
     """
-    resume = cfg.trainer.resume_from_checkpoint
-    resume = {"true": True, "false": None}.get(str(resume).lower(), resume) or None
+    resume = _resume_of(cfg)
     task = Path(str(cfg.task).split(":")[0]).stem
     if resume is None:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         path = Path(cfg.output_dir) if cfg.output_dir else outputs / task / f"{cfg.trainer.run_name}-{stamp}"
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(
-                f"output_dir {path} is not empty and a run never overwrites another: "
-                "choose another one, or continue it with trainer.resume_from_checkpoint=true"
-            )
+        _refuse_used(path)
         return RunFolder(path, None)
     if resume is True:
         return _continued(_newest_run(cfg, outputs / task), cfg, num_processes)
@@ -71,6 +69,51 @@ def choose(cfg: DictConfig, *, outputs: Path = Path("outputs"), num_processes: i
     resuming.check_same_run(given.parent, cfg)
     resuming.check_world(given, num_processes)
     return RunFolder(given.parent, given, is_finished=resuming.is_finished(given.parent, cfg, checkpoint=given))
+
+
+def check_place(cfg: DictConfig, *, outputs: Path = Path("outputs")) -> None:
+    """Whether a run can write where it is to write; asked by the first process, before anything is loaded.
+
+    Raises: ConfigError or DiskFull, with one line that names the folder.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    resume = _resume_of(cfg)
+    task = Path(str(cfg.task).split(":")[0]).stem
+    if resume is None:
+        path = Path(cfg.output_dir) if cfg.output_dir else outputs / task / f"{cfg.trainer.run_name}-00000000-000000"
+    elif resume is True:
+        path = _newest_run(cfg, outputs / task)
+    else:
+        path = Path(str(resume))
+    try:
+        storage.probe(path)
+        if resume is None:
+            _refuse_used(path)
+        else:
+            _refuse_odd(path)
+    except OSError as error:
+        failure = explained(error)
+        if failure is None:
+            raise ConfigError(f"{error.filename} cannot be written: {error.strerror}") from error
+        raise failure from error
+
+
+def _refuse_used(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(
+            f"output_dir {path} is not empty and a run never overwrites another: "
+            "choose another one, or continue it with trainer.resume_from_checkpoint=true"
+        )
+
+
+def _refuse_odd(path: Path) -> None:
+    """Raises: OSError where a file that a run writes is a folder."""
+    for name in FILES:
+        if (path / name).is_dir():
+            raise IsADirectoryError(
+                errno.EISDIR, "it is a folder, and a file is to be written there; move it away", str(path / name)
+            )
 
 
 @contextmanager
@@ -94,6 +137,10 @@ def opened(
                     folder = _begun(folder, cfg, data=data, model=model, seeds=seeds)
                 answer = [folder]
             except Failure as failure:
+                answer = [failure]
+            except OSError as error:
+                if (failure := explained(error)) is None:
+                    raise
                 answer = [failure]
         if num_processes > 1:
             broadcast_object_list(answer)
@@ -144,6 +191,12 @@ def say_what_next(folder: RunFolder, words: Sequence[str], *, task: str, signal:
     print(f"done: model in {folder.path / 'model'}", flush=True)
     print(f"  evaluate it: python scripts/{script} --model_path {folder.path}", flush=True)
     print(f"  see the run: tinyzero report {folder.path}", flush=True)
+
+
+def _resume_of(cfg: DictConfig) -> Any:
+    """True for the newest run, the path that was given, or None for a new run."""
+    resume = cfg.trainer.resume_from_checkpoint
+    return {"true": True, "false": None}.get(str(resume).lower(), resume) or None
 
 
 def _step_of(checkpoint: Path | None) -> int:

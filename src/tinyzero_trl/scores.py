@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyzero_trl import benchmarks, statistics
+from tinyzero_trl import benchmarks, statistics, storage
 from tinyzero_trl.statistics import Comparison, Estimate
 from tinyzero_trl.task import Row, Task
 
@@ -140,12 +139,9 @@ def write(folder: Path, *, summary: dict[str, Any], samples: Sequence[Sample]) -
         (folder / name).unlink(missing_ok=True)
     columns: dict[str, list[Any]] = {name: [getattr(sample, name) for sample in samples] for name in _COLUMNS}
     columns["row"] = [json.dumps(row) for row in columns["row"]]
-    part = folder / f"{SAMPLES}.part"
-    pq.write_table(pa.table(columns, schema=pa.schema(list(_columns_of_file().items()))), part)
-    os.replace(part, folder / SAMPLES)
-    part = folder / f"{SUMMARY}.part"
-    part.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, folder / SUMMARY)
+    with storage.replacing(folder / SAMPLES) as file:
+        pq.write_table(pa.table(columns, schema=pa.schema(list(_columns_of_file().items()))), file)
+    storage.write_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
 def read_summary(path: Path) -> dict[str, Any]:

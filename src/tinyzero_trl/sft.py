@@ -22,6 +22,7 @@ def train(words: Sequence[str]) -> int:
     cfg = config.compose(words, program="sft")
     if is_only_shown:
         return config.show(cfg)
+    run_folder.check_place(cfg)
     shares_by_stage = pretraining.stages_of(cfg)
     tokenizer = tokens.tokenizer_of(cfg) if cfg.model.model_name_or_path else None
     args = config.trainer_arguments(cfg, program="sft", dataset_kwargs={"skip_prepare_dataset": True})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tinyzero_trl import storage
 
 FOLDER, REQUEST = "unfinished", "request.json"
 
@@ -39,7 +40,7 @@ def begin(folder: Path, request: Mapping[str, Any], *, overwrite: bool) -> dict[
     if before is None:
         clear(folder)
         place.mkdir(parents=True)
-        _replace(place / REQUEST, json.dumps(asked, indent=1) + "\n")
+        storage.write_text(place / REQUEST, json.dumps(asked, indent=1) + "\n")
     found: dict[int, Completion] = {}
     for path in sorted(place.glob("*.parquet")):
         try:
@@ -57,9 +58,8 @@ def keep(folder: Path, places: Sequence[int], completions: Sequence[Completion])
 
     target = folder / FOLDER / f"{places[0]:08d}.parquet"
     rows = [{"place": place, **completion} for place, completion in zip(places, completions, strict=True)]
-    part = target.with_suffix(".part")
-    pq.write_table(pa.Table.from_pylist(rows), part)
-    os.replace(part, target)
+    with storage.replacing(target) as file:
+        pq.write_table(pa.Table.from_pylist(rows), file)
 
 
 def clear(folder: Path) -> None:
@@ -73,9 +73,3 @@ def _request(place: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from tinyzero_trl import storage
+
 TOKEN_FILE = "TINYZERO_TOKEN_FILE"
 """Environment variable that names the file; the token itself is in no environment and on no command line."""
 OPEN = "/health"
@@ -27,11 +29,7 @@ def make_token(path: Path) -> str:
     """A new token, written to `path` in a way that only this user can read."""
     token = secrets.token_urlsafe(32)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(token + "\n")
-    os.replace(part, path)
+    storage.write_text(path, token + "\n", is_private=True)
     return token
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyzero_trl import storage
 from tinyzero_trl.generation.addresses import free_port
 from tinyzero_trl.generation.calls import Calls, ServerFault, look
 from tinyzero_trl.generation.guard import TOKEN_FILE, make_token
@@ -172,7 +173,7 @@ class Server:
         self.port = port or free_port(self.host)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         keeper = [sys.executable, "-m", "tinyzero_trl.generation.keeper", str(os.getpid())]
-        with self.log.open("ab") as log:
+        with os.fdopen(storage.open_in_place(self.log, os.O_WRONLY | os.O_APPEND), "ab") as log:
             self._log_from = log.tell()
             self._keeper = subprocess.Popen(
                 [*keeper, *map(str, self._leftovers), "--", *self.spec.command(host=self.host, port=self.port)],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +13,11 @@ import torch
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOTrainer
 
-from tinyzero_trl import manifest
-from tinyzero_trl.failures import DiskFull, NumericFailure
+from tinyzero_trl import manifest, storage
+from tinyzero_trl.failures import FULL, DiskFull, NumericFailure
 
 MIN_KEPT = 2
 """Sealed checkpoints kept at least: with one, a disk that dies while the next is written loses everything."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_WORDS = (
     "no space left",
     "disk quota",
@@ -94,7 +91,9 @@ class Checkpoints(GRPOTrainer):
         """
         beside = folder.parent / manifest.UNFINISHED / folder.name
         if self.args.should_save:
-            shutil.rmtree(beside.parent, ignore_errors=True)  # what an attempt that was killed left
+            storage.fresh_folder(
+                beside.parent
+            )  # in the place of what an attempt that was killed left, or somebody laid there
         self.accelerator.wait_for_everyone()
         try:
             yield beside
@@ -148,9 +147,8 @@ class Checkpoints(GRPOTrainer):
                 best = found[-1], path
         if best is None:
             return None
-        part = run_folder / "best.json.part"
-        part.write_text(json.dumps({"checkpoint": best[1].name, "eval_accuracy": best[0]}) + "\n", encoding="utf-8")
-        os.replace(part, run_folder / "best.json")
+        content = {"checkpoint": best[1].name, "eval_accuracy": best[0]}
+        storage.write_text(run_folder / "best.json", json.dumps(content) + "\n")
         return best[1]
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from tinyzero_trl import storage
+
 logger = logging.getLogger(__name__)
 FOLDER = "faults"
 MAX_RECORDS = 6
@@ -48,7 +50,8 @@ def write_fault(
             for name, value in chunk.items()
             if isinstance(value, torch.Tensor)
         }
-        save_file(tensors, target)
+        with storage.replacing(target) as file:
+            save_file(tensors, file.name)
         record = {
             "step": step,
             "rank": rank,
@@ -60,7 +63,7 @@ def write_fault(
             "gradients_not_finite": list(parameters[:MAX_NAMES]),
             "texts": [texts(chunk, tokenizer) for chunk in chunks],
         }
-        target.with_suffix(".json").write_text(json.dumps(record, indent=1, ensure_ascii=True), encoding="utf-8")
+        storage.write_text(target.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=True))
     except OSError as error:
         logger.warning("%s: %s", target, error)
         return None

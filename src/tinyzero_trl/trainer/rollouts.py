@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from accelerate.utils import gather_object
 
+from tinyzero_trl import storage
 from tinyzero_trl.rewards import text_of
 from tinyzero_trl.task import Outcome, Task
 from tinyzero_trl.trainer.problems import ROW_INDEX, Problems
@@ -109,8 +109,7 @@ class Rollouts(Problems):
             return
         entry = {"step": self.state.global_step, "seconds": round(time.monotonic() - self._started, 3), **_finite(logs)}
         try:
-            with (Path(self.args.output_dir) / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry, default=float) + "\n")
+            storage.append_text(Path(self.args.output_dir) / "metrics.jsonl", json.dumps(entry, default=float) + "\n")
         except (
             OSError
         ) as error:  # a full disk must not end training here; saving a checkpoint says so with its own exit code
@@ -209,8 +208,8 @@ class Rollouts(Problems):
         target = folder / f"{mode}-{step:08d}{f'.{part}' if part else ''}.parquet"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.Table.from_pylist(records), target.with_suffix(".part"), compression="zstd")
-            os.replace(target.with_suffix(".part"), target)
+            with storage.replacing(target) as file:
+                pq.write_table(pa.Table.from_pylist(records), file, compression="zstd")
         except OSError as error:  # as in `log`
             logger.warning("%s: %s", target.name, error)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
+from tinyzero_trl import storage
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.trainer.epochs import epoch_sampler
 
@@ -155,10 +155,9 @@ def save_state(folder: Path, state: dict[str, Any], *, rank: int) -> None:
     tensors: dict[str, torch.Tensor] = {}
     plain = _without_tensors(state, tensors)
     path = folder / f"{STATE}-{rank}.safetensors"
-    safetensors.torch.save_file(tensors, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
-    path.with_suffix(".part").write_text(json.dumps(plain), encoding="utf-8")
-    os.replace(path.with_suffix(".part"), path.with_suffix(".json"))
+    with storage.replacing(path) as file:
+        safetensors.torch.save_file(tensors, file.name)
+    storage.write_text(path.with_suffix(".json"), json.dumps(plain))
 
 
 def load_state(folder: Path, *, rank: int, device: torch.device) -> dict[str, Any] | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyzero_trl import hub
 from tinyzero_trl.evaluation_plan import Plan
 from tinyzero_trl.model_location import ModelLocation
 from tinyzero_trl.task import Row
@@ -25,6 +27,9 @@ def tokenizer_of(location: ModelLocation) -> PreTrainedTokenizerBase:
     """The adapter's tokenizer, or else the model's. Raises: ValueError where there is none that can end a text."""
     from transformers import AutoTokenizer
 
+    is_at_hub = not Path(location.path).is_dir()
+    if is_at_hub:
+        hub.reached()
     failures = []
     for place in filter(None, (location.adapter, location.path)):
         try:
@@ -37,6 +42,8 @@ def tokenizer_of(location: ModelLocation) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {place} has no end-of-text token, so that no response could end")
         return tokenizer
+    if is_at_hub and not location.adapter:
+        raise ValueError(f"--model_path {location.path}: {hub.missing_model(location.path)}")
     raise ValueError(f"--model_path {location.shown} has no tokenizer that can be loaded ({'; '.join(failures)})")
 
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl.row_files import read_source
+from tinyzero_trl.row_files import SAID, SUFFIXES, kind_of, read_source
 from tinyzero_trl.task import Row
 from tinyzero_trl.tasks.math_golds import bare, level_of
 
 PROBLEM_COLUMNS = ("problem", "question", "Problem", "Question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "Answer", "expected_answer", "gold")
 """Names a column goes by where nobody says, the first that is there."""
-SUFFIXES = (".jsonl", ".json", ".parquet")
 FEW_PROBLEMS = 100
 """Below it one sample a problem says little: between seeds AIME scatters by 5 to 15 points (arXiv 2504.07086)."""
 ENOUGH_SAMPLES = 16
@@ -163,11 +162,13 @@ def _file(place: Path, name: str) -> Path:
     place = place.expanduser()
     if place.is_file():
         return place
+    kinds = {kind: number for number, kind in enumerate(SUFFIXES)}
+    files = sorted((kinds[kind], path) for path in place.glob("*") if (kind := kind_of(path)) and path.is_file())
     for stem in (name, "test"):
-        for suffix in SUFFIXES:
-            if (place / f"{stem}{suffix}").is_file():
-                return place / f"{stem}{suffix}"
-    what = f"has neither {name} nor test as {', '.join(SUFFIXES)}" if place.is_dir() else "is not there"
+        for number, path in files:
+            if path.name[: -len(SUFFIXES[number])].lower() == stem.lower():
+                return path
+    what = f"has neither {name} nor test as a {SAID} file" if place.is_dir() else "is not there"
     raise FileNotFoundError(f"--benchmarks {name}={place}: {place.absolute()} {what}")
 
 

@@ -24,12 +24,12 @@ def parser_of(task: str | None) -> argparse.ArgumentParser:
     add("--model_path", metavar="P", help="run folder, checkpoint, model folder, LoRA adapter, `tiny` or hub id")
     if task is None:
         add("--task", help="needed where the model comes from no run: " + ", ".join(TASKS))
-    add("--source", metavar="S", help="hub id, .parquet, .json or .jsonl file, prepared folder, or `generated`")
+    add("--source", metavar="S", help="hub id, file or folder of rows, prepared folder, or `generated`")
     add("--split", choices=("test", "validation"), default="test")
     add(
         "--benchmarks",
         metavar="B,...",
-        help=f"one or more of {', '.join(benchmarks.BENCHMARKS)}, or NAME=FILE (.jsonl, .json, .parquet, or a folder with "
+        help=f"one or more of {', '.join(benchmarks.BENCHMARKS)}, or NAME=FILE (.jsonl, .json, .csv, .tsv, .parquet, or a folder with "
         "such files), with commas between",
     )
     add(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl import config, manifest
+from tinyzero_trl import config, hub, manifest
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -73,7 +73,10 @@ def _without_folder(model_path: str) -> ModelLocation:
             raise ValueError(f"--model_path {model_path}: the packaged model is missing from {path}")
         return ModelLocation("base", path)
     if not HUB_ID.fullmatch(model_path):
-        raise ValueError(f"--model_path {model_path}: there is no such folder, and it is no hub id (organisation/name)")
+        near = hub.nearest_model(model_path)
+        raise ValueError(
+            f"--model_path {model_path}: there is no such folder, and it is no hub id (organisation/name){near}"
+        )
     return ModelLocation("base", model_path)
 
 

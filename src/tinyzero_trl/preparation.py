@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tinyzero_trl import storage
+from tinyzero_trl import hub, storage
 from tinyzero_trl.benchmarks import BENCHMARKS, chosen, load
 from tinyzero_trl.overlap import overlaps
 from tinyzero_trl.rewards import columns_of
@@ -41,7 +41,9 @@ def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
         prog=f"prepare {task.name}", description=f"Prepare {task.name} data: load, split, format, check, save."
     )
     parser.add_argument(
-        "--source", default=source, help=f"hub dataset, .parquet/.json/.jsonl file, or 'generated' (default: {source})"
+        "--source",
+        default=source,
+        help=f"hub dataset, file or folder of rows (.jsonl, .json, .csv, .tsv, .parquet; .gz), or 'generated' (default: {source})",
     )
     parser.add_argument("--format", default="base", help=f"{', '.join(task.formats)}, or pkg.module:function")
     parser.add_argument("--output", type=Path, default=Path("outputs") / "data" / task.name, help="folder to write")
@@ -186,7 +188,12 @@ def rendered(prompt: str | list[dict[str, str]], tokenizer_name: str | None) -> 
     from transformers import AutoTokenizer
 
     is_open = prompt[-1]["role"] == "assistant"
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+    if not Path(tokenizer_name).is_dir():
+        hub.reached()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+    except OSError as error:
+        raise ValueError(f"--tokenizer {tokenizer_name}: {hub.missing_model(tokenizer_name)}") from error
     return str(
         tokenizer.apply_chat_template(
             prompt, tokenize=False, continue_final_message=is_open, add_generation_prompt=not is_open

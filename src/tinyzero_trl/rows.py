@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def load_rows(
 ) -> Dataset:
     """The rows of `split`: all of them in their order, or a sample of `num_rows` drawn with `seed`.
 
-    source: "generated", a .parquet, .json or .jsonl file, a folder made by a prepare script, or a dataset of the hub.
+    source: "generated", a file or a folder of files (`row_files`), a folder made by a prepare script, or a dataset of the hub.
     split_rule: "problem" (`split_of_key`; duplicates removed) or "tinyzero" (by place in the file; warns of its leak).
     candidates: problems without end, which may repeat; for "generated".
     read: file or hub dataset -> the task's rows, where they do not lie there as they are.
@@ -84,8 +85,10 @@ def load_rows(
             raise ValueError("source 'generated' needs num_rows, and split rule 'problem'")
         # The seed of a str does not depend on PYTHONHASHSEED. Splits draw from one stream and differ by the rule alone.
         rows = _distinct(candidates(random.Random(f"tinyzero {seed}")), problems, split=split, num_rows=num_rows)
-    elif Path(source).is_dir():
-        rows = _sample(_read_prepared(Path(source), problems, split, split_rule), num_rows, seed, source, split)
+    elif (Path(source).expanduser() / CARD).is_file():
+        rows = _sample(
+            _read_prepared(Path(source).expanduser(), problems, split, split_rule), num_rows, seed, source, split
+        )
     else:
         rows = checked(read(source), source, problems) if read else read_rows(source, problems)
         if split_rule == "tinyzero":
@@ -102,13 +105,46 @@ def read_rows(source: str, problems: Problems) -> list[Row]:
 
 
 def checked(rows: list[Row], source: str, problems: Problems) -> list[Row]:
-    """The same rows; raises ValueError naming the first that is not a problem."""
+    """The same rows, their cells of the right type; raises ValueError naming the first that is not a problem."""
     if not rows:
         raise ValueError(f"{source} has no rows")
-    for index, row in enumerate(rows):
+    found = []
+    for index, raw in enumerate(rows):
+        row = _typed(raw, problems)
         if fault := _fault(row, problems):
             raise ValueError(f"{source}, row {index} (from 0): {fault}; the row is {_shown(row)}")
-    return rows
+        found.append(row)
+    return found
+
+
+def _typed(row: Any, problems: Problems) -> Any:
+    """The row with numbers and lists in the place of their texts, where it is a problem only so: a .csv file has texts alone.
+
+    A list may be written as JSON, as numpy does ([19 36 55]) or bare (19 36 55).
+    """
+    if not isinstance(row, dict) or not row or not all(cell is None or isinstance(cell, str) for cell in row.values()):
+        return row
+    try:
+        if not _fault(row, problems):
+            return row
+    except (TypeError, ValueError):
+        pass  # a task's own check that expects numbers
+    return {name: _cell(cell) if name in problems.columns else cell for name, cell in row.items()}
+
+
+def _cell(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    bare = text.strip()
+    bare = bare[1:-1] if bare[:1] + bare[-1:] in ("[]", "()") else bare
+    numbers = re.split(r"[,;\s]+", bare.strip())
+    return (
+        [int(number) for number in numbers] if all(re.fullmatch(r"-?\d{1,18}", number) for number in numbers) else text
+    )
 
 
 def _fault(row: Any, problems: Problems) -> str | None:
@@ -127,11 +163,7 @@ def _shown(row: Any) -> str:
 
 def _read_prepared(folder: Path, problems: Problems, split: str, split_rule: str) -> list[Row]:
     """The rows of one split of a prepared folder, as they were split when it was made."""
-    if not (folder / CARD).is_file():
-        raise ValueError(
-            f"folder {folder} was not made by a prepare script: it has no {CARD}; name a .parquet, .json or .jsonl file in it"
-        )
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    card = _card_of(folder)
     if card["split_rule"] != split_rule:
         raise ValueError(
             f"{folder} was prepared with split_rule={card['split_rule']}, and split_rule={split_rule} asked"
@@ -139,6 +171,17 @@ def _read_prepared(folder: Path, problems: Problems, split: str, split_rule: str
     if not (folder / f"{split}.parquet").is_file():
         raise ValueError(f"{folder} has no split {split}; it has {', '.join(sorted(card['num_rows']))}")
     return read_rows(str(folder / f"{split}.parquet"), problems)
+
+
+def _card_of(folder: Path) -> dict[str, Any]:
+    """Raises: ValueError where it is not what a prepare script writes."""
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / CARD} cannot be read: {error}; prepare the data again") from error
+    if not isinstance(card, dict) or "split_rule" not in card or not isinstance(card.get("num_rows"), dict):
+        raise ValueError(f"{folder / CARD} does not say split_rule and num_rows; prepare the data again")
+    return card
 
 
 def _distinct(rows: Iterable[Row], problems: Problems, *, split: str, num_rows: int | None) -> list[Row]:

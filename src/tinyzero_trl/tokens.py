@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from tinyzero_trl import hub
 from tinyzero_trl.config import model_path
 from tinyzero_trl.failures import ConfigError, first_line
 
@@ -50,9 +51,10 @@ def tokenizer_of(cfg: DictConfig) -> PreTrainedTokenizerBase:
 
     name = model_path(cfg.model.model_name_or_path)
     if _looks_local(name) and not Path(name).is_dir():
-        raise ConfigError(f"model.model_name_or_path: there is no folder {name}")
+        raise ConfigError(f"model.model_name_or_path: there is no folder {name}{hub.nearest_model(name)}")
     if _looks_local(name) and not (Path(name) / "config.json").is_file():
         raise ConfigError(f"model.model_name_or_path: {name} is not a model folder (it has no config.json)")
+    is_there = _looks_local(name) or hub.reached()[0]
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name,
@@ -61,6 +63,8 @@ def tokenizer_of(cfg: DictConfig) -> PreTrainedTokenizerBase:
             padding_side="left",
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if not _looks_local(name) and (not is_there or isinstance(error, OSError)):
+            raise ConfigError(f"model.model_name_or_path={name}: {hub.missing_model(name)}") from error
         raise ConfigError(f"model.model_name_or_path: no tokenizer for {name}: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(

@@ -414,7 +414,8 @@ def test_a_parquet_row_that_is_not_a_problem_is_named(tmp_path):
         ("latin.jsonl", b"\xff\xfe", ValueError, r"not UTF-8"),
         ("text.parquet", b"PAR1 not really", ValueError, r"cannot be read as parquet"),
         ("empty.parquet", b"", ValueError, r"cannot be read as parquet"),
-        ("rows.csv", b"nums,target\n", ValueError, r"not a .parquet, .json or .jsonl file"),
+        ("rows.csv", b"nums,target\n", ValueError, r"rows.csv has no rows"),
+        ("rows.zip", b"PK", ValueError, r"not a .parquet, .json, .jsonl, .csv or .tsv"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_so_in_one_line(tmp_path, name, content, error, message):

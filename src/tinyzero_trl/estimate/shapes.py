@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyzero_trl import hub
 from tinyzero_trl.config import model_path, nearest
 from tinyzero_trl.failures import ConfigError, first_line
 
@@ -119,7 +119,7 @@ def shape_of(name: str, *, revision: str | None = None) -> Shape:
     try:
         from huggingface_hub import hf_hub_download
 
-        os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(SECONDS_FOR_THE_HUB))
+        hub.reached()
         file = hf_hub_download(name, "config.json", revision=revision, etag_timeout=SECONDS_FOR_THE_HUB)
     except (OSError, ValueError) as error:
         raise ConfigError(

@@ -121,7 +121,7 @@ def load_one(
     if split_rule != "problem":
         raise ValueError(f"math has the split rule problem only, got {split_rule!r}")
 
-    if (source == "generated" or (Path(source) / CARD).is_file()) and (columns or filters != Filters()):
+    if (source == "generated" or (Path(source).expanduser() / CARD).is_file()) and (columns or filters != Filters()):
         raise ValueError(f"columns and limits are for files and hub datasets; {source} is ready as it is")
 
     def read(name: str) -> list[Row]:
@@ -214,4 +214,9 @@ def _is_kept(problem: str, level: str, pass_rate: Any, filters: Filters) -> bool
 def _is_within(value: Any, low: float | None, high: float | None) -> bool:
     if low is None and high is None:
         return True
+    if isinstance(value, str):  # a .csv file has texts alone
+        try:
+            value = float(value)
+        except ValueError:
+            return False
     return type(value) in (int, float) and (low is None or value >= low) and (high is None or value <= high)

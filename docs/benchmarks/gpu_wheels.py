@@ -1,6 +1,6 @@
 """Wheels of what gpu_proof.py needs beside torch, transformers and accelerate, small enough to carry: `make gpu-wheels`.
 
-One folder for each Python, such as build/gpu-wheels/py3.12, which a host without network installs from:
+One folder for each Python, such as build/gpu-wheels/py3.12, which a host without network installs from (README.md):
 
     pip install --no-index --no-deps --find-links build/gpu-wheels/py3.12 -r build/gpu-wheels/py3.12/requirements.txt
 
@@ -26,7 +26,6 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 LIMIT = 64 * 2**20
 """Bytes of all wheels of one Python."""
-PYTHONS = ("3.11", "3.12")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64", "manylinux2014_x86_64", "any")
 NAMES = (
     *("trl", "peft", "datasets", "pyarrow", "pandas", "python-dateutil", "six", "dill", "multiprocess", "xxhash"),
@@ -39,7 +38,7 @@ SOURCES = ("antlr4-python3-runtime",)
 LEFT_OUT = {
     "pyarrow": (
         *("pyarrow/tests/*", "pyarrow/include/*", "pyarrow/includes/*", "pyarrow/src/*", "*.pyx", "*.pxi", "*.pxd"),
-        *("pyarrow/libarrow_flight.*", "pyarrow/libarrow_s3.*", "pyarrow/libarrow_substrait.*"),
+        *("pyarrow/libarrow_flight.*", "pyarrow/libarrow_s3.*", "*parquet_encryption.*"),
         *("pyarrow/libarrow_python_flight.*", "pyarrow/_flight.*", "pyarrow/_s3fs.*", "pyarrow/_substrait.*"),
         *("pyarrow/_pyarrow_cpp_tests.*", "pyarrow/libarrow_python.so", "pyarrow/libarrow_python.so.*.*"),
     ),
@@ -56,7 +55,10 @@ LEFT_OUT = {
 def main() -> int:
     """Make the folders; exit code 1 where one is too large to carry."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", nargs="+", default=list(PYTHONS), help="versions (default: %(default)s)")
+    here = "{}.{}".format(*sys.version_info)
+    parser.add_argument(
+        "--python", nargs="+", default=[here], help="versions, such as 3.11 3.12 (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=REPO / "build" / "gpu-wheels")
     arguments = parser.parse_args()
     sizes = {}
@@ -82,6 +84,7 @@ def make(folder: Path, python: str) -> int:
         wanted = [f"{key}=={pinned[key]}" for key in map(normal, NAMES) if key in pinned]
         subprocess.run([*pip, "download", *where, "--dest", str(part), *wanted], check=True)
         sources = [f"{name}=={pinned[normal(name)]}" for name in SOURCES]
+        shutil.rmtree(REPO / "build" / "lib", ignore_errors=True)  # setuptools never takes away what is there
         subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(part), *sources, str(REPO)], check=True)
         for wheel in sorted(part.glob("*.whl")):
             pack_anew(wheel, LEFT_OUT.get(normal(wheel.name.split("-")[0]), ()))

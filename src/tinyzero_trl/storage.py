@@ -57,7 +57,7 @@ def replacing(target: Path, *, is_private: bool = False, is_flushed: bool = Fals
             raise
     except OSError as error:
         # A write that fails names no file at all, and the part's own name says nothing to a person.
-        if error.filename is None or str(error.filename) == str(part):
+        if error.errno is not None and (error.filename is None or str(error.filename) == str(part)):
             error.filename, error.filename2 = str(target), None
         raise
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tinyzero_trl import storage
 from tinyzero_trl.failures import Failure, explained, nearest
 from tinyzero_trl.launch import launch
 from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
@@ -133,6 +134,7 @@ def report(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if not (arguments.run_folder / "run.yaml").is_file():
         raise ValueError(f"{arguments.run_folder} is not a run folder: it has no run.yaml")
+    storage.probe(arguments.run_folder)
     from tinyzero_trl.report import write_report
 
     print(write_report(arguments.run_folder))

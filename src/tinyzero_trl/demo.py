@@ -63,6 +63,7 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
     cfg = compose(words)
     if run_folder.exists() and any(run_folder.iterdir()):
         raise ValueError(f"--output_dir {run_folder} is not empty, and a run never overwrites another")
+    storage.probe(run_folder)
     run_folder.parent.mkdir(parents=True, exist_ok=True)
 
     with _phase(console, seconds_by_phase, f"Drawing {num_problems} held-out problems"):

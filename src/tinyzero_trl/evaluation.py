@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl import audit, benchmarks, contamination, model_identity, scores, unfinished
+from tinyzero_trl import audit, benchmarks, contamination, model_identity, scores, storage, unfinished
 from tinyzero_trl.answering import Draw, opened, tokenizer_of
 from tinyzero_trl.engine import check_engine_of_evaluation
 from tinyzero_trl.evaluation_arguments import parser_of
@@ -100,6 +100,7 @@ def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
     console = Console(highlight=False, soft_wrap=True)
     check_engine_of_evaluation(asked[0].engine)
     plans = [make_plan(settings) for settings in asked]
+    storage.probe(plans[0].folder)
     problems = [rows_of(plan, settings) for plan, settings in zip(plans, asked, strict=True)]
     tokenizer = tokenizer_of(plans[0].location)
     works = [work_of(*parts, tokenizer) for parts in zip(plans, asked, problems, strict=True)]

@@ -96,8 +96,9 @@ def show_comparison(base: Path, trained: Path) -> list[Comparison]:
     comparisons = []
     for one, other in _pairs(base, trained):
         summaries = [scores.read_summary(one), scores.read_summary(other)]
+        samples = [scores.read_samples(one), scores.read_samples(other)]
         try:
-            comparison = scores.compare(scores.read_samples(one), scores.read_samples(other))
+            comparison = scores.compare(*samples)
         except ValueError as error:
             raise ValueError(f"{one} and {other} are not of the same problems: {error}") from None
         titles = [_title(summary) for summary in summaries]

@@ -73,6 +73,7 @@ NO_PLACE = {
     errno.ENOTDIR: "a part of this path is a file and not a folder; choose another folder",
     errno.ELOOP: "a link of this path leads back to itself; choose another folder",
     errno.ENAMETOOLONG: "this name is too long: 255 bytes between two slashes and 4,096 in all are what a disk takes",
+    errno.EEXIST: "a file of this name is where a folder is to be; move it away",
     errno.EISDIR: "it is a folder, and a file is to be written there; move the folder away",
 }
 """Why nothing can be written at a path, and what to do about it, by the error number of the system."""
@@ -90,7 +91,8 @@ def explained(error: OSError) -> Failure | None:
         return None
     # A reason of our own says more than the system's.
     own = error.strerror if error.strerror and error.strerror != os.strerror(error.errno) else None
-    return ConfigError(f"{place} cannot be written: {own or NO_PLACE[error.errno]}")
+    verb = "written" if error.errno in (errno.EROFS, errno.EISDIR, errno.EEXIST) else "used"
+    return ConfigError(f"{place} cannot be {verb}: {own or NO_PLACE[error.errno]}")
 
 
 PATIENCE = 5.0

@@ -30,8 +30,14 @@ def locked(path: Path) -> Iterator[None]:
             raise RunLocked(f"{path} is in use by {file.read().strip() or 'another process'}") from None
         file.seek(0)
         file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n")
-        file.flush()
+        try:
+            file.write(
+                f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n"
+            )
+            file.flush()
+        except OSError as error:
+            error.filename = str(lock)  # a write that fails names no file
+            raise
         try:
             yield
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,23 +71,46 @@ def fault(folder: Path) -> str | None:
     if not is_sealed(folder):
         return "was not finished (it has no manifest)"
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, TypeError):
-        return "has a damaged manifest"
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if damage := _damage(content):
+            return f"has a damaged manifest ({MANIFEST} {damage})"
+        if not content["files"] and any(item.is_file() and item.name != MANIFEST for item in folder.rglob("*")):
+            return f"has a damaged manifest ({MANIFEST} names no files)"
+        for name, said in content["files"].items():
+            path = folder / name
+            if not path.is_file():
+                return f"lacks {name}"
+            if path.stat().st_size != said["size"]:
+                return f"has {name} of {path.stat().st_size} bytes instead of {said['size']}"
+            if _sha256(path) != said["sha256"]:
+                return f"has a changed {name} (its sha256 differs)"
+    except (ValueError, RecursionError):
+        return f"has a damaged manifest ({MANIFEST} is not JSON)"
+    except OSError as error:
+        return f"cannot be read ({error.filename}: {error.strerror})"
+    return None
+
+
+def _damage(content: Any) -> str | None:
+    """What of a manifest is not as `seal` writes it."""
+    if not isinstance(content, dict):
+        return "holds no object"
+    files = content.get("files")
+    if not isinstance(files, dict):
+        return "has no files"
     for name, said in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"lacks {name}"
-        if path.stat().st_size != said["size"]:
-            return f"has {name} of {path.stat().st_size} bytes instead of {said['size']}"
-        if _sha256(path) != said["sha256"]:
-            return f"has a changed {name} (its sha256 differs)"
+        if not isinstance(said, dict) or type(said.get("size")) is not int or not isinstance(said.get("sha256"), str):
+            return f"does not say size and sha256 of {name}"
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            return f"names {name!r}, which is not in the folder"
+    if type(content.get("step", 0)) is not int or type(content.get("world_size", 1)) is not int:
+        return "has a step or world_size that is no number"
     return None
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
     """Checkpoint folders of a run, oldest first, sealed or not."""
-    numbered = [path for path in run_folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    numbered = [path for path in run_folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]+", path.name)]
     return sorted(numbered, key=lambda path: int(path.name.split("-")[1]))
 
 

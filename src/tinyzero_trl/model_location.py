@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_trl import config, hub, manifest
+from tinyzero_trl.record import plain_record
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -84,8 +85,13 @@ def _of_folder(folder: Path, *, run_folder: Path | None) -> ModelLocation:
     name = "base" if run_folder is None else "final" if folder.name == "model" else folder.name
     run = read_record(run_folder) if run_folder else {}
     if (folder / "adapter_config.json").is_file():
-        content = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        below = str(content.get("base_model_name_or_path") or "")
+        try:
+            content = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{folder / 'adapter_config.json'} is not JSON: {error}; save the adapter again"
+            ) from error
+        below = str(content.get("base_model_name_or_path") or "") if isinstance(content, dict) else ""
         if not below:
             raise ValueError(f"{folder / 'adapter_config.json'} does not name the model below the adapter")
         # An adapter is a trained thing also where no run is left around it.
@@ -105,10 +111,14 @@ def _refuse_fault(folder: Path) -> None:
 
 
 def read_record(run_folder: Path) -> dict[str, Any]:
-    """Content of a run folder's run.yaml."""
-    import yaml
-
-    content = yaml.safe_load((run_folder / "run.yaml").read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{run_folder / 'run.yaml'} is not the record of a run")
+    """Content of a run folder's run.yaml. Raises: ValueError that names the file and what is wrong with it."""
+    file = run_folder / "run.yaml"
+    content = plain_record(file)
+    trainer = content.get("trainer") or {}
+    for name, kinds in (("temperature", (int, float)), ("max_completion_length", (int,))):
+        if trainer.get(name) is not None and type(trainer[name]) not in kinds:
+            raise ValueError(f"{file} is not the record of a run: trainer.{name} is {trainer[name]!r} and no number")
+    for name in ("task", "format"):
+        if content.get(name) is not None and not isinstance(content[name], str):
+            raise ValueError(f"{file} is not the record of a run: {name} is {content[name]!r} and no name")
     return content

@@ -14,6 +14,7 @@ import yaml
 
 from tinyzero_trl import hub, storage
 from tinyzero_trl.benchmarks import BENCHMARKS, chosen, load
+from tinyzero_trl.failures import explained
 from tinyzero_trl.overlap import overlaps
 from tinyzero_trl.rewards import columns_of
 from tinyzero_trl.rows import CARD
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None, *, task: str) -> int:
 
 def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
     """The same for any task, also one that is not shipped."""
+    from datasets import disable_progress_bars
+
     source = inspect.signature(task.load).parameters["source"].default
     parser = argparse.ArgumentParser(
         prog=f"prepare {task.name}", description=f"Prepare {task.name} data: load, split, format, check, save."
@@ -69,9 +72,11 @@ def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
         )
     parser.add_argument("--tokenizer", help="folder or hub id: show prompts as this chat template renders them")
     arguments = parser.parse_args(argv)
+    disable_progress_bars()
     output: Path = arguments.output
     try:
         refuse_other_folder(output, is_overwritten=arguments.overwrite)
+        storage.probe(output)
         is_generated = arguments.source == "generated"
         num_rows = {
             "train": 10_000 if is_generated and arguments.num_train is None else arguments.num_train,
@@ -92,7 +97,8 @@ def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
         card = {"task": task.name, "format": arguments.format, **where, **report, "version": 1}
         save(worded, output, card, is_overwritten=arguments.overwrite)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        failure = explained(error) if isinstance(error, OSError) else None
+        parser.exit(failure.exit_code if failure else 2, f"{parser.prog}: {failure or error}\n")
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in worded.items())
     print(f"{num_checked} reference answers earn 1.0 and as many wrong ones 0.0. Saved {counts} rows: {output}")
     print(f"Train on them with data.source={output}")

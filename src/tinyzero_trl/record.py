@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,15 +117,47 @@ def cut_metrics(path: Path, *, step: int) -> float:
     if not file.is_file():
         return 0.0
     kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if entry.get("step", 0) <= step and "train_runtime" not in entry:
+    for entry in metric_lines(file):
+        if entry["step"] <= step and "train_runtime" not in entry:
             kept.append(entry)
     storage.write_text(file, "".join(json.dumps(entry) + "\n" for entry in kept))
-    return float(kept[-1]["seconds"]) if kept else 0.0
+    return max((float(entry["seconds"]) for entry in kept if type(entry.get("seconds")) in (int, float)), default=0.0)
+
+
+def metric_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl that are objects with a step; another is what a stopped run was writing, or damage."""
+    for line in file.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and type(entry.get("step")) is int:
+            yield entry
+
+
+def plain_record(file: Path) -> dict[str, Any]:
+    """Content of a run.yaml. Raises: ValueError that names the file, where it is not what `write_record` writes."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} is not YAML ({' '.join(str(error).split())[:120]}); {_ANOTHER}") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{file} is not the record of a run: it holds {_kind_of(content)}; {_ANOTHER}")
+    for name in ("trainer", "data", "model", "provenance"):
+        if not isinstance(content.get(name) or {}, dict):
+            raise ValueError(
+                f"{file} is not the record of a run: {name} must be a section, not {_kind_of(content[name])}; {_ANOTHER}"
+            )
+    return content
+
+
+_ANOTHER = "put back the file that the run wrote, or use another run"
+
+
+def _kind_of(content: Any) -> str:
+    return "nothing" if content in (None, {}) else f"a {type(content).__name__}"
 
 
 def _content_hash(path: Path) -> str:

@@ -87,8 +87,9 @@ def read_benchmarks(folder: Path, *, missing: list[str]) -> list[BenchmarkRow]:
 
 
 def _compared(base: Path, trained: Path) -> Comparison | None:
+    samples = [scores.read_samples(base), scores.read_samples(trained)]
     try:
-        return scores.compare(scores.read_samples(base), scores.read_samples(trained))
+        return scores.compare(*samples)
     except ValueError:  # other problems: --n or the file changed between the two
         return None
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tinyzero_trl import manifest
-from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.failures import ConfigError, first_line
+from tinyzero_trl.record import plain_record
 from tinyzero_trl.redaction import redacted
 
 MAY_CHANGE = re.compile(
@@ -40,7 +42,12 @@ def record_of(path: Path) -> DictConfig:
     """The run.yaml of the run in `path`. Raises: ConfigError where there is none."""
     if not (path / "run.yaml").is_file():
         raise ConfigError(f"nothing to resume: {path} is not a run folder (it has no run.yaml)")
-    record = OmegaConf.load(path / "run.yaml")
+    file = path / "run.yaml"
+    try:
+        plain_record(file)
+        record = OmegaConf.load(file)  # knows 1e-05 for a number, which YAML does not
+    except (ValueError, OmegaConfBaseException) as error:
+        raise ConfigError(f"cannot continue {path}: {first_line(error)}") from error
     assert isinstance(record, DictConfig)
     return record
 
@@ -82,7 +89,7 @@ def check_same_sources(path: Path, *, data: Mapping[str, Any], model: Mapping[st
 
 def check_world(checkpoint: Path, num_processes: int) -> None:
     """Raises: ConfigError where a checkpoint is another number of processes'."""
-    before = manifest.facts(checkpoint).get("world_size")
+    before = manifest.facts(checkpoint).get("world_size", "an unknown number of")
     if before != num_processes:
         raise ConfigError(
             f"cannot continue {checkpoint}: it was written by {before} processes, this run has {num_processes}"

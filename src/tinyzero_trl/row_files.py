@@ -265,7 +265,7 @@ def _read_hub(source: str, columns: Sequence[str] | None, config: str | None, sp
         near = hub.nearest_source(source)
         reason = f"{type(error).__name__}: {_first_line(error)}{'' if is_there else f'; {why}'}"
         raise ValueError(
-            f"dataset {source!r} is neither a file or folder here nor readable from the hub ({reason}){near}. "
+            f"dataset {source!r} is neither a file or folder here nor readable from the hub ({reason}){near or '.'} "
             f"Offline, {offline}"
         ) from error
     return _rows_of(dataset, columns, source)

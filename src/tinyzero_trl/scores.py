@@ -147,18 +147,41 @@ def write(folder: Path, *, summary: dict[str, Any], samples: Sequence[Sample]) -
 def read_summary(path: Path) -> dict[str, Any]:
     """summary.json of an evaluation folder (or of the path of that file).
 
-    Raises: ValueError where there is none.
+    Raises: ValueError where there is none, or it is none; the line names the file.
     """
     file = path if path.name == SUMMARY else path / SUMMARY
     if not file.is_file():
         raise not_an_evaluation(path)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict) or "metrics" not in content:
-        raise ValueError(f"{file} is not the summary of an evaluation")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}; {_AGAIN}") from error
+    if fault := _fault_of_summary(content):
+        raise ValueError(f"{file} is not the summary of an evaluation: {fault}; {_AGAIN}")
     return content
+
+
+_AGAIN = "make it again with tinyzero evaluate --overwrite"
+
+
+def _fault_of_summary(content: Any) -> str | None:
+    """What of a summary is not as `write` and its readers have it, or None."""
+    if not isinstance(content, dict):
+        return f"it holds a {type(content).__name__}"
+    if not isinstance(content.get("metrics"), dict):
+        return "it has no metrics"
+    for name, kinds in (("num_problems", (int,)), ("temperature", (int, float)), ("k", (int,)), ("name", (str,))):
+        if type(content.get(name)) not in kinds and not (name in OPTIONAL and name not in content):
+            return f"{name} is {content.get(name)!r}"
+    for name, values in content["metrics"].items():
+        is_estimate = isinstance(values, dict) and values.keys() == Estimate.__dataclass_fields__.keys()
+        if not is_estimate or any(type(value) not in (int, float) for value in values.values()):
+            return f"metrics has no value, low, high and n of {name}"
+    return None if "pass@1" in content["metrics"] else "metrics has no pass@1"
+
+
+OPTIONAL = ("k", "name", "num_problems")
+"""Keys that a summary may leave out."""
 
 
 def not_an_evaluation(path: Path) -> ValueError:
@@ -170,13 +193,28 @@ def not_an_evaluation(path: Path) -> ValueError:
 
 def read_samples(path: Path) -> list[Sample]:
     """Every sample of an evaluation folder (or of the path of its summary.json), in the order they were written."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = (path.parent if path.name == SUMMARY else path) / SAMPLES
     if not file.is_file():
         raise ValueError(f"{path} is not an evaluation: it has no {SAMPLES}")
-    rows = pq.read_table(file, columns=list(_COLUMNS)).to_pylist()
-    return [Sample(**{**row, "row": json.loads(row["row"])}) for row in rows]
+    try:
+        names = pq.read_schema(file).names
+        if missing := [name for name in _COLUMNS if name not in names]:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        table = pq.read_table(file, columns=list(_COLUMNS)).cast(pa.schema(list(_columns_of_file().items())))
+        if empty := [name for name in _COLUMNS if name != "answer" and table[name].null_count]:
+            raise ValueError(f"column {', '.join(empty)} has empty cells")
+        rows = table.to_pylist()
+        samples = [Sample(**{**row, "row": json.loads(row["row"])}) for row in rows]
+        if any(not isinstance(sample.row, dict) for sample in samples):
+            raise ValueError("column row must hold objects")
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}; {_AGAIN}") from error
+    if not samples:
+        raise ValueError(f"{file} has no samples; {_AGAIN}")
+    return samples
 
 
 def compare(base: Sequence[Sample], trained: Sequence[Sample]) -> Comparison:

@@ -12,6 +12,8 @@ from tinyzero_trl import storage
 
 FOLDER, REQUEST = "unfinished", "request.json"
 
+COLUMNS = {"place", "completion", "num_completion_tokens", "is_truncated"}
+"""Of a shard."""
 Completion = dict[str, Any]
 """{"completion", "num_completion_tokens", "is_truncated"}: what a model wrote, before any verdict."""
 
@@ -45,9 +47,10 @@ def begin(folder: Path, request: Mapping[str, Any], *, overwrite: bool) -> dict[
     for path in sorted(place.glob("*.parquet")):
         try:
             rows = pq.read_table(path).to_pylist()
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, ValueError):
             continue
-        found.update({row.pop("place"): row for row in rows})
+        if all(row.keys() == COLUMNS and None not in row.values() for row in rows):
+            found.update({row.pop("place"): row for row in rows})
     return found
 
 

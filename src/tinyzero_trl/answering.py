@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tinyzero_trl.generation.answers import Asked
     from tinyzero_trl.generation.sampler import Sampled
+    from tinyzero_trl.stopping import StopStrings
 
 Draw = Callable[..., list[dict[str, Any]]]
 """(*, prompt_ids, seeds, max_new_tokens, temperature, top_p, on_progress) -> text, length and `is_truncated` of each completion."""
@@ -85,16 +86,24 @@ def room(plan: Plan, prompt_ids: list[list[int]]) -> int:
 
 @contextmanager
 def opened(
-    engine: str, location: ModelLocation, tokenizer: Any, *, max_length: int, batch_size: int | None = None
+    engine: str,
+    location: ModelLocation,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    batch_size: int | None = None,
+    stop: Sequence[str] = (),
 ) -> Iterator[Draw]:
     """The model, loaded, as a function that draws completions.
 
-    max_length: tokens of the longest prompt with its completion.
+    max_length: tokens of the longest prompt with its completion. stop: strings that end a completion.
     Raises: MemoryError where the device has too little memory for the batch; Failure where vLLM does not do its part.
     """
     from tinyzero_trl.generation.answers import Asked
+    from tinyzero_trl.stopping import StopStrings
 
-    with _sampler(engine, location, tokenizer, max_length, batch_size) as sampled_of:
+    stop_strings = StopStrings(stop, tokenizer) if stop else None
+    with _sampler(engine, location, tokenizer, max_length, batch_size, stop_strings) as sampled_of:
 
         def draw(**asked: Any) -> list[dict[str, Any]]:
             sampled = sampled_of(Asked(**asked))
@@ -109,10 +118,15 @@ def opened(
 
 @contextmanager
 def _sampler(
-    engine: str, location: ModelLocation, tokenizer: Any, max_length: int, batch_size: int | None
+    engine: str,
+    location: ModelLocation,
+    tokenizer: Any,
+    max_length: int,
+    batch_size: int | None,
+    stop: StopStrings | None,
 ) -> Iterator[Callable[[Asked], Sampled]]:
     if engine == "transformers":
-        yield _transformers(location, tokenizer, batch_size)
+        yield _transformers(location, tokenizer, batch_size, stop)
         return
     from transformers import AutoConfig, GenerationConfig
 
@@ -127,12 +141,14 @@ def _sampler(
         if location.adapter:
             _model(location).save_pretrained(merged)
             tokenizer.save_pretrained(merged)
-        spec = answers.Answering(merged if location.adapter else location.path, ends, max_length, batch_size)
+        spec = answers.Answering(merged if location.adapter else location.path, ends, max_length, batch_size, stop)
         with answers.opened(engine, spec) as sampled_of:
             yield sampled_of
 
 
-def _transformers(location: ModelLocation, tokenizer: Any, batch_size: int | None) -> Callable[[Asked], Sampled]:
+def _transformers(
+    location: ModelLocation, tokenizer: Any, batch_size: int | None, stop: StopStrings | None
+) -> Callable[[Asked], Sampled]:
     import torch
 
     from tinyzero_trl.generation.sampler import sample
@@ -152,6 +168,7 @@ def _transformers(location: ModelLocation, tokenizer: Any, batch_size: int | Non
                 seeds=asked.seeds,
                 eos_token_ids=ends,
                 pad_token_id=pad_token_id,
+                stop=stop,
                 batch_size=batch_size,
                 on_progress=asked.on_progress,
             )

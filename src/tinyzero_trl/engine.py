@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 from omegaconf import DictConfig, ListConfig
 
 from tinyzero_trl.failures import ConfigError, nearest
+from tinyzero_trl.stopping import check_stop
 
 ENGINES = ("transformers", "server", "colocate")
 TRANSFERS = ("auto", "file", "nccl")
@@ -62,6 +63,9 @@ def check_engine(cfg: DictConfig, *, num_processes: int = 1) -> None:
         raise ConfigError(f"generation.max_failures must be 0 or more, got {section.max_failures}")
     if section.engine == "colocate" and trainer.use_cpu and trainer.vllm_enable_sleep_mode:
         raise ConfigError("trainer.vllm_enable_sleep_mode frees GPU memory between phases; on a CPU set it to false")
+    check_stop(section.stop, name="generation.stop")
+    if section.stop and not trainer.use_vllm and os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+        raise ConfigError("generation.stop: under FSDP transformers generates, which does not read it; use vLLM")
     if section.offload and (why := _why_not_offload(cfg)):
         raise ConfigError(f"generation.offload: {why}")
     if section.engine != "server":

@@ -123,7 +123,8 @@ def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
                 if draw is None and len(known) < work.num_samples:
                     length = max(one.max_length for one in works)
                     place, batch_size = work.plan.location, work.settings.batch_size
-                    model = opened(work.settings.engine, place, tokenizer, max_length=length, batch_size=batch_size)
+                    engine, stop = work.settings.engine, work.plan.stop
+                    model = opened(engine, place, tokenizer, max_length=length, batch_size=batch_size, stop=stop)
                     draw = stack.enter_context(model)
                 is_whole = not known  # the seconds are those of all its tokens
                 completions, seconds = completed(work, known, draw, console)
@@ -190,7 +191,7 @@ def _is_complete(folder: Path, identity: dict[str, Any]) -> bool:
     """Whether `folder` holds exactly this evaluation."""
     if not (folder / scores.SUMMARY).is_file() or not (folder / scores.SAMPLES).is_file():
         return False
-    before = scores.read_summary(folder)
+    before = {"stop": [], **scores.read_summary(folder)}
     return all(before.get(name) == value for name, value in json.loads(json.dumps(identity)).items())
 
 

@@ -52,6 +52,12 @@ def parser_of(task: str | None) -> argparse.ArgumentParser:
     )
     add("--temperature", type=float, metavar="T", help="0 is greedy (default: the run's, or 1; the benchmark's)")
     add("--top_p", type=float, metavar="P", help="sample from the likeliest tokens (default: 1, or the benchmark's)")
+    add(
+        "--stop",
+        nargs="*",
+        metavar="S",
+        help="strings that end a response (default: the run's; without a string: none)",
+    )
     add("--max_new_tokens", type=int, help="tokens of a response (default: the run's, or 1024)")
     add("--seed", type=int, default=0, help="draws problems and samples (default: 0)")
     add("--batch_size", type=int, help="sequences generated at once")

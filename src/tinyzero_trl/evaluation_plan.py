@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from tinyzero_trl import scores
 from tinyzero_trl.benchmarks import Chosen
 from tinyzero_trl.model_location import ModelLocation, locate, read_record
 from tinyzero_trl.redaction import redacted
+from tinyzero_trl.stopping import check_stop
 from tinyzero_trl.task import Task, resolve
 from tinyzero_trl.tasks import TASKS, find_task
 
@@ -47,6 +48,8 @@ class Settings:
     """0 is greedy; 1."""
     top_p: float | None = None
     """Share of probability that is sampled from, the likeliest first; 1."""
+    stop: Sequence[str] | None = None
+    """Strings that end a response; none."""
     max_new_tokens: int | None = None
     """Tokens a response may have; 1,024 or what the model has room for."""
     seed: int = 0
@@ -77,6 +80,8 @@ class Plan:
     k: int
     temperature: float
     top_p: float
+    stop: tuple[str, ...]
+    """Strings that end a response."""
     max_new_tokens: int | None
     """None is default_max_new_tokens, or what the model has room for."""
     default_max_new_tokens: int
@@ -124,6 +129,8 @@ def make_plan(settings: Settings) -> Plan:
         k=int(k),
         temperature=float(temperature),
         top_p=float(_first(settings.top_p, benchmark and temperature > 0 and benchmark.top_p, 1.0)),
+        # It goes with the format: a base model goes on after its answer, whoever asks.
+        stop=tuple(_first(settings.stop, (run.get("generation") or {}).get("stop") if is_of_run else None, ())),
         max_new_tokens=settings.max_new_tokens or trainer.get("max_completion_length"),
         default_max_new_tokens=benchmark.max_new_tokens if benchmark else DEFAULT_MAX_NEW_TOKENS,
         folder=output.joinpath("evaluation", settings.name or location.name, *([benchmark.name] if benchmark else [])),
@@ -165,6 +172,7 @@ def _check_numbers(settings: Settings) -> None:
             raise ValueError(f"--{name} must be at least 1, got {value}")
     if settings.temperature is not None and not 0 <= settings.temperature < float("inf"):
         raise ValueError(f"--temperature must be 0 (greedy) or more, got {settings.temperature}")
+    check_stop(settings.stop or (), name="--stop")
     if settings.top_p is not None and not 0 < settings.top_p <= 1:
         raise ValueError(f"--top_p must be more than 0 and at most 1, got {settings.top_p}")
     if settings.name is not None and (not settings.name or "/" in settings.name or settings.name in (".", "..")):
@@ -185,6 +193,7 @@ def request(plan: Plan, settings: Settings) -> dict[str, Any]:
         "k": plan.k,
         "temperature": plan.temperature,
         "top_p": plan.top_p,
+        "stop": list(plan.stop),
         "seed": settings.seed,
     }
     return typing.cast(dict[str, Any], redacted(asked))
@@ -195,7 +204,7 @@ def _refuse_other(plan: Plan, settings: Settings) -> None:
         return
     before, now = scores.read_summary(plan.folder), request(plan, settings)
     # An evaluation that does not name one of these was made before there was another.
-    before = {"top_p": 1.0, **before}
+    before = {"top_p": 1.0, "stop": [], **before}
     refuse_changed(plan.folder, before, now, names=now)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from tinyzero_trl import benchmarks, unfinished
 from tinyzero_trl.answering import Draw, prompt_ids_of, room
 from tinyzero_trl.evaluation_plan import Plan, Settings, request
+from tinyzero_trl.stopping import check_stop
 from tinyzero_trl.task import Row, prompts, resolve
 
 SHARD = {"transformers": 256, "server": 2048, "colocate": 2048}
@@ -52,6 +53,8 @@ class Work:
         plan = self.plan
         what = self.settings.benchmark.name if self.settings.benchmark else plan.task.name
         how = "greedy" if plan.temperature == 0 else f"temperature {plan.temperature:g}, top-p {plan.top_p:g}"
+        if plan.stop:
+            how += f", stop at {' or '.join(map(repr, plan.stop))}"
         line = f"{what}: {len(self.rows)} problems x {plan.k}, format {plan.format}, {how}, up to {self.max_new_tokens} tokens"
         return line + (f"; {num_known} of {self.num_samples} are answered already" if num_known else "")
 
@@ -75,6 +78,7 @@ def rows_of(plan: Plan, settings: Settings) -> list[Row]:
 
 def work_of(plan: Plan, settings: Settings, rows: list[Row], tokenizer: Any) -> Work:
     """The plan with its problems tokenised. Raises: ValueError where the model has no room for them."""
+    check_stop(plan.stop, name="--stop", tokenizer=tokenizer)
     prompt_ids = prompt_ids_of(tokenizer, rows, plan)
     return Work(plan, settings, rows, prompt_ids, room(plan, prompt_ids))
 

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL sends a ping as a trainer is made; 0 allows it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-from tinyzero_trl import checks, combinations, config, engine, estimate, record, reward_parameters, run_folder
+from tinyzero_trl import checks, combinations, config, engine, estimate, record, reward_parameters, run_folder, stopping
 from tinyzero_trl.failures import exit_code_of
 
 
@@ -37,6 +37,7 @@ def train(words: Sequence[str]) -> int:
         for line in [*combinations.advice(cfg, num_processes=num_processes), *engine.notes(cfg), *warnings]:
             print(f"note: {line}", file=sys.stderr, flush=True)
     tokenizer = checks.tokenizer_of(cfg)
+    stopping.check_stop(cfg.generation.stop, name="generation.stop", tokenizer=tokenizer)
     train_rows, eval_rows = checks.rows(cfg, chosen)
     args = config.trainer_arguments(cfg, program="grpo", reward_weights=list(cfg.rewards.values()))
     checks.check_rows(cfg, chosen, train_rows, tokenizer, generation_batch_size=args.generation_batch_size)

@@ -101,6 +101,8 @@ class GenerationSettings:
     """`auto`: rank 0 starts one, watches it and stops it; or the URL of one that `tinyzero serve` started, or a list of such."""
     token_file: Any = None
     """Of a server at a URL: the file `tinyzero serve` named, a list for a list; null: where it puts it on this machine."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a completion, such as "</answer>"; the token that completes one is the last, and trained on."""
     weight_transfer: str = "auto"
     """`file`: through files both sides see, on any device; `nccl`: between GPUs; `auto`: nccl where each side has GPUs of its own."""
     lora: str = "auto"
@@ -134,4 +136,4 @@ def features(cfg: DictConfig) -> dict[str, Any]:
         "max_generated_tokens",
     )
     ours = {key: cfg[key] for key in keys} | {key: OmegaConf.to_object(cfg[key]) for key in sections}
-    return ours | {"offload": cfg.generation.offload}
+    return ours | {"offload": cfg.generation.offload, "stop": list(cfg.generation.stop)}

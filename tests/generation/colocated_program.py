@@ -44,7 +44,7 @@ def main(model: str, output_dir: str, synced: str) -> None:
         model=model, reward_funcs=shortness, args=args, train_dataset=Dataset.from_list(rows), task=TASK,
         processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
         vllm_generation=partial(ColocatedGeneration, engine=engine, adapters=adapters),
-        peft_config=lora if synced != "whole" else None,
+        peft_config=lora if synced != "whole" else None, stop=list("abcdefghijklm") if synced == "whole" else (),
     )  # fmt: skip
     below = {
         name: value.detach().clone() for name, value in trainer.model.named_parameters() if not value.requires_grad

@@ -34,3 +34,9 @@ def test_log_probabilities_are_the_trainers_at_every_step(
     ]
     assert all(row["weights_step"] == row["step"] - 1 for row in rows)
     assert len({row["seed"] for row in rows}) == len(rows)
+    if synced == "whole":
+        letters = set("abcdefghijklm")  # its stop strings
+        stopped = [row for row in rows if letters & set(row["completion"])]
+        assert stopped
+        assert all(row["completion"][-1] in letters and not row["is_truncated"] for row in stopped)
+        assert all(letters.isdisjoint(row["completion"][:-1]) for row in stopped)

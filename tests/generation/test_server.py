@@ -94,6 +94,31 @@ def test_a_completion_ends_with_the_trainers_end_token_and_temperature_0_is_gree
     assert any(ids[-1] in ends for ids in given)
 
 
+def test_the_server_and_the_sampler_end_completions_at_the_same_token_of_a_stop_string(
+    server: Any, models: Callable[[bool], Path]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tinyzero_trl.generation.client import Rows
+    from tinyzero_trl.generation.sampler import sample
+    from tinyzero_trl.stopping import StopStrings
+
+    model = shaken(AutoModelForCausalLM.from_pretrained(models(True)).eval(), 3)
+    client = client_of(server)
+    push(client, model, step=0)
+    tokenizer = AutoTokenizer.from_pretrained(models(True))
+    settings = {"max_new_tokens": 24, "temperature": 0.0, "eos_token_ids": EOS, "pad_token_id": 1}
+    whole = sample(model, PROMPTS, **settings).completion_ids
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in whole[:3]]
+    stop = sorted({text[place : place + 2] for place, text in enumerate(texts, start=4) if text[place : place + 2]})
+    client.rows = Rows(list(range(len(PROMPTS))), EOS, stop)
+    given = client.generate(PROMPTS, **{**SAMPLING, "temperature": 0.0})
+    ours = sample(model, PROMPTS, **settings, stop=StopStrings(stop, tokenizer))
+    assert given["completion_ids"] == ours.completion_ids
+    assert ours.completion_ids != whole
+    assert [len(rows) for rows in given["logprobs"]] == [len(ids) for ids in ours.completion_ids]
+
+
 def test_weights_the_server_lost_or_another_run_wrote_are_found_before_and_after_generating(
     server: Any, models: Callable[[bool], Path]
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tinyzero_trl.failures import ServerLost
 from tinyzero_trl.generation.sampler import Sampled
+from tinyzero_trl.stopping import StopStrings, is_truncated
 
 Drawn = tuple[list[list[int]], list[list[float]]]
 """Token ids and log-probabilities of each completion."""
@@ -45,6 +46,8 @@ class Answering:
     """Tokens of the longest prompt with its completion."""
     batch_size: int | None = None
     """Sequences generated at once at most."""
+    stop: StopStrings | None = None
+    """Strings that end a completion."""
 
 
 @contextmanager
@@ -58,7 +61,7 @@ def opened(engine: str, spec: Answering) -> Iterator[Callable[[Asked], Sampled]]
 
         def sampled(asked: Asked) -> Sampled:
             ids, logprobs = draw(asked)
-            return Sampled(ids, logprobs, [not row or row[-1] not in ends for row in ids])
+            return Sampled(ids, logprobs, [is_truncated(row, ends=ends, stop=spec.stop) for row in ids])
 
         yield sampled
 
@@ -86,7 +89,8 @@ def _server(spec: Answering) -> Iterator[Callable[[Asked], Drawn]]:
             if asked.on_progress is not None:
                 asked.on_progress(1, len(checked_choice(answer)["token_ids"]))
 
-        bodies = request_bodies(spec.model, asked.prompt_ids, Rows(asked.seeds, spec.eos_token_ids), **asked.sampling())
+        rows = Rows(asked.seeds, spec.eos_token_ids, spec.stop.texts if spec.stop else ())
+        bodies = request_bodies(spec.model, asked.prompt_ids, rows, **asked.sampling())
         given = server.calls.together("/v1/completions", bodies, seconds=asked.seconds, on_answer=count)
         choices = [checked_choice(answer) for answer in given]
         return [choice["token_ids"] for choice in choices], [choice["logprobs"]["token_logprobs"] for choice in choices]
@@ -135,7 +139,7 @@ def _in_process(spec: Answering) -> Iterator[Callable[[Asked], Drawn]]:
     )
 
     def draw(asked: Asked) -> Drawn:
-        llm.rows = Rows(asked.seeds, spec.eos_token_ids)
+        llm.rows = Rows(asked.seeds, spec.eos_token_ids, spec.stop.texts if spec.stop else ())
         outputs = llm.generate(
             [{"prompt_token_ids": list(ids)} for ids in asked.prompt_ids],
             sampling_params=SamplingParams(**asked.sampling(), logprobs=0),

@@ -32,6 +32,8 @@ class Rows:
     """One for each row; None: the server draws."""
     eos_token_ids: Sequence[int] = field(default_factory=tuple)
     """Tokens that end a completion, as the trainer has them."""
+    stop: Sequence[str] = ()
+    """Strings that end a completion."""
 
 
 class StaleFault(ServerFault):
@@ -241,6 +243,7 @@ def request_bodies(model: str, prompts: Sequence[Sequence[int]], rows: Rows, **s
         "return_tokens_as_token_ids": True,
         "stop_token_ids": list(rows.eos_token_ids),
         "logprobs": 0,
+        **({"stop": list(rows.stop), "include_stop_str_in_output": True} if rows.stop else {}),
         **settings,
     }
     return [

@@ -38,6 +38,8 @@ class SeededLLM(LLM):
             params = shared.clone()
             params.seed = seed
             params.stop_token_ids = list(self.rows.eos_token_ids)
+            if self.rows.stop:
+                params.stop, params.include_stop_str_in_output = list(self.rows.stop), True
             each.append(params)
         return each
 
@@ -58,10 +60,18 @@ class ColocatedGeneration(WithAdapter):
         self._step = -1
         super().__init__(*args, **kwargs)
 
-    def prepare(self, *, seeds: Sequence[int], eos_token_ids: Sequence[int], temperature: float, step: int) -> None:
+    def prepare(
+        self,
+        *,
+        seeds: Sequence[int],
+        eos_token_ids: Sequence[int],
+        stop: Sequence[str] = (),
+        temperature: float,
+        step: int,
+    ) -> None:
         """Say what the next rollout of this process is drawn with, before weights are synchronised for it."""
         # With tensor parallelism the processes of a group generate the rows of all of them, and draw alike by vLLM's own seed.
-        self._rows = Rows(list(seeds) if self.tensor_parallel_size == 1 else None, list(eos_token_ids))
+        self._rows = Rows(list(seeds) if self.tensor_parallel_size == 1 else None, list(eos_token_ids), list(stop))
         self.temperature, self._step = temperature, step
 
     def _init_vllm(self) -> None:

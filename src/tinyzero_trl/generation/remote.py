@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
@@ -89,9 +89,17 @@ class ServerGeneration(WithAdapter):
         self._step = -1
         super().__init__(*args, **kwargs)
 
-    def prepare(self, *, seeds: Sequence[int], eos_token_ids: Sequence[int], temperature: float, step: int) -> None:
+    def prepare(
+        self,
+        *,
+        seeds: Sequence[int],
+        eos_token_ids: Sequence[int],
+        stop: Sequence[str] = (),
+        temperature: float,
+        step: int,
+    ) -> None:
         """Say what the next rollout of this process is drawn with, before weights are synchronised for it."""
-        self._rows = Rows(list(seeds), list(eos_token_ids))
+        self._rows = Rows(list(seeds), list(eos_token_ids), list(stop))
         self.temperature, self._step = temperature, step
 
     def _init_vllm(self) -> None:
@@ -133,7 +141,7 @@ class ServerGeneration(WithAdapter):
     def generate(self, prompts: Any, images: Any, num_generations: int, profiler: Any = None) -> Any:
         seeds = gather_object(list(self._rows.seeds or []))
         if self.remote is not None:
-            self.vllm_client.rows = Rows(seeds, self._rows.eos_token_ids)
+            self.vllm_client.rows = replace(self._rows, seeds=seeds)
         # TRL sends each prompt once and asks for n completions; ours have a seed each, so every row is a request.
         generated = super().generate(prompts, images, 1, profiler)
         self.num_faults = 0

@@ -35,6 +35,7 @@ def transformers_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
             seeds=seeds,
             eos_token_ids=trainer.eos_token_ids,
             pad_token_id=trainer.processing_class.pad_token_id,
+            stop=trainer.stop_strings,
         )
         model.train(is_training)
     trainer.weights_step = trainer.state.global_step

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from tinyzero_trl.draws import tokens_at, uniforms
 from tinyzero_trl.failures import NumericFailure
+from tinyzero_trl.stopping import StopStrings, is_truncated
 
 # Finished rows are taken out when they are more than this share of the batch: taking them out copies the cache.
 COMPACT_ABOVE = 0.125
@@ -33,7 +34,7 @@ class Sampled:
     logprobs: list[list[float]]
     """Log-probability of each token under the distribution it was drawn from (after temperature)."""
     is_truncated: list[bool]
-    """True where `max_new_tokens` came before an end-of-sequence token."""
+    """True where `max_new_tokens` came before an end-of-sequence token or a stop string."""
 
 
 class GrowingLayer(DynamicLayer):
@@ -88,6 +89,7 @@ def sample(
     pad_token_id: int,
     seeds: Sequence[int] | None = None,
     top_p: float = 1.0,
+    stop: StopStrings | None = None,
     batch_size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Sampled:
@@ -97,6 +99,7 @@ def sample(
     leaves the likeliest tokens whose probabilities come to it (nucleus sampling), for evaluation as others do it.
     seeds: one for each prompt; a completion is a function of model, prompt and seed, but for the rounding of a forward pass, which depends on
     the batch it is in. Temperature 0 reads none.
+    stop: strings that end a completion.
     on_progress: called with (prompts done, new tokens) after each batch.
     Raises: NumericFailure where the model's log-probabilities are not numbers.
     """
@@ -112,13 +115,13 @@ def sample(
     for start in range(0, len(prompt_ids), size):
         chunk = prompt_ids[start : start + size]
         seeds_B = seeds_N[start : start + size]
-        ids, lps = _sample_batch(model, chunk, seeds_B, max_new_tokens, temperature, top_p, eos, pad_token_id)
+        ids, lps = _sample_batch(model, chunk, seeds_B, max_new_tokens, temperature, top_p, eos, pad_token_id, stop)
         completions += ids
         logprobs += lps
         if on_progress is not None:
             on_progress(len(chunk), sum(map(len, ids)))
     ends = set(eos_token_ids)
-    return Sampled(completions, logprobs, [not ids or ids[-1] not in ends for ids in completions])
+    return Sampled(completions, logprobs, [is_truncated(ids, ends=ends, stop=stop) for ids in completions])
 
 
 def _sample_batch(
@@ -130,6 +133,7 @@ def _sample_batch(
     top_p: float,
     eos: torch.Tensor,
     pad_token_id: int,
+    stop: StopStrings | None,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Token ids and log-probabilities of each row. Shapes: B rows still active, T tokens of past, V vocabulary."""
     device = model.device
@@ -165,6 +169,10 @@ def _sample_batch(
         tokens_BT[active_B, step] = token_B
         logps_BT[active_B, step] = logps_BV.gather(1, token_B[:, None])[:, 0]
         ended_B = torch.isin(token_B, eos) & ~is_done_B
+        if stop is not None:
+            may_end_B = stop.closing(logps_BV.shape[-1], device)[token_B] & ~is_done_B
+            for row in may_end_B.nonzero()[:, 0].tolist():
+                ended_B[row] |= stop.is_complete(tokens_BT[active_B[row], : step + 1].tolist())
         lengths_B[active_B[ended_B]] = step + 1
         is_done_B = is_done_B | ended_B
         num_done = int(is_done_B.sum())

@@ -10,9 +10,10 @@ from trl.trainer import grpo_trainer
 
 from tinyzero_trl.failures import DiskFull, ServerLost
 from tinyzero_trl.trainer.seeds import Seeds
+from tinyzero_trl.trainer.stopping import Stopping
 
 
-class Generating(Seeds):
+class Generating(Seeds, Stopping):
     """Puts `vllm_generation` in the place of TRL's class of that name, and tells it seeds and step before each rollout."""
 
     weights_step: int | None = None
@@ -35,6 +36,7 @@ class Generating(Seeds):
         self.vllm_generation.prepare(
             seeds=self.next_row_seeds(len(prompt_ids)),
             eos_token_ids=self.eos_token_ids,
+            stop=self.stop_strings.texts if self.stop_strings else (),
             temperature=temperature,
             step=self.state.global_step,
         )

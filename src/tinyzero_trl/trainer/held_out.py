@@ -49,12 +49,11 @@ class HeldOut(Rollouts):
         assert self.task is not None
         with extra_rollout(self, temperature=0.0, mode="eval"):
             _, ids_of_rows, _, completions, *_ = self._generate([row["prompt"] for row in rows])
-        ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         mine = []
         for row, ids, completion in zip(rows, ids_of_rows, completions, strict=True):
             verdict = self.task.verify(
                 (row.get("prefill") or "") + (text_of(completion) or ""),
-                is_truncated=not ids or ids[-1] not in ends,
+                is_truncated=self.is_truncated(ids),
                 **{column: row[column] for column in self.task.columns},
             )
             mine.append({"outcome": str(verdict.outcome), "num_completion_tokens": len(ids)})

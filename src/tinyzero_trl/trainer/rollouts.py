@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,13 @@ from tinyzero_trl import storage
 from tinyzero_trl.rewards import text_of
 from tinyzero_trl.task import Outcome, Task
 from tinyzero_trl.trainer.problems import ROW_INDEX, Problems
+from tinyzero_trl.trainer.stopping import Stopping
 
 logger = logging.getLogger(__name__)
 NOT_RAW = ("prompt", "prefill", ROW_INDEX)
 
 
-class Rollouts(Problems):
+class Rollouts(Problems, Stopping):
     """Writes `rollouts/{train,eval}-<step>.parquet` and `metrics.jsonl`; adds accuracy, outcomes, lengths and seconds."""
 
     rewards_NF: torch.Tensor
@@ -64,7 +64,7 @@ class Rollouts(Problems):
         start = time.perf_counter()
         # The verdict on a response that ran into the token limit is another; rewards have to know what `_keep` knows.
         inputs = [
-            {**row, "is_truncated": self._is_truncated(ids)}
+            {**row, "is_truncated": self.is_truncated(ids)}
             for row, ids in zip(inputs, completion_ids_list, strict=True)
         ]
         rewards_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -115,10 +115,6 @@ class Rollouts(Problems):
         ) as error:  # a full disk must not end training here; saving a checkpoint says so with its own exit code
             logger.warning("metrics.jsonl: %s", error)
 
-    def _is_truncated(self, ids: Sequence[int]) -> bool:
-        """Whether a completion ends without one of the tokens that end it."""
-        return not ids or ids[-1] not in {*self.eos_token_ids, self.processing_class.pad_token_id}
-
     def _keep(self, inputs: list[dict[str, Any]], advantages: torch.Tensor) -> list[bool]:
         """Verify this process's responses, gather all of them, log their metrics and write their shard.
 
@@ -132,7 +128,7 @@ class Rollouts(Problems):
             inputs, *self._generated, advantages.tolist(), seeds, strict=True
         ):
             text = text_of(completion) or ""
-            is_truncated = self._is_truncated(ids)
+            is_truncated = self.is_truncated(ids)
             columns = {column: row[column] for column in self.task.columns}
             verdict = self.task.verify((row.get("prefill") or "") + text, is_truncated=is_truncated, **columns)
             raw = {key: value for key, value in row.items() if key not in NOT_RAW}

@@ -31,6 +31,7 @@ from tinyzero_trl.trainer.replay import Replay
 from tinyzero_trl.trainer.reward_workers import RewardWorkers
 from tinyzero_trl.trainer.rollouts import Rollouts
 from tinyzero_trl.trainer.state import ResumableState
+from tinyzero_trl.trainer.stopping import Stopping
 
 
 class TinyZeroTrainer(
@@ -54,6 +55,7 @@ class TinyZeroTrainer(
     Prefill,
     Adapter,
     ResumableState,
+    Stopping,
 ):
     """GRPOTrainer with rollouts kept, exact zero advantages, even micro-batches, guards and sealed checkpoints.
 

@@ -49,6 +49,7 @@ def _sizes(rows: int, steps: int, completion: int) -> tuple[str, ...]:
     return (
         f"trainer.per_device_train_batch_size={rows}",
         f"trainer.gradient_accumulation_steps={steps}",
+        "batching.completions_per_step=null",
         f"trainer.max_completion_length={completion}",
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from tinyzero_trl import batch_sizes
 from tinyzero_trl.algorithms import ALGORITHMS
 from tinyzero_trl.engine import tell_trl
 from tinyzero_trl.failures import ConfigError, nearest
@@ -55,10 +56,13 @@ def model_path(name: str) -> str:
     return str(Path(__file__).resolve().parent / "tiny") if name == "tiny" else name
 
 
-def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIPES) -> DictConfig:
+def compose(
+    argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIPES, num_processes: int | None = None
+) -> DictConfig:
     """The resolved run of a command line such as `+countdown=grpo-tiny trainer.max_steps=10`.
 
     program: `grpo` or `sft`; names the recipe all its runs share (`recipes/<program>.yaml`) and TRL's config class.
+    num_processes: those that train, for the batch; None: as many as the launcher says.
     Raises: ConfigError, on no or two recipes, an unknown recipe, key or type.
     """
     import hydra
@@ -99,6 +103,12 @@ def compose(argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIP
         raise ConfigError(f"trainer.run_name {str(cfg.trainer.run_name)!r:.80} {fault}")
     _check_untyped(cfg, program)
     if program == "grpo":
+        batch_sizes.settle(
+            cfg,
+            num_processes=num_processes or int(os.environ.get("WORLD_SIZE", "1")),
+            in_recipe={key for content in contents.values() for key in _keys(content)},
+            in_words={item.lstrip("+").partition("=")[0] for item in overrides},
+        )
         tell_trl(cfg)
     OmegaConf.set_struct(cfg, True)
     return cfg
@@ -210,6 +220,12 @@ def _at_home(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _at_home(item) for key, item in value.items()}
     return os.path.expanduser(value) if isinstance(value, str) and (value == "~" or value.startswith("~/")) else value
+
+
+def _keys(content: Any) -> Iterator[str]:
+    """The keys that a recipe file sets in the sections a batch is stated in: `trainer.x`, `batching.y`."""
+    for section in ("trainer", "batching"):
+        yield from (f"{section}.{key}" for key in content.get(section) or {})
 
 
 @cache

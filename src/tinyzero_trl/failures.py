@@ -100,8 +100,8 @@ PATIENCE = 5.0
 OUT_OF_MEMORY_EXIT = 5
 OUT_OF_MEMORY_ADVICE = (
     "out of memory: set trainer.gradient_checkpointing=true or lower batching.max_tokens_per_microbatch, with which the run "
-    "can be continued; or, as a new run, lower trainer.per_device_train_batch_size (raise trainer.gradient_accumulation_steps "
-    "by as much) or trainer.max_completion_length"
+    "can be continued; or, as a new run, lower trainer.per_device_train_batch_size (and raise trainer.gradient_accumulation_steps "
+    "by as much where batching.completions_per_step is null) or trainer.max_completion_length"
 )
 
 

@@ -13,7 +13,18 @@ if __name__ == "__main__":
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL sends a ping as a trainer is made; 0 allows it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-from tinyzero_trl import checks, combinations, config, engine, estimate, record, reward_parameters, run_folder, stopping
+from tinyzero_trl import (
+    batch_sizes,
+    checks,
+    combinations,
+    config,
+    engine,
+    estimate,
+    record,
+    reward_parameters,
+    run_folder,
+    stopping,
+)
 from tinyzero_trl.failures import exit_code_of
 
 
@@ -36,6 +47,7 @@ def train(words: Sequence[str]) -> int:
         warnings = estimate.warnings(cfg, num_processes=num_processes)
         for line in [*combinations.advice(cfg, num_processes=num_processes), *engine.notes(cfg), *warnings]:
             print(f"note: {line}", file=sys.stderr, flush=True)
+        print(f"batch: {batch_sizes.shown(cfg, num_processes=num_processes)}", flush=True)
     tokenizer = checks.tokenizer_of(cfg)
     stopping.check_stop(cfg.generation.stop, name="generation.stop", tokenizer=tokenizer)
     train_rows, eval_rows = checks.rows(cfg, chosen)

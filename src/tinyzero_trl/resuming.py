@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinyzero_trl import manifest
+from tinyzero_trl import batch_sizes, manifest
 from tinyzero_trl.failures import ConfigError, first_line
 from tinyzero_trl.record import plain_record
 from tinyzero_trl.redaction import redacted
@@ -54,10 +54,17 @@ def record_of(path: Path) -> DictConfig:
 
 def check_same_run(path: Path, cfg: DictConfig) -> None:
     """Raises: ConfigError with each key that was changed and must not be, its old value and its new one."""
+    before = record_of(path)
+    # What follows from the batch and the number of processes: `check_world` judges the latter.
+    follow = [
+        f"trainer.{follows}"
+        for key, follows in batch_sizes.FOLLOWS.items()
+        if cfg.batching[key] is not None and OmegaConf.select(before, f"batching.{key}") == cfg.batching[key]
+    ]
     changes = [
         f"{key} was {old if old is ABSENT else repr(old)} and is now {new if new is ABSENT else repr(new)}"
-        for key, old, new in _differences(record_of(path), cfg)
-        if not MAY_CHANGE.fullmatch(key)
+        for key, old, new in _differences(before, cfg)
+        if not MAY_CHANGE.fullmatch(key) and key not in follow
     ]
     if changes:
         raise ConfigError(f"cannot continue {path}: {'; '.join(changes)}")

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 @dataclass
 class BatchingSettings:
-    """Work left out of the training phase; the gradient of an optimizer step stays TRL's up to rounding."""
+    """The batch of an optimizer step, and work left out of the training phase; its gradient stays TRL's up to rounding."""
 
     skip_constant_groups: bool = True
     """Rows whose advantage is 0 are left out of old-logprob, forward and backward passes, where the loss has no other term."""
@@ -22,6 +22,11 @@ class BatchingSettings:
     """Old log-probabilities are read off the loss's own forward pass where the rollouts are on-policy."""
     packing: bool = False
     """Rows are computed end to end without padding; needs an attention implementation for variable lengths."""
+    completions_per_step: int | None = None
+    """Completions of an optimizer step, all processes together; trainer.gradient_accumulation_steps follows from it. null: it is
+    trainer.per_device_train_batch_size x processes x trainer.gradient_accumulation_steps."""
+    completions_per_rollout: int | None = None
+    """Completions generated at once, all processes together; trainer.steps_per_generation follows from it. null: those of one step."""
 
 
 @dataclass

@@ -29,9 +29,12 @@ def main(argv: Sequence[str]) -> int:
     arguments, words = parser.parse_known_args(argv)
     if not any(word.startswith("+") for word in words):
         raise ValueError("no recipe given; `tinyzero recipes` lists them")
-    cfg = compose(words)
+    name, number = _launched(words)
+    cfg = compose(words, num_processes=arguments.processes or number)
     shape = shape_of(str(cfg.model.model_name_or_path), revision=cfg.model.model_revision)
-    sharding = _sharding(cfg, words, arguments.accelerate_config, arguments.processes)
+    sharding = _sharding(
+        cfg, arguments.accelerate_config or (None if cfg.trainer.use_cpu else name), arguments.processes or number
+    )
     plan = plan_of(cfg, shape, sharding, prompt=arguments.prompt_tokens)
     card = _card(arguments.gpu, is_cpu=sharding.is_cpu)
     memory = memory_of(plan, device_bytes=card.memory_gib * GIB if card else None)
@@ -65,27 +68,25 @@ def warnings(cfg: DictConfig, *, num_processes: int) -> list[str]:
     ]
 
 
-def _sharding(cfg: DictConfig, words: Sequence[str], name: str | None, processes: int | None) -> Sharding:
-    """As the recipe's own command has it, where the command line does not say otherwise."""
-    from tinyzero_trl.recipes import RECIPES, list_recipes
+def _launched(words: Sequence[str]) -> tuple[str, int]:
+    """Accelerate config and number of processes in the command of the recipe that these words name."""
+    from tinyzero_trl.recipes import list_recipes
 
-    if cfg.trainer.use_cpu:
-        config, number = "cpu", 1
-    else:
-        config, number = "ddp", 1
-        chosen = {tuple(word.lstrip("+").partition("=")[::2]) for word in words if word.startswith("+")}
-        for recipe in list_recipes():
-            if (recipe.task, recipe.name) in chosen:
-                config, number = launched(recipe.command)
-    file = (
-        Path(name)
-        if name and name.endswith((".yaml", ".yml"))
-        else RECIPES / "accelerate_configs" / f"{name or config}.yaml"
-    )
+    chosen = {tuple(word.lstrip("+").partition("=")[::2]) for word in words if word.startswith("+")}
+    commands = [recipe.command for recipe in list_recipes() if (recipe.task, recipe.name) in chosen]
+    return launched(commands[0]) if commands else ("ddp", 1)
+
+
+def _sharding(cfg: DictConfig, name: str | None, num_processes: int) -> Sharding:
+    """What an accelerate config says, a file or one of ours by name; None: one process on the CPU."""
+    from tinyzero_trl.recipes import RECIPES
+
+    name = name or "cpu"
+    file = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / "accelerate_configs" / f"{name}.yaml"
     if not file.is_file():
         known = sorted(path.stem for path in (RECIPES / "accelerate_configs").glob("*.yaml"))
         raise ConfigError(f"there is no accelerate config {name!r}; there is {', '.join(known)}, or give a file")
-    return sharding_of(file, num_processes=processes or number)
+    return sharding_of(file, num_processes=num_processes)
 
 
 def launched(command: str) -> tuple[str, int]:

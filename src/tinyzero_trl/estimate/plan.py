@@ -7,6 +7,7 @@ from typing import Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from tinyzero_trl.batch_sizes import accumulated, generated_at_once
 from tinyzero_trl.estimate.shapes import Shape
 from tinyzero_trl.estimate.sharding import Sharding
 
@@ -96,16 +97,14 @@ def plan_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: int | 
     elif model.load_in_8bit:
         linear = 1.0
     lora = shape.lora_weights(int(model.lora_r), _targets(model)) if model.use_peft else None
-    rows, micro_steps = int(trainer.per_device_train_batch_size), int(trainer.gradient_accumulation_steps)
-    trained_rows = rows * micro_steps
+    rows = int(trainer.per_device_train_batch_size)
+    trained_rows = rows * accumulated(cfg, num_processes=sharding.num_processes)
     longest = prompt or (30 if str(model.model_name_or_path) == "tiny" else PROMPT_TOKENS)
     completion = int(trainer.max_completion_length)
     budget = batching.max_tokens_per_microbatch
     if budget is not None:
         rows = max(1, int(budget) // (longest + completion))
-    steps = int(trainer.steps_per_generation or micro_steps)
-    total = trainer.generation_batch_size or int(trainer.per_device_train_batch_size) * sharding.num_processes * steps
-    generated_rows = int(total) // sharding.num_processes
+    generated_rows = generated_at_once(cfg, num_processes=sharding.num_processes) // sharding.num_processes
     steps_per_rollout = int(trainer.num_iterations) * generated_rows / trained_rows
     corrects = bool(trainer.use_vllm) and bool(trainer.vllm_importance_sampling_correction)
     return Plan(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tinyzero_trl import demo as story
 from tinyzero_trl.config import model_path
 
 SMALL = [
@@ -95,3 +96,20 @@ def test_no_held_out_problem_of_the_demo_is_trained_on(tmp_path: Path) -> None:
         used = [{"nums": row["nums"], "target": row["target"]} for row in rows.to_list()]
         assert {countdown.split_of(row) for row in used} == {split}
         assert keys.isdisjoint(map(countdown.key_of, used))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "-1"], "--steps must be at least 1, got -1"),
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--seed", "-1"], "--seed must be at least 0 and at most 4294967295, got -1"),
+        (["--seed", "4294967296"], "--seed must be at least 0"),
+        (["trainer.temperature=nan"], "trainer.temperature must be more than 0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_the_demo_begins(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        story.main(words)
+    assert not list(tmp_path.iterdir())

@@ -12,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl import reward_parameters
 from tinyzero_trl.config import model_path, nearest
+from tinyzero_trl.earned import FROM_TRL, is_for_trl
 from tinyzero_trl.failures import ConfigError, first_line
 from tinyzero_trl.method import check_method
-from tinyzero_trl.rewards import columns_of
+from tinyzero_trl.rewards import columns_of, reward_fault
 from tinyzero_trl.schema import DATA_KEYS
-from tinyzero_trl.task import FormatFn, RewardFn, Row, Task, prompts, resolve
+from tinyzero_trl.task import FormatFn, RewardFn, Row, Task, loaded, prompts, resolve
 from tinyzero_trl.tasks import find_task
 from tinyzero_trl.tokens import prompt_ids, prompts_ids, tokenizer_of
 
@@ -54,8 +55,9 @@ def parts(cfg: DictConfig) -> Parts:
             str(name): resolve(str(name), among=task.rewards, kind=f"reward of task {task.name}")
             for name in cfg.rewards
         }
-        for reward in named.values():
-            columns_of(reward)
+        for name, reward in named.items():
+            if fault := reward_fault(reward):
+                raise ConfigError(f"reward {name} {fault}")
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
     if not named:
@@ -63,6 +65,7 @@ def parts(cfg: DictConfig) -> Parts:
     if not any(weight for weight in cfg.rewards.values()) or not all(math.isfinite(w) for w in cfg.rewards.values()):
         raise ConfigError(f"rewards need finite weights, one of them not 0, got {OmegaConf.to_container(cfg.rewards)}")
     reward_parameters.parameters(cfg, named)
+    _check_best_metric(cfg, task, named)
     _check_data_keys(cfg, task)
     return Parts(task, format_fn, named)
 
@@ -107,6 +110,11 @@ def check_rows(
         raise ConfigError(
             f"{name} rows have no column {column!r}, which {', '.join(readers)} reads; they have {', '.join(dataset.column_names)}"
         )
+    reserved = {"completion", *FROM_TRL} & set(dataset.column_names)
+    if reserved and (reserved != {"completion"} or "completion" in wanted):
+        raise ConfigError(
+            f"{name} rows have a column {', '.join(sorted(reserved))}, a name that TRL keeps for what it passes to rewards; rename it"
+        )
     num_needed = math.ceil(generation_batch_size / cfg.trainer.num_generations)
     if name == "train" and len(dataset) < num_needed:
         raise ConfigError(
@@ -148,6 +156,34 @@ def check_curriculum(cfg: DictConfig, dataset: Dataset, *, num_needed: int) -> N
         )
 
 
+def _check_best_metric(cfg: DictConfig, task: Task, rewards: Mapping[str, RewardFn]) -> None:
+    """transformers looks the metric up after the first evaluation, and raises KeyError there."""
+    if cfg.trainer.metric_for_best_model is None:
+        return
+    name = str(cfg.trainer.metric_for_best_model).removeprefix("eval_")
+    shares = [
+        f"{kind}accuracy{bound}"
+        for kind in ("", "greedy_")[: 1 + cfg.evaluation.greedy]
+        for bound in ("", "_low", "_high")
+    ]
+    known = [
+        *shares,
+        *(["greedy_length"] if cfg.evaluation.greedy else []),
+        *("loss", "reward", "reward_std", "entropy", "frac_reward_zero_std", "runtime"),
+        *(["kl"] if cfg.trainer.beta else []),
+        *(f"completions/{what}" for what in ("mean_length", "max_length", "min_length", "clipped_ratio")),
+        *(f"completions/{what}_terminated_length" for what in ("mean", "max", "min")),
+        *(f"outcomes/{outcome}" for outcome in task.outcomes),
+        *task.behaviours,
+        *(f"rewards/{reward}/{what}" for reward in rewards for what in ("mean", "std", "rejected")),
+    ]
+    # A reward written for TRL may log metrics of its own.
+    if name not in known and not any(is_for_trl(reward) for reward in rewards.values()):
+        raise ConfigError(
+            f"trainer.metric_for_best_model: evaluation gives no {name!r}; it gives {', '.join(known)}{nearest(name, known)}"
+        )
+
+
 def _check_data_keys(cfg: DictConfig, task: Task) -> None:
     takes = [name for name, item in inspect.signature(task.load).parameters.items() if item.kind is item.KEYWORD_ONLY]
     known = sorted({*DATA_KEYS, *takes} - {"split", "num_rows"})
@@ -160,7 +196,7 @@ def _check_data_keys(cfg: DictConfig, task: Task) -> None:
 
 def _load(chosen: Parts, *, split: str, num_rows: int | None, **arguments: Any) -> Dataset:
     try:
-        dataset = chosen.task.load(split=split, num_rows=num_rows, **arguments)
+        dataset = loaded(chosen.task, split=split, num_rows=num_rows, **arguments)
         if len(dataset) == 0:
             raise ConfigError(f"data.source {arguments['source']}: the {split} split is empty")
         return prompts(dataset, chosen.format_fn)

@@ -5,7 +5,9 @@ What cannot be right is refused (`check_combinations`); what may be meant is ans
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.failures import ConfigError, first_line, nearest
 
 CHANGES_DISTRIBUTION = (
     *("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
@@ -25,9 +27,17 @@ OF_THE_TRAINER = ("temperature", "seed", "n", "logprobs", "max_tokens", "prompt_
 OWN_KEYS = {"temperature": "trainer.temperature", "max_tokens": "trainer.max_completion_length", "seed": "trainer.seed"}
 TRACKERS = {
     "wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow", "comet_ml": "comet_ml",
-    "swanlab": "swanlab", "clearml": "clearml",
+    "swanlab": "swanlab", "clearml": "clearml", "neptune": "neptune", "codecarbon": "codecarbon", "dagshub": "dagshub",
+    "dvclive": "dvclive", "flyte": "flytekit", "azure_ml": "azureml", "kubeflow": "kubeflow",
 }  # fmt: skip
 """Module by name in `trainer.report_to`."""
+PACKAGES = {"azure_ml": "azureml-mlflow", "flyte": "flytekit"}
+"""What installs a tracker, where its package has another name."""
+ATTENTION = {
+    "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
+    "flash_attention_3": ("flash_attn_interface", "build it from github.com/Dao-AILab/flash-attention, folder hopper"),
+}
+"""Module, and what installs it, of attention implementations beside PyTorch's own; the package `kernels` fetches either."""
 COARSE_STEP = 1e-4
 """Learning rate below which Adam's steps vanish in bfloat16: a weight of 0.02 has neighbours 6e-5 to 1.2e-4 away."""
 
@@ -38,6 +48,12 @@ def check_combinations(cfg: DictConfig, *, num_processes: int = 1) -> None:
         for fault in finds(cfg):
             raise ConfigError(fault)
     for fault in _process_faults(cfg, num_processes):
+        raise ConfigError(fault)
+
+
+def check_trackers(cfg: DictConfig) -> None:
+    """Whether what `trainer.report_to` names is there. Raises: ConfigError with what installs it."""
+    for fault in _tracker_faults(cfg):
         raise ConfigError(fault)
 
 
@@ -88,6 +104,8 @@ def advice(cfg: DictConfig, *, num_processes: int = 1) -> list[str]:
 
 def check_installed(cfg: DictConfig) -> None:
     """Whether what the run needs beside our own dependencies is there. Raises: ConfigError with the command that installs it."""
+    if fault := attention_fault(cfg.model.attn_implementation):
+        raise ConfigError(f"model.attn_implementation={cfg.model.attn_implementation}{fault}")
     wanted = [key for key in ("load_in_4bit", "load_in_8bit") if cfg.model[key]]
     named = [f"model.{key}=true" for key in wanted]
     if any(word in str(cfg.trainer.optim) for word in ("8bit", "paged_", "bnb")):
@@ -97,6 +115,74 @@ def check_installed(cfg: DictConfig) -> None:
         raise ConfigError(
             f"{' and '.join(named)} needs bitsandbytes: pip install -e '.[quantization]'{instead if len(named) > 1 else ''}"
         )
+
+
+def check_optimizer(args: Any) -> None:
+    """Whether the optimizer and the schedule can be made, and read every argument they are given. Raises: ConfigError.
+
+    args: TRL's config object, whose own checks know the names.
+    """
+    import torch
+    from transformers import Trainer, get_scheduler
+
+    weight = torch.nn.Parameter(torch.zeros(1))
+    faults = (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
+    try:
+        optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(args)
+        if optimizer_class.__module__.startswith("torch.optim"):
+            optimizer_class([weight], **arguments)
+    except faults as error:
+        if "pass a" not in str(error):  # GaLore and its like want the model, which is not loaded
+            given = f" trainer.optim_args={args.optim_args}" if args.optim_args else ""
+            raise ConfigError(f"trainer.optim={args.optim.value}{given}: {first_line(error)}") from error
+    else:
+        for item in (args.optim_args or "").replace(" ", "").split(",") if args.optim_args else []:
+            # Where another value makes no difference, nothing reads it.
+            probe = copy.copy(args)
+            probe.optim_args = f"{item.partition('=')[0]}=0.123"
+            bare = copy.copy(args)
+            bare.optim_args = None
+            try:
+                is_idle = Trainer.get_optimizer_cls_and_kwargs(probe) == Trainer.get_optimizer_cls_and_kwargs(bare)
+            except faults:
+                continue  # it is read: 0.123 is no value for it
+            if is_idle:
+                raise ConfigError(f"trainer.optim_args: {item}: trainer.optim={args.optim.value} reads no such argument; leave it out")  # fmt: skip
+    kind, given = args.lr_scheduler_type, dict(args.lr_scheduler_kwargs or {})
+    try:
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        scheduler = get_scheduler(
+            kind, optimizer, num_warmup_steps=0, num_training_steps=10, scheduler_specific_kwargs=given
+        )
+        if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            for _ in range(9):
+                optimizer.step()
+                scheduler.step()
+            if not all(math.isfinite(rate) for rate in scheduler.get_last_lr()):
+                raise ValueError("the learning rate is no number")
+    except (*faults, ArithmeticError, AssertionError) as error:
+        raise ConfigError(f"trainer.lr_scheduler_kwargs={given} with trainer.lr_scheduler_type={kind.value}: {first_line(error)}") from error  # fmt: skip
+
+
+def attention_fault(name: str | None) -> str | None:
+    """What is wrong with an attention implementation, behind its name; None where it is one that is installed."""
+    if name is None:
+        return None
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = ["eager", *(key for key in ALL_ATTENTION_FUNCTIONS.valid_keys() if "paged" not in key)]
+    has_kernels = importlib.util.find_spec("kernels") is not None
+    plain = name.removeprefix("paged|")
+    if "/" in plain:
+        return None if has_kernels else " is a kernel of the hub, which needs kernels: pip install kernels; or use sdpa"
+    if plain not in known and plain not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        return f": there is no {name!r}; there is {', '.join(known)}{nearest(name, known)}"
+    module, install = ATTENTION.get(plain, ("torch", ""))
+    if importlib.util.find_spec(module) is None and not has_kernels:
+        return f" needs {module}: {install}; or pip install kernels; without it: model.attn_implementation=sdpa"
+    if plain not in known[:1] and plain.startswith("flash_attention") and plain not in ATTENTION and not has_kernels:
+        return " is not installed: pip install kernels; without it: model.attn_implementation=sdpa"
+    return None
 
 
 def _generation_faults(cfg: DictConfig) -> Iterator[str]:
@@ -192,8 +278,10 @@ def _process_faults(cfg: DictConfig, num_processes: int) -> Iterator[str]:
 
 def _tracker_faults(cfg: DictConfig) -> Iterator[str]:
     for name in _trackers(cfg.trainer):
+        if name not in (*TRACKERS, "none", "all", "None"):
+            yield f"trainer.report_to: there is no {name!r}; there is none, all, {', '.join(TRACKERS)}{nearest(name, TRACKERS)}"
         if name in TRACKERS and importlib.util.find_spec(TRACKERS[name]) is None:
-            yield f"trainer.report_to has {name}, which is not installed; pip install {name}, or set trainer.report_to=none"
+            yield f"trainer.report_to has {name}, which is not installed; pip install {PACKAGES.get(name, name)}, or set trainer.report_to=none"
 
 
 def _trackers(trainer: Any) -> list[str]:

@@ -42,6 +42,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.problems < 1:
         raise ValueError(f"--problems must be at least 1, got {arguments.problems}")
+    if arguments.steps is not None and arguments.steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {arguments.steps}")
+    if not 0 <= arguments.seed < 2**32:
+        raise ValueError(f"--seed must be at least 0 and at most {2**32 - 1}, got {arguments.seed}")
     run_folder = arguments.output_dir or Path("outputs/countdown") / f"grpo-tiny-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     words = [RECIPE, f"output_dir={run_folder}", f"trainer.seed={arguments.seed}", f"data.seed={arguments.seed}"]
     if arguments.steps is not None:
@@ -56,11 +60,13 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
     from tinyzero_trl import evaluation, scores
     from tinyzero_trl.config import compose
     from tinyzero_trl.evaluation_plan import Settings
+    from tinyzero_trl.method import check_method
     from tinyzero_trl.report import write_report
 
     console = Console(highlight=False, soft_wrap=True)
     seconds_by_phase: dict[str, float] = {}
     cfg = compose(words)
+    check_method(cfg)
     if run_folder.exists() and any(run_folder.iterdir()):
         raise ValueError(f"--output_dir {run_folder} is not empty, and a run never overwrites another")
     storage.probe(run_folder)

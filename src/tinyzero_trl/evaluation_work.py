@@ -11,7 +11,7 @@ from tinyzero_trl import benchmarks, unfinished
 from tinyzero_trl.answering import Draw, prompt_ids_of, room
 from tinyzero_trl.evaluation_plan import Plan, Settings, request
 from tinyzero_trl.stopping import check_stop
-from tinyzero_trl.task import Row, prompts, resolve
+from tinyzero_trl.task import Row, loaded, prompts, resolve
 
 SHARD = {"transformers": 256, "server": 2048, "colocate": 2048}
 """Completions a stopped evaluation loses at most: a batch of our sampler's; of vLLM's more, for its last ones run alone."""
@@ -70,7 +70,7 @@ def rows_of(plan: Plan, settings: Settings) -> list[Row]:
     if settings.benchmark:
         raw = datasets.Dataset.from_list(benchmarks.load(settings.benchmark, num_rows=plan.n, seed=settings.seed))
     else:
-        raw = plan.task.load(split=settings.split, num_rows=plan.n, seed=settings.seed, **plan.data)
+        raw = loaded(plan.task, split=settings.split, num_rows=plan.n, seed=settings.seed, **plan.data)
     worded = prompts(raw, resolve(plan.format, among=plan.task.formats, kind="format"))
     rows: list[Row] = worded.to_list()
     return rows

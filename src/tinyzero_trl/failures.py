@@ -176,7 +176,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _marks(word: str) -> list[str]:
-    return [part for part in re.split(r"[_.-]", word.lower()) if len(part) == 1 or re.search(r"\d", part)]
+    parts = re.split(r"[_.-]", word.lower())
+    return re.findall(r"\d+", word) + [part for part in parts if len(part) == 1]
 
 
 def first_line(error: BaseException) -> str:

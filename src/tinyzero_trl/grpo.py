@@ -52,6 +52,7 @@ def train(words: Sequence[str]) -> int:
     stopping.check_stop(cfg.generation.stop, name="generation.stop", tokenizer=tokenizer)
     train_rows, eval_rows = checks.rows(cfg, chosen)
     args = config.trainer_arguments(cfg, program="grpo", reward_weights=list(cfg.rewards.values()))
+    combinations.check_optimizer(args)
     checks.check_rows(cfg, chosen, train_rows, tokenizer, generation_batch_size=args.generation_batch_size)
     if eval_rows is not None:
         checks.check_rows(cfg, chosen, eval_rows, tokenizer, generation_batch_size=0, name="evaluation")

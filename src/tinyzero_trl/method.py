@@ -51,13 +51,50 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "min_p": (0, 1, True),
     "top_entropy_quantile": (0, 1, False),
     "vllm_gpu_memory_utilization": (0, 1, False),
+    "seed": (0, 2**32 - 1, True),
+    "data_seed": (0, 2**32 - 1, True),
+    "num_train_epochs": (0, math.inf, True),
+    "warmup_steps": (0, math.inf, True),
+    "adam_beta1": (0, 1, True),
+    "adam_beta2": (0, 1, True),
+    "adam_epsilon": (0, math.inf, False),
+    "logging_steps": (0, math.inf, False),
+    "eval_steps": (0, math.inf, False),
+    "save_steps": (0, math.inf, False),
+    "eval_delay": (0, math.inf, True),
+    "eval_accumulation_steps": (1, math.inf, True),
+    "torch_empty_cache_steps": (1, math.inf, True),
+    "dataloader_num_workers": (0, math.inf, True),
+    "dataloader_prefetch_factor": (1, math.inf, True),
+    "ddp_timeout": (1, math.inf, True),
+    "ddp_bucket_cap_mb": (1, math.inf, True),
+    "label_smoothing_factor": (0, 1, True),
+    "generation_batch_size": (1, math.inf, True),
+    "vllm_max_model_length": (1, math.inf, True),
+    "vllm_tensor_parallel_size": (1, math.inf, True),
+    "ref_model_mixup_alpha": (0, 1, True),
+    "ref_model_sync_steps": (1, math.inf, True),
+    "sapo_temperature_neg": (0, math.inf, False),
+    "sapo_temperature_pos": (0, math.inf, False),
+    "pad_to_multiple_of": (1, math.inf, True),
+    "max_length": (1, math.inf, True),
 }
 """(low, high, low is allowed) by trainer key."""
+MODEL_RANGES: dict[str, tuple[float, float, bool]] = {
+    "lora_r": (1, math.inf, True),
+    "lora_alpha": (0, math.inf, False),
+    "lora_dropout": (0, 1, True),
+}
+"""The same of `model`."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+STEPS = ("logging", "eval", "save")
+"""What happens every so many steps; below 1 it is a share of the run."""
 
 
 def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
     """Ranges, and combinations that TRL accepts and that break learning. Raises: ConfigError."""
     trainer = cfg.trainer
+    check_numbers(cfg)
     if cfg.give_up_after < 0:
         raise ConfigError(f"give_up_after must be 0 or more, got {cfg.give_up_after}")
     if cfg.max_generated_tokens is not None and (cfg.max_generated_tokens < 1 or cfg.trainer.warmup_steps):
@@ -65,22 +102,6 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
             f"max_generated_tokens must be at least 1, and its learning rate has no warm-up; got {cfg.max_generated_tokens} "
             f"with trainer.warmup_steps {cfg.trainer.warmup_steps:g}"
         )
-    for key, allowed in CHOICES.items():
-        value = trainer.get(key)
-        if value is not None and str(value) not in allowed:
-            raise ConfigError(
-                f"trainer.{key}: there is no {value!r}; there is {', '.join(allowed)}{nearest(str(value), allowed)}"
-            )
-    for key, (low, high, is_low_allowed) in RANGES.items():
-        value = trainer.get(key)
-        if value is None:
-            continue
-        if not math.isfinite(value) or value > high or value < low or (value == low and not is_low_allowed):
-            bound = f"at least {low:g}" if is_low_allowed else f"more than {low:g}"
-            bound += f" and at most {high:g}" if math.isfinite(high) else ""
-            raise ConfigError(f"trainer.{key} must be {bound}, got {value:g}")
-    if trainer.max_steps == 0 or (trainer.max_steps < 0 and trainer.num_train_epochs <= 0):
-        raise ConfigError("the run would do nothing: set trainer.max_steps or trainer.num_train_epochs above 0")
     check_batching(cfg)
     _check_batches(trainer, num_processes)
     check_algorithm(cfg, num_processes=num_processes)
@@ -96,6 +117,56 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
         raise ConfigError(
             "trainer.sync_ref_model does not work with model.use_peft: the reference is the model without its adapter"
         )
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Words and numbers of `trainer` and `model`, of any program, each by itself. Raises: ConfigError."""
+    trainer = cfg.trainer
+    for key, allowed in CHOICES.items():
+        value = trainer.get(key)
+        if value is not None and str(value) not in allowed:
+            raise ConfigError(
+                f"trainer.{key}: there is no {value!r}; there is {', '.join(allowed)}{nearest(str(value), allowed)}"
+            )
+    for section, ranges in (("trainer", RANGES), ("model", MODEL_RANGES)):
+        for key, value in cfg[section].items():
+            if type(value) in (int, float):
+                low, high, is_low_allowed = ranges.get(key, (-math.inf, math.inf, True))
+                _check_range(f"{section}.{key}", value, low, high, is_low_allowed)
+    for key in ("seed", "num_train_rows", "num_eval_rows"):
+        value = cfg.data.get(key) if "stages" not in cfg else None
+        if value is not None and type(value) is not int:
+            raise ConfigError(f"data.{key} must be a whole number, got {value!r}")
+        if value is not None:
+            _check_range(f"data.{key}", value, 1 if key == "num_train_rows" else 0, 2**32 - 1, True)
+    if trainer.max_steps < -1:
+        raise ConfigError(
+            f"trainer.max_steps must be at least 1, or -1 where trainer.num_train_epochs decides; got {trainer.max_steps}"
+        )
+    if trainer.max_steps == 0 or (trainer.max_steps < 0 and trainer.num_train_epochs <= 0):
+        raise ConfigError("the run would do nothing: set trainer.max_steps or trainer.num_train_epochs above 0")
+    for name in STEPS:
+        value = trainer[f"{name}_steps"]
+        if value is not None and value >= 1 and value != int(value):
+            raise ConfigError(
+                f"trainer.{name}_steps must be a whole number of steps, or a share below 1; got {value:g}"
+            )
+    for key, value in (*((f"trainer.adam_beta{n}", trainer[f"adam_beta{n}"]) for n in (1, 2)), ("model.lora_dropout", cfg.model.lora_dropout)):  # fmt: skip
+        if value == 1:
+            raise ConfigError(f"{key} must be below 1, got 1")
+    dtype = str(cfg.model.dtype)
+    if cfg.model.dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"model.dtype: there is no {dtype!r}; there is {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
+
+
+def _check_range(key: str, value: float, low: float, high: float, is_low_allowed: bool) -> None:
+    if math.isfinite(value) and low <= value <= high and (value != low or is_low_allowed):
+        return
+    if not math.isfinite(low):
+        raise ConfigError(f"{key} must be a finite number, got {value:g}")
+    bound = f"at least {low:g}" if is_low_allowed else f"more than {low:g}"
+    bound += f" and at most {high:.10g}" if math.isfinite(high) else ""
+    raise ConfigError(f"{key} must be {bound}, got {value if isinstance(value, int) else format(value, 'g')}")
 
 
 def _check_batches(trainer: Any, num_processes: int) -> None:

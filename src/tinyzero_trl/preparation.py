@@ -16,9 +16,9 @@ from tinyzero_trl import hub, storage
 from tinyzero_trl.benchmarks import BENCHMARKS, chosen, load
 from tinyzero_trl.failures import explained
 from tinyzero_trl.overlap import overlaps
-from tinyzero_trl.rewards import columns_of
+from tinyzero_trl.rewards import columns_of, for_trl, reward_fault
 from tinyzero_trl.rows import CARD
-from tinyzero_trl.task import Task, prompts, resolve
+from tinyzero_trl.task import Task, loaded, prompts, resolve
 from tinyzero_trl.tasks import find_task
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
         }
         data = keywords(task, arguments.data)
         where = {"source": arguments.source, "split_rule": arguments.split_rule, "seed": arguments.seed, **data}
-        rows_by_split = {split: task.load(split=split, num_rows=num_rows[split], **where) for split in num_rows}
+        rows_by_split = {split: loaded(task, split=split, num_rows=num_rows[split], **where) for split in num_rows}
         report: dict[str, Any] = {}
         if task.wording is not None:
             rows_by_split["train"], report = without_evaluations(
@@ -160,6 +160,18 @@ def check_rewards(task: Task, rows: Dataset) -> int:
     if task.solve is None:
         return 0
     reward = task.rewards[task.solved]
+    if fault := reward_fault(reward):
+        raise ValueError(f"reward {task.solved} {fault}")
+    batch = for_trl(reward, name=task.solved)
+
+    def score(response: str, row: dict[str, Any]) -> float | None:
+        completion: Any = response.removeprefix(row["prefill"] or "")
+        if not isinstance(row["prompt"], str):
+            completion = [{"role": "assistant", "content": completion}]
+        return batch([row["prompt"]], [completion], **{key: [value] for key, value in row.items() if key != "prompt"})[
+            0
+        ]
+
     sample = rows.select(range(min(NUM_CHECKED, len(rows)))).to_list()
     for index, row in enumerate(sample):
         columns = {column: row[column] for column in columns_of(reward)}
@@ -168,7 +180,7 @@ def check_rewards(task: Task, rows: Dataset) -> int:
             raise ValueError(f"test row {index} has no solution: {columns}")
         for text, expected in ((answer, 1.0), (f"{answer} + 1", 0.0)):
             response = (row["prefill"] or "<think>") + f" checked </think>\n<answer>{text}</answer>"
-            earned = reward(response, **columns)
+            earned = score(response, row)
             if earned != expected:
                 raise ValueError(f"test row {index}: the answer {text} earned {earned}, not {expected}: {columns}")
     return len(sample)

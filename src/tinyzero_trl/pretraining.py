@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.config import model_path
-from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.failures import ConfigError, nearest
 from tinyzero_trl.scratch import fixed_sentences, new_llama, train_tokenizer
 from tinyzero_trl.tasks import TASKS, countdown_traces, math_traces, multiplication_traces
 
@@ -43,7 +43,18 @@ def stages_of(cfg: Any) -> list[tuple[int, dict[str, dict[str, Any]]]]:
     """Seed and shares of each stage of a recipe, in order. Raises: ConfigError that names the stage and the key."""
     stages: Any = OmegaConf.to_container(cfg.stages)
     checked = []
+    if not stages:
+        raise ConfigError("stages is empty; a stage has a seed and, by task, num_rows")
+    for task in cfg.data:
+        if task not in TRACES:
+            raise ConfigError(f"data: there is no task {task!r} with traces; there is {', '.join(TRACES)}{nearest(str(task), TRACES)}")  # fmt: skip
+        if not isinstance(cfg.data[task], DictConfig):
+            raise ConfigError(f"data.{task} holds the arguments of its load, key: value; got {cfg.data[task]!r}")
+        if str(cfg.format) not in TASKS[task].formats:
+            raise ConfigError(f"format: task {task} has no {cfg.format!r}; it has {', '.join(TASKS[task].formats)}{nearest(str(cfg.format), TASKS[task].formats)}")  # fmt: skip
     for number, spec in enumerate(stages, start=1):
+        if not isinstance(spec, dict):
+            raise ConfigError(f"stages: stage {number} must have a seed and, by task, num_rows; got {spec!r}")
         shares = {task: share for task, share in spec.items() if task != "seed"}
         if type(spec.get("seed")) is not int:
             raise ConfigError(f"stages: stage {number} needs seed, an integer")
@@ -52,6 +63,8 @@ def stages_of(cfg: Any) -> list[tuple[int, dict[str, dict[str, Any]]]]:
                 raise ConfigError(
                     f"stages: stage {number} draws from {task!r}; there is {', '.join(sorted(set(TRACES) & set(cfg.data)))}"
                 )
+            if not isinstance(share, dict):
+                raise ConfigError(f"stages: stage {number}: {task} must have num_rows, got {share!r}")
             unknown = set(share) - {"num_rows", *TRACES[task].HABITS}
             if unknown or type(share.get("num_rows")) is not int:
                 raise ConfigError(

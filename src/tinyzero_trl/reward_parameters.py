@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.algorithm_checks import generation_batch_size
-from tinyzero_trl.earned import FROM_TRAINER, OverGroup
+from tinyzero_trl.earned import FROM_TRAINER, FROM_TRL, OverGroup, is_for_trl
 from tinyzero_trl.failures import ConfigError, nearest
 from tinyzero_trl.task import RewardFn
 
@@ -46,6 +46,8 @@ def parameters(cfg: DictConfig, rewards: Mapping[str, RewardFn]) -> dict[str, di
 
 def check_groups(cfg: DictConfig, rewards: Mapping[str, RewardFn], *, num_processes: int) -> None:
     """Whether rewards over groups see whole groups. Raises: ConfigError."""
+    if whole := sorted(name for name in cfg.reward_workers.rewards if is_for_trl(rewards[name])):
+        raise ConfigError(f"reward_workers.rewards: {', '.join(whole)} takes whole batches, as TRL calls it, and is computed in the trainer; leave it out")  # fmt: skip
     names = [name for name, reward in rewards.items() if isinstance(reward, OverGroup)]
     if not names:
         return
@@ -74,5 +76,5 @@ def _settable(reward: RewardFn) -> dict[str, Any]:
     return {
         name: item.default
         for name, item in inspect.signature(reward).parameters.items()
-        if type(item.default) in (int, float, bool, str) and name not in FROM_TRAINER
+        if type(item.default) in (int, float, bool, str) and name not in (*FROM_TRAINER, *FROM_TRL)
     }

@@ -9,7 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tinyzero_trl.answer import split_response
-from tinyzero_trl.earned import FROM_TRAINER, HIGH, LOW, Earned, Job, OverGroup, earn, earn_in_groups
+from tinyzero_trl.earned import (
+    FROM_TRAINER,
+    FROM_TRL,
+    HIGH,
+    LOW,
+    Earned,
+    Job,
+    OverGroup,
+    earn_all,
+    earn_batch,
+    earn_in_groups,
+    is_for_trl,
+)
 from tinyzero_trl.task import Outcome, RewardFn, Verdict
 
 logger = logging.getLogger(__name__)
@@ -35,7 +47,38 @@ def ladder(verdict: Verdict) -> float:
 
 def columns_of(reward: RewardFn) -> tuple[str, ...]:
     """The columns a row must have for `reward`: its parameters after the response that have no default."""
-    return tuple(key for key, parameter in _columns(reward).items() if parameter.default is inspect.Parameter.empty)
+    given = FROM_TRL if is_for_trl(reward) else ()
+    named = _columns(reward).items()
+    return tuple(key for key, one in named if one.default is inspect.Parameter.empty and key not in given)
+
+
+def reward_fault(reward: Any) -> str | None:
+    """Why `reward` is none, behind its name; None where it is one of ours, f(response, *, columns), or one written for TRL."""
+    if not callable(reward):
+        return f"is a {type(reward).__name__}, and a reward is a function: def reward(response, *, column, ...)"
+    if inspect.isclass(reward):
+        return f"is a class; name a function, or an instance of it: {reward.__name__.lower()} = {reward.__name__}()"
+    for function in (reward, getattr(reward, "__call__", None)):  # noqa: B004 the method itself is looked at
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            return "yields; a reward returns a number, or None where it does not apply"
+    try:
+        parameters = list(inspect.signature(reward).parameters.values())
+        named = _columns(reward)
+    except (ValueError, TypeError) as error:
+        return f"is no reward: {error}"
+    first = 0 if is_for_trl(reward) else 1
+    if bare := [one.name for one in parameters[first:] if one.kind is inspect.Parameter.POSITIONAL_ONLY]:
+        return f"takes {', '.join(bare)} by place alone; columns are given by name: def reward(response, *, {bare[0]})"
+    if is_for_trl(reward):
+        return None
+    if taken := [name for name in named if name in FROM_TRL and name not in FROM_TRAINER]:
+        return (
+            f"reads {', '.join(taken)}, which TRL passes for a whole batch; write it as TRL calls it, "
+            "def reward(prompts, completions, **kwargs), or name the parameter otherwise"
+        )
+    if bare := [name for name in FROM_TRAINER if name in named and named[name].default is inspect.Parameter.empty]:
+        return f"reads {', '.join(bare)}, which training alone gives; write {bare[0]}=None"
+    return None
 
 
 class Workers(Protocol):
@@ -70,7 +113,9 @@ def for_trl(
 class BatchReward:
     """A reward over a batch. One sample never ends the run.
 
-    The response is the row's `prefill` (none: "") plus the completion, a text or chat messages. The reward gets only
+    A reward written for TRL, f(prompts, completions, **kwargs), gets what TRL passes, the completions without the prefill (which ends
+    the prompt, and is the column `prefill`). Any other is called for each response:
+    the response is the row's `prefill` (none: "") plus the completion, a text or chat messages. The reward gets only
     the columns that its signature names. A completion of another shape earns 0.0; a reward that raises, is not a number,
     not finite or outside [low, high] becomes None (TRL leaves it out of the group). Each kind of trouble is logged once;
     the share of such samples is the metric `rewards/<name>/rejected`, of those that workers lost `rewards/<name>/lost`.
@@ -93,12 +138,13 @@ class BatchReward:
         self._reward, self._low, self._high = reward, low, high
         self._parameters, self._fixed = _columns(reward), dict(parameters)
         self._required = columns_of(reward)
+        self._is_for_trl = is_for_trl(reward)
         self._reported: set[str] = set()
 
     def submit(self, completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> None:
         """Let the workers begin; where a column is not there yet, nothing begins before the call."""
         awaited = [*self._required, *(key for key in FROM_TRAINER if key in self._parameters)]
-        if self.workers is not None and all(key in columns for key in awaited):
+        if self.workers is not None and not self._is_for_trl and all(key in columns for key in awaited):
             jobs = self._jobs(completions, columns)
             self.workers.submit(self.__name__, [job for job in jobs if job is not None])
 
@@ -114,17 +160,12 @@ class BatchReward:
         if missing := [key for key in self._required if key not in columns]:
             raise ValueError(f"reward {name} reads {missing}, which the rows do not have; they have {sorted(columns)}")
         start = time.perf_counter()
-        jobs = self._jobs(completions, columns)
-        real = [job for job in jobs if job is not None]
-        scored = iter(
-            self._scored(real, [prompt for prompt, job in zip(prompts, jobs, strict=True) if job is not None])
-        )
-        results = [
-            Earned(0.0, "shape", f"a completion is neither text nor messages with content: {completion!r:.200}")
-            if job is None
-            else next(scored)
-            for job, completion in zip(jobs, completions, strict=True)
-        ]
+        if self._is_for_trl:
+            given = {"prompts": prompts, "completions": completions, "trainer_state": None, "log_extra": _unheard}
+            given |= {**columns, "log_metric": log_metric or _unheard, **self._fixed}
+            results = self._scored_at_once(given, len(completions))
+        else:
+            results = self._scored_each(prompts, completions, columns)
         self.seconds += time.perf_counter() - start
         for result in results:
             if result.trouble is not None and result.trouble not in self._reported:
@@ -138,12 +179,33 @@ class BatchReward:
                 log_metric(f"rewards/{name}/lost", num_lost / max(len(results), 1))
         return [result.number for result in results]
 
+    def _scored_at_once(self, given: Mapping[str, Any], size: int) -> list[Earned]:
+        kinds = [parameter.kind for parameter in inspect.signature(self._reward).parameters.values()]
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            given = {key: value for key, value in given.items() if key in self._parameters}
+        return earn_batch(self._reward, given, size=size, low=self._low, high=self._high)
+
+    def _scored_each(
+        self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
+    ) -> list[Earned]:
+        jobs = self._jobs(completions, columns)
+        real = [job for job in jobs if job is not None]
+        scored = iter(
+            self._scored(real, [prompt for prompt, job in zip(prompts, jobs, strict=True) if job is not None])
+        )
+        return [
+            Earned(0.0, "shape", f"a completion is neither text nor messages with content: {completion!r:.200}")
+            if job is None
+            else next(scored)
+            for job, completion in zip(jobs, completions, strict=True)
+        ]
+
     def _scored(self, jobs: list[Job], prompts: list[Any]) -> list[Earned]:
         if self.workers is not None:
             return self.workers.score(self.__name__, jobs)
         if isinstance(self._reward, OverGroup):
             return earn_in_groups(self._reward, jobs, prompts, low=self._low, high=self._high)
-        return [earn(self._reward, job, low=self._low, high=self._high) for job in jobs]
+        return earn_all(self._reward, jobs, low=self._low, high=self._high)
 
     def _jobs(self, completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> list[Job | None]:
         """The call for each completion, None for one of another shape."""
@@ -155,6 +217,10 @@ class BatchReward:
             else Job((prefills[index] or "") + text, {key: columns[key][index] for key in keys} | self._fixed)
             for index, completion in enumerate(completions)
         ]
+
+
+def _unheard(*args: Any, **kwargs: Any) -> None:
+    """Stands for what TRL logs with, where there is no trainer."""
 
 
 def text_of(completion: Any) -> str | None:
@@ -181,9 +247,11 @@ def text_of(completion: Any) -> str | None:
 
 
 def _columns(reward: RewardFn) -> dict[str, inspect.Parameter]:
-    """The parameters of `reward` after the response, by name; raises ValueError on a signature that is no reward's."""
+    """The parameters of `reward` after the response, by name (all, of one for TRL); raises ValueError on a signature that is no reward's."""
     parameters = list(inspect.signature(reward).parameters.values())
+    catch_all = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if is_for_trl(reward):
+        return {parameter.name: parameter for parameter in parameters if parameter.kind not in catch_all}
     if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
         raise ValueError(f"a reward takes the response first: def reward(response, *, column, ...); got {reward!r}")
-    catch_all = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {parameter.name: parameter for parameter in parameters[1:] if parameter.kind not in catch_all}

@@ -12,8 +12,9 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from tinyzero_trl import config, manifest, pretraining, record, run_folder, tokens
+from tinyzero_trl import combinations, config, manifest, pretraining, record, run_folder, tokens
 from tinyzero_trl.failures import exit_code_of
+from tinyzero_trl.method import check_numbers
 
 
 def train(words: Sequence[str]) -> int:
@@ -23,9 +24,12 @@ def train(words: Sequence[str]) -> int:
     if is_only_shown:
         return config.show(cfg)
     run_folder.check_place(cfg)
+    check_numbers(cfg)
     shares_by_stage = pretraining.stages_of(cfg)
     tokenizer = tokens.tokenizer_of(cfg) if cfg.model.model_name_or_path else None
+    combinations.check_trackers(cfg)
     args = config.trainer_arguments(cfg, program="sft", dataset_kwargs={"skip_prepare_dataset": True})
+    combinations.check_optimizer(args)
 
     from datasets import Dataset
     from trl import SFTTrainer

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -107,13 +109,25 @@ class Task:
 def prompts(dataset: Dataset, format_fn: FormatFn) -> Dataset:
     """The rows of `dataset` with `prompt` and `prefill` added.
 
-    Raises: ValueError where the format does not return both.
+    Raises: ValueError where the format is no function, raises, or does not return both.
     """
+    name = getattr(format_fn, "__name__", repr(format_fn))
+    if not callable(format_fn) or inspect.iscoroutinefunction(format_fn):
+        what = "async" if callable(format_fn) else f"a {type(format_fn).__name__}"
+        raise ValueError(
+            f"format {name} is {what}; a format is a function, def {name if callable(format_fn) else 'f'}(row)"
+        )
 
     def worded(row: Row) -> Row:
-        columns = format_fn(row)
+        try:
+            columns = format_fn(row)
+        except (Exception, SystemExit) as error:  # a format of a person's may raise anything
+            raise ValueError(f"format {name} raised {raised(error)} on the row {row!r:.200}") from error
+        if not isinstance(columns, Mapping):
+            raise ValueError(
+                f"format {name} must return a dict with 'prompt' and 'prefill'; it returned {columns!r:.80}"
+            )
         if missing := {"prompt", "prefill"} - columns.keys():
-            name = getattr(format_fn, "__name__", format_fn)
             raise ValueError(f"format {name} must return 'prompt' and 'prefill'; it left out {sorted(missing)}")
         return {"prompt": columns["prompt"], "prefill": columns["prefill"]}
 
@@ -136,15 +150,45 @@ def resolve(name: str, *, among: Mapping[str, Any], kind: str) -> Any:
         )
     try:
         module = _module_of_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except (ImportError, FileNotFoundError, SyntaxError) as error:
-        raise ValueError(f"{kind} {name!r}: {where} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # a file of a person's may raise anything; each becomes the same one line
+        hint = "; a file ends in .py" if not where.endswith(".py") and Path(where).exists() else ""
+        raise ValueError(f"{kind} {name!r}: {where} cannot be imported: {raised(error, where)}{hint}") from error
     if not hasattr(module, attribute):
         defined = sorted(key for key in vars(module) if not key.startswith("_"))
         raise ValueError(f"{kind} {name!r}: {where} has no {attribute}; it has {', '.join(defined)}")
     return getattr(module, attribute)
 
 
+def raised(error: BaseException, where: str = "") -> str:
+    """An exception in one line: its class, its message and, where the file `where` raised it, the line."""
+    message = (str(error).strip().splitlines() or [""])[0]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if where and frame.filename.endswith(Path(where).name)
+    ]
+    line = f" (line {frames[-1].lineno})" if frames and not isinstance(error, SyntaxError) else ""
+    return f"{type(error).__name__}: {message}{line}" if message else f"{type(error).__name__}{line}"
+
+
+def loaded(task: Task, **arguments: Any) -> Dataset:
+    """`task.load`, whose unexpected exceptions, of a task of one's own, become a ValueError of one line."""
+    try:
+        rows = task.load(**arguments)
+    except (ValueError, OSError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"the load of task {task.name} raised {raised(error)}") from error
+    if not hasattr(rows, "column_names"):
+        raise ValueError(
+            f"the load of task {task.name} must return a datasets.Dataset, it returned a {type(rows).__name__}"
+        )
+    return rows
+
+
 def _module_of_file(path: Path) -> Any:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.absolute()}")
     # Kept in sys.modules under the whole path: a second look-up gives the same objects, and pickling works.

@@ -79,6 +79,58 @@ def refuse(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["trainer.sync_ref_model=true"], "no reference model to synchronise"),
         (["trainer.remove_unused_columns=true"], "removes the columns rewards read"),
         (["trainer.max_steps=0"], "the run would do nothing"),
+        (["trainer.max_steps=-5"], "trainer.max_steps must be at least 1, or -1 where trainer.num_train_epochs decides; got -5"),
+        (["trainer.seed=-1"], "trainer.seed must be at least 0 and at most 4294967295, got -1"),
+        (["trainer.seed=4294967296"], "trainer.seed must be at least 0 and at most 4294967295, got 4294967296"),
+        (["++trainer.data_seed=-1"], "trainer.data_seed must be at least 0"),
+        (["data.seed=-1"], "data.seed must be at least 0 and at most 4294967295, got -1"),
+        (["data.seed=x"], "data.seed must be a whole number, got 'x'"),
+        (["data.num_train_rows=0"], "data.num_train_rows must be at least 1"),
+        (["data.num_train_rows=2.5"], "data.num_train_rows must be a whole number, got 2.5"),
+        (["data.num_eval_rows=-1"], "data.num_eval_rows must be at least 0"),
+        (["model.dtype=float8"], "model.dtype: there is no 'float8'; there is auto, float32, bfloat16, float16"),
+        (["model.dtype=flaot32"], "did you mean float32?"),
+        (["trainer.report_to=wandbb"], "trainer.report_to: there is no 'wandbb'; there is none, all, wandb"),
+        (["trainer.report_to=[tensorboard,neptune]"], "which is not installed; pip install "),
+        (["model.attn_implementation=flashattention"], "model.attn_implementation=flashattention: there is no 'flashattention'; there is eager"),
+        (["model.attn_implementation=flash_attention_2"], "needs flash_attn: pip install flash-attn"),
+        (["model.attn_implementation=kernels-community/flash-attn"], "needs kernels: pip install kernels"),
+        (["trainer.lr_scheduler_kwargs={foo: 1}"], "trainer.lr_scheduler_kwargs={'foo': 1} with trainer.lr_scheduler_type=linear: "),
+        (["trainer.lr_scheduler_type=warmup_stable_decay"], "with trainer.lr_scheduler_type=warmup_stable_decay: "),
+        (["trainer.lr_scheduler_type=cosine", "trainer.lr_scheduler_kwargs={num_cycles: x}"], "with trainer.lr_scheduler_type=cosine: "),
+        (["trainer.optim=adam"], "trainer: adam is not a valid OptimizerNames"),
+        (["trainer.optim=galore_adamw"], "trainer.optim=galore_adamw: "),
+        (["trainer.optim_args=foo"], "trainer.optim_args=foo"),
+        (["trainer.optim_args=foo=1"], "trainer.optim_args: foo=1: trainer.optim=adamw_torch_fused reads no such argument"),
+        (["trainer.optim=sgd", "trainer.optim_args=momentum=x"], "trainer.optim=sgd trainer.optim_args=momentum=x: could not convert"),
+        (["model.lora_r=0"], "model.lora_r must be at least 1, got 0"),
+        (["model.lora_r=-4"], "model.lora_r must be at least 1, got -4"),
+        (["model.lora_alpha=0"], "model.lora_alpha must be more than 0, got 0"),
+        (["model.lora_dropout=1"], "model.lora_dropout must be below 1, got 1"),
+        (["model.lora_dropout=nan"], "model.lora_dropout must be at least 0 and at most 1, got nan"),
+        (["trainer.dataloader_num_workers=-1"], "trainer.dataloader_num_workers must be at least 0, got -1"),
+        (["trainer.per_device_train_batch_size=0"], "trainer.per_device_train_batch_size must be at least 1, got 0"),
+        (["trainer.per_device_train_batch_size=-8"], "must be at least 1, got -8"),
+        (["trainer.gradient_accumulation_steps=0"], "trainer.gradient_accumulation_steps must be at least 1"),
+        (["trainer.temperature=nan"], "trainer.temperature must be more than 0, got nan"),
+        (["trainer.temperature=inf"], "trainer.temperature must be more than 0, got inf"),
+        (["trainer.top_p=0"], "trainer.top_p must be more than 0 and at most 1, got 0"),
+        (["trainer.warmup_steps=-1"], "trainer.warmup_steps must be at least 0, got -1"),
+        (["trainer.save_steps=0"], "trainer.save_steps must be more than 0"),
+        (["trainer.save_steps=2.5"], "trainer.save_steps must be a whole number of steps, or a share below 1; got 2.5"),
+        (["trainer.eval_steps=-1"], "trainer.eval_steps must be more than 0, got -1"),
+        (["trainer.logging_steps=0"], "trainer.logging_steps must be more than 0"),
+        (["trainer.num_generations=0"], "trainer.num_generations must be at least 2, got 0"),
+        (["trainer.max_completion_length=0"], "trainer.max_completion_length must be at least 1, got 0"),
+        (["trainer.beta=nan"], "trainer.beta must be at least 0, got nan"),
+        (["trainer.epsilon=inf"], "trainer.epsilon must be more than 0, got inf"),
+        (["trainer.delta=nan"], "trainer.delta must be a finite number, got nan"),
+        (["trainer.entropy_target=inf"], "trainer.entropy_target must be a finite number, got inf"),
+        (["trainer.adam_beta1=1"], "trainer.adam_beta1 must be below 1, got 1"),
+        (["trainer.num_train_epochs=nan"], "trainer.num_train_epochs must be at least 0, got nan"),
+        (["trainer.metric_for_best_model=acuracy"], "evaluation gives no 'acuracy'; it gives accuracy, "),
+        (["trainer.metric_for_best_model=eval_greedy_accuracy"], "evaluation gives no 'greedy_accuracy'"),
+        (["trainer.metric_for_best_model=rewards/format/mean"], "evaluation gives no 'rewards/format/mean'"),
         (["trainer.eval_strategy=steps", "data.num_eval_rows=0"], "data.num_eval_rows is 0"),
         (["trainer.eval_strategy=no"], "eval_on_start=true needs an evaluation"),
         (["trainer.generation_batch_size=16", "trainer.steps_per_generation=2"], "say the same thing twice"),
@@ -120,6 +172,74 @@ def test_a_reward_that_reads_a_column_the_rows_lack_is_named(refuse: Callable[..
     line = refuse("rewards.mine.py:hinted=1.0")
     assert "train rows have no column 'hint', which mine.py:hinted reads; they have nums, target" in line
     assert "mine.py has no other; it has hinted" in refuse("rewards.mine.py:other=1.0")
+
+
+FILES: dict[str, tuple[bytes, str]] = {
+    "zero.py": (b"x = 1\n\ny = x / 0\n", "ZeroDivisionError: division by zero (line 3)"),
+    "key.py": (b"{}['x']\n", "KeyError: 'x' (line 1)"),
+    "syntax.py": (b"def f(:\n", "SyntaxError"),
+    "missing.py": (b"import nowhere_to_be_found\n", "No module named 'nowhere_to_be_found'"),
+    "leaves.py": (b"raise SystemExit(3)\n", "SystemExit: 3 (line 1)"),
+    "asserts.py": (b"assert False\n", "AssertionError (line 1)"),
+    "deep.py": (b"def f(): f()\nf()\n", "RecursionError"),
+    "lines.py": (b"raise RuntimeError('a\\nb')\n", "RuntimeError: a (line 1)"),
+    "binary.py": (bytes(range(256)), "binary.py cannot be imported"),
+    "latin.py": ("# é\nx = 'é'\n".encode("latin-1"), "latin.py cannot be imported"),
+}
+
+
+@pytest.mark.parametrize("key", ["rewards.{}:f=1", "task={}:f", "format={}:f"])
+def test_a_file_that_raises_at_import_is_one_line_with_the_reason(
+    refuse: Callable[..., str], tmp_path: Path, key: str
+) -> None:
+    (tmp_path / "folder.py").mkdir()
+    assert "folder.py is a folder" in refuse(key.format("folder.py"))
+    for name, (content, message) in FILES.items():
+        (tmp_path / name).write_bytes(content)
+        assert message in refuse(key.format(name)), name
+
+
+def test_a_file_whose_thing_is_of_another_kind_is_refused(refuse: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "kinds file.py").write_text(
+        "x = 3\n"
+        "class Reward:\n    def __call__(self, response):\n        return 1.0\n"
+        "async def worded(row):\n    return {}\n"
+        "def raising(row):\n    return {'prompt': row['nothing'], 'prefill': ''}\n"
+        "def listed(row):\n    return []\n"
+        "def stateful(response, trainer_state):\n    return 1.0\n"
+    )
+    assert "reward kinds file.py:x is a int, and a reward is a function" in refuse("rewards.kinds file.py:x=1")
+    assert "reward kinds file.py:Reward is a class" in refuse("rewards.kinds file.py:Reward=1")
+    assert "reads trainer_state, which TRL passes" in refuse("rewards.kinds file.py:stateful=1")
+    assert "task 'kinds file.py:x' is a int" in refuse("task=kinds file.py:x")
+    assert "format 3 is a int; a format is a function" in refuse("format=kinds file.py:x")
+    assert "format worded is async" in refuse("format=kinds file.py:worded")
+    assert "format raising raised KeyError: 'nothing' on the row {" in refuse("format=kinds file.py:raising")
+    assert "format listed must return a dict" in refuse("format=kinds file.py:listed")
+
+
+def test_a_task_whose_load_raises_is_refused(refuse: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import replace\n"
+        "from tinyzero_trl.tasks.countdown import TASK as COUNTDOWN\n"
+        "def load(*, split, source, split_rule, num_rows, seed, min_numbers=3, max_numbers=3):\n    return 1 / 0\n"
+        "def other(*, split, source, split_rule, num_rows, seed, min_numbers=3, max_numbers=3):\n    return [1]\n"
+        "TASK, OTHER = replace(COUNTDOWN, load=load), replace(COUNTDOWN, load=other)\n"
+    )
+    assert "load of task countdown raised ZeroDivisionError: division by zero" in refuse("task=own.py:TASK")
+    assert "must return a datasets.Dataset, it returned a list" in refuse("task=own.py:OTHER")
+
+
+def test_a_reward_written_for_trl_is_not_for_workers_and_its_columns_have_to_be_there(
+    refuse: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "theirs.py").write_text(
+        "def short(prompts, completions, **kwargs):\n    return [1.0] * len(completions)\n"
+        "def hinted(completions, hint, **kwargs):\n    return [1.0] * len(completions)\n"
+    )
+    line = refuse("rewards.theirs.py:short=1", "reward_workers.rewards=[theirs.py:short]")
+    assert "takes whole batches, as TRL calls it, and is computed in the trainer" in line
+    assert "train rows have no column 'hint', which theirs.py:hinted reads" in refuse("rewards.theirs.py:hinted=1")
 
 
 def test_a_folder_of_another_run_is_never_written_to(refuse: Callable[..., str], tmp_path: Path) -> None:

@@ -123,6 +123,13 @@ def test_rows_are_dealt_into_batches_of_like_length_without_loss() -> None:
         (["stages=[{countdown: {num_rows: 5}}]"], "stage 1 needs seed"),
         (["stages=[{seed: 1, chess: {num_rows: 5}}]"], "draws from 'chess'; there is countdown, multiplication"),
         (["model.model_name_or_path=no/such/folder"], "there is no folder no/such/folder"),
+        (["stages=[]"], "stages is empty"),
+        (["stages=[1]"], "stage 1 must have a seed and, by task, num_rows; got 1"),
+        (["format=nonsense"], "format: task countdown has no 'nonsense'"),
+        (["data.sudoku={}"], "there is no task 'sudoku' with traces"),
+        (["trainer.max_steps=-5"], "trainer.max_steps must be at least 1, or -1"),
+        (["trainer.seed=-1"], "trainer.seed must be at least 0"),
+        (["trainer.report_to=wandbb"], "there is no 'wandbb'"),
         (["trainer.learning_rat=1"], "did you mean trainer.learning_rate?"),
     ],
 )

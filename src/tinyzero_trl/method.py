@@ -95,6 +95,12 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
     """Ranges, and combinations that TRL accepts and that break learning. Raises: ConfigError."""
     trainer = cfg.trainer
     check_numbers(cfg)
+    for key, allowed in CHOICES.items():
+        value = trainer.get(key)
+        if value is not None and str(value) not in allowed:
+            raise ConfigError(
+                f"trainer.{key}: there is no {value!r}; there is {', '.join(allowed)}{nearest(str(value), allowed)}"
+            )
     if cfg.give_up_after < 0:
         raise ConfigError(f"give_up_after must be 0 or more, got {cfg.give_up_after}")
     if cfg.max_generated_tokens is not None and (cfg.max_generated_tokens < 1 or cfg.trainer.warmup_steps):
@@ -120,14 +126,8 @@ def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Words and numbers of `trainer` and `model`, of any program, each by itself. Raises: ConfigError."""
+    """Numbers of `trainer`, `model` and `data`, of any program, each by itself. Raises: ConfigError."""
     trainer = cfg.trainer
-    for key, allowed in CHOICES.items():
-        value = trainer.get(key)
-        if value is not None and str(value) not in allowed:
-            raise ConfigError(
-                f"trainer.{key}: there is no {value!r}; there is {', '.join(allowed)}{nearest(str(value), allowed)}"
-            )
     for section, ranges in (("trainer", RANGES), ("model", MODEL_RANGES)):
         for key, value in cfg[section].items():
             if type(value) in (int, float):

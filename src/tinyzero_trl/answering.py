@@ -190,8 +190,10 @@ def _model(location: ModelLocation) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from tinyzero_trl.engine import has_gpu
+
     logging.disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if has_gpu() else "cpu"
     # Half precision on a CPU without AMX is slower than single, and differs from what the tiny model trains in.
     dtype = "auto" if device == "cuda" else torch.float32
     try:

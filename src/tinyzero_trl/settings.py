@@ -109,16 +109,17 @@ class GenerationSettings:
     stop: list[str] = field(default_factory=list)
     """Strings that end a completion, such as "</answer>"; the token that completes one is the last, and trained on."""
     weight_transfer: str = "auto"
-    """`file`: through files both sides see, on any device; `nccl`: between GPUs; `auto`: nccl where each side has GPUs of its own."""
+    """`file`: through files both sides see, on any device; `nccl`: between GPUs; `auto`: nccl where each side has GPUs of its own and no
+    weights are gathered for it (ZeRO-3, FSDP2)."""
     lora: str = "auto"
     """What of a model with an adapter goes to vLLM: `merged`, whole weights; `adapter`, the adapter alone, for vLLM to apply to the weights
     it has; `auto`: the adapter where that is the same policy and vLLM takes it."""
     shared_folder: str | None = None
     """Where files are handed over, as large as the weights; null: shared memory. Across hosts: a folder on both."""
     devices: str | None = None
-    """CUDA_VISIBLE_DEVICES of a server that rank 0 starts, such as "6,7"; null: the trainer's own."""
-    memory_share: float = 0.9
-    """Of each of the server's GPUs; colocate has trainer.vllm_gpu_memory_utilization."""
+    """The server's GPUs as CUDA_VISIBLE_DEVICES names them, such as "6,7", on which nothing trains; null: the trainer's own."""
+    memory_share: float | None = None
+    """Of each of the server's GPUs; null: 0.9 of GPUs of its own, 0.4 of the trainer's. Colocate has trainer.vllm_gpu_memory_utilization."""
     kv_cache_gib: float | None = None
     """Key-value cache (GiB); null: what the memory share leaves on a GPU, 1 on a CPU."""
     offload: bool = False

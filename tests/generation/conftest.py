@@ -20,6 +20,7 @@ needs_vllm = pytest.mark.skipif(
     not HAS_VLLM, reason="vLLM is not on the path; make test runs these by themselves where it could install it"
 )
 VLLM_TESTS = {
+    "test_broadcast",
     "test_calls",
     "test_fleet",
     "test_two_servers",

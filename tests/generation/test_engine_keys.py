@@ -152,3 +152,206 @@ def test_each_of_several_servers_is_started_for_what_the_run_will_send() -> None
 
     served, sent = server_spec(serves), server_spec(trains)
     assert (served.weight_transfer, served.adapter_rank) == (sent.weight_transfer, sent.adapter_rank) == ("file", 32)
+
+
+ON_GPUS = ("trainer.use_cpu=false", "generation.engine=server")
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "message"),
+    [
+        (["0"], {}, "trains on GPU 0, 1, so 0 cannot be the server's"),
+        (["5,6"], {"CUDA_VISIBLE_DEVICES": "4,5,6"}, "trains on GPU 4, 5, so 5 cannot"),
+        (["GPU-b"], {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}, "so GPU-b cannot"),
+        (["1"], {"CUDA_VISIBLE_DEVICES": "0,1", "LOCAL_WORLD_SIZE": "1"}, None),  # several machines: one process here
+        (["2"], {}, None),
+        (["6"], {"CUDA_VISIBLE_DEVICES": "4,5,6"}, None),
+        (["6,,7"], {}, "names GPUs as CUDA_VISIBLE_DEVICES does"),
+        (["6,6"], {}, "names GPUs as CUDA_VISIBLE_DEVICES does"),
+        (["7", "trainer.vllm_tensor_parallel_size=2"], {}, "fewer GPUs than trainer.vllm_tensor_parallel_size=2"),
+        (["7", "generation.engine=colocate"], {}, "the GPUs of a server"),
+        (["7", "trainer.use_cpu=true"], {}, "trainer.use_cpu=true"),
+        (["1", "generation.server=http://127.0.0.1:8000"], {}, "so 1 cannot be the server's"),
+    ],
+)
+def test_no_gpu_is_the_trainers_and_the_servers(
+    words: list[str], environment: dict[str, str], message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    cfg = compose([RECIPE, *ON_GPUS, *words[1:]])
+    cfg.generation.devices = words[0]
+    if message is None:
+        engine.check_engine(cfg, num_processes=2)
+        return
+    with pytest.raises(ConfigError, match=message):
+        engine.check_engine(cfg, num_processes=2)
+    if "cannot" in message:
+        engine.check_engine(cfg, num_processes=2, trains=False)  # `tinyzero serve` trains nothing
+
+
+@pytest.mark.parametrize(
+    ("words", "is_shared", "share"),
+    [
+        ([], True, 0.4),
+        (["generation.memory_share=0.6"], True, 0.6),
+        (['generation.devices="7"'], False, 0.9),
+        (["generation.server=http://10.0.0.8:8000"], False, 0.9),
+        (["trainer.use_cpu=true"], False, 0.9),
+    ],
+)
+def test_a_server_on_the_trainers_gpu_starts_first_and_takes_a_small_share(
+    words: list[str], is_shared: bool, share: float
+) -> None:
+    cfg = compose([RECIPE, *ON_GPUS, *words])
+    assert (engine.shares_gpus(cfg), engine.memory_share(cfg)) == (is_shared, share)
+    assert any("starts before the trainer" in line for line in engine.notes(cfg)) == is_shared
+    assert not engine.shares_gpus(compose([RECIPE, "trainer.use_cpu=false", "generation.engine=colocate"]))
+
+
+def test_a_server_on_this_machine_is_said_to_need_gpus_of_its_own() -> None:
+    local, remote = ([RECIPE, *ON_GPUS, f"generation.server=http://{host}:8000"] for host in ("127.0.0.1", "10.0.0.8"))
+    assert any("start it with generation.devices" in line for line in engine.notes(compose(local)))
+    assert not any("generation.devices" in line for line in engine.notes(compose(remote)))
+    assert not any("generation.devices" in line for line in engine.notes(compose([*local, 'generation.devices="7"'])))
+
+
+def test_the_server_is_ready_before_anything_loads_where_it_shares_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinyzero_trl.failures import ServerLost
+    from tinyzero_trl.generation import engines
+    from tinyzero_trl.generation.calls import ServerFault
+
+    events: list[str] = []
+
+    class FakeServer:
+        calls = None
+        is_broken = False
+
+        def __init__(self, spec: Any, **kwargs: Any):
+            events.append(f"share {spec.memory_share}")
+
+        def start(self) -> None:
+            events.append("start")
+
+        def stop(self) -> None:
+            events.append("stop")
+
+        def wait_until_healthy(self, seconds: float) -> None:
+            events.append("ready")
+            if self.is_broken:
+                raise ServerFault("it ended")
+
+    monkeypatch.setattr(engines, "Server", FakeServer)
+    monkeypatch.delenv("RANK", raising=False)
+    shared = compose([RECIPE, *ON_GPUS])
+    with engines.engine(shared, tmp_path):
+        events.append("trainer loads")
+    assert events == ["share 0.4", "start", "ready", "trainer loads", "stop"]
+    events.clear()
+    with engines.engine(compose([RECIPE, *ON_GPUS, 'generation.devices="7"']), tmp_path):
+        events.append("trainer loads")
+    assert events == ["share 0.9", "start", "trainer loads", "stop"], "elsewhere both load at once"
+    FakeServer.is_broken = True
+    with pytest.raises(ServerLost, match="it ended"), engines.engine(shared, tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "transfer"),
+    [
+        ({}, [], "nccl"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, [], "nccl"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, [], "file"),
+        ({"ACCELERATE_USE_FSDP": "true"}, [], "file"),
+        ({"ACCELERATE_USE_FSDP": "true"}, ["generation.weight_transfer=nccl"], "nccl"),
+    ],
+)
+def test_weights_that_lie_in_pieces_go_through_files_unless_a_person_says_nccl(
+    environment: dict[str, str], words: list[str], transfer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinyzero_trl.generation import engines
+
+    monkeypatch.setattr(engines, "has_gpu", lambda: True)
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for where in ('generation.devices="7"', "generation.server=http://10.0.0.8:8000"):
+        assert engines.weight_transfer(compose([RECIPE, *ON_GPUS, where, *words])) == transfer
+
+
+def test_tinyzero_serve_takes_weights_as_the_recipes_own_command_will_send_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tinyzero_trl.estimate import sharding_of_recipe
+    from tinyzero_trl.generation import engines
+
+    monkeypatch.setattr(engines, "has_gpu", lambda: True)
+    for recipe, transfer in (("grpo-qwen-2.5-72b-base", "file"), ("grpo-qwen-2.5-1.5b-base", "nccl")):
+        words = [f"+countdown={recipe}", "generation.engine=server", "generation.server=http://10.0.0.8:8000"]
+        cfg = compose(words)
+        assert engines.weight_transfer(cfg, sharding_of_recipe(cfg, words)) == transfer
+
+
+def test_asking_for_a_gpu_does_not_initialise_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was initialised before a fork cannot be used after it, and vLLM forks."""
+    import torch
+
+    def initialises() -> int:
+        raise AssertionError("cudaGetDeviceCount was called: a fork is poisoned")
+
+    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
+    monkeypatch.setattr(torch.cuda, "_is_compiled", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "_cached_device_count", None)
+    monkeypatch.setattr(torch._C, "_cuda_getDeviceCount", initialises, raising=False)
+    with pytest.raises(AssertionError, match="poisoned"):
+        torch.cuda.is_available()
+    assert engine.has_gpu()
+
+
+def test_nothing_before_vllm_asks_for_a_gpu_in_a_way_that_initialises_cuda() -> None:
+    root = Path(engine.__file__).parent
+    asking = {
+        str(path.relative_to(root)) for path in root.rglob("*.py") if "cuda.is_available()" in path.read_text("utf-8")
+    }
+    # doctor asks in a process of its own; offload when the model is on the GPU.
+    assert asking <= {"engine.py", "trainer/offload.py", "doctor/imports.py"}, asking
+
+
+RECIPES = sorted((Path(engine.__file__).parents[2] / "recipes").glob("*/grpo-*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_no_batch_of_a_recipe_is_more_than_colocated_vllm_takes(path: Path) -> None:
+    """vLLM raises where it is asked for more sequences at once than tokens in a forward pass, and TRL fixes those at 4,096."""
+    from tinyzero_trl.generation.engines import MAX_NUM_SEQS, within_limits
+
+    cfg = compose([f"+{path.parent.name}={path.stem}", "generation.engine=colocate"])
+    trainer = cfg.trainer
+    steps = trainer.steps_per_generation or trainer.gradient_accumulation_steps
+    rows = trainer.per_device_train_batch_size * steps  # of one process
+    for num_processes in (1, 2, 4, 8):
+        # The same batch on fewer processes: each has more of it.
+        for num_rows in {rows, rows * 8 // num_processes}:
+            for tensor_parallel in (1, 2):
+                asked = {"max_num_seqs": num_rows * tensor_parallel, "max_num_batched_tokens": 4096}
+                taken = within_limits(asked)
+                assert 1 <= taken["max_num_seqs"] <= min(MAX_NUM_SEQS, asked["max_num_seqs"])
+                assert taken["max_num_seqs"] <= taken["max_num_batched_tokens"]
+
+
+def test_limits_leave_what_fits_and_hold_where_a_forward_pass_is_small() -> None:
+    from tinyzero_trl.generation.engines import within_limits
+
+    fits = {"max_num_seqs": 256, "max_num_batched_tokens": 4096, "dtype": "bfloat16"}
+    assert within_limits(fits) == fits
+    assert within_limits({"max_num_seqs": 8192, "max_num_batched_tokens": 100}) == {
+        "max_num_seqs": 512,
+        "max_num_batched_tokens": 512,
+    }
+    assert within_limits({"max_num_seqs": 16, "max_num_batched_tokens": None})["max_num_batched_tokens"] is None

@@ -46,3 +46,38 @@ def test_merged_weights_compute_what_the_adapter_does_and_nothing_below_it_moves
             assert (model(ids).logits - expected).abs().max() > 0.1
         gap = (plain(ids).logits - expected).abs().max()
     assert gap < (0.05 if stored == "bfloat16" else 1e-4), gap
+
+
+def test_merging_gathers_one_layer_at_a_time(tmp_path: Path) -> None:
+    """Under ZeRO-3 what is gathered at once has to fit each GPU; the whole model may not."""
+    from tinyzero_trl.generation.lora import merged_params
+
+    model = adapted(make_llama(tmp_path, hidden=64), dtype=torch.float32)
+    whole: set[int] = set()
+    most = 0
+
+    @contextlib.contextmanager
+    def gather(parameters: Any) -> Any:
+        nonlocal most
+        parameters = list(parameters)
+        whole.update(map(id, parameters))
+        most = max(most, sum(parameter.numel() for parameter in parameters))
+        yield
+        whole.difference_update(map(id, parameters))
+
+    def seen(module: Any, inputs: Any) -> None:
+        assert all(id(parameter) in whole for parameter in module.parameters()), "a factor is read in pieces"
+
+    for module in model.modules():
+        if "default" in getattr(module, "lora_A", {}):
+            delta = module.get_delta_weight
+            module.get_delta_weight = lambda name, module=module, delta=delta: (seen(module, None), delta(name))[1]
+    generation = SimpleNamespace(model=model, _dist=SimpleNamespace(gather_params=gather))
+    largest = max(value.numel() for _, value in merged_params(generation))
+    factors = max(
+        sum(parameter.numel() for name, parameter in module.named_parameters() if "lora_" in name)
+        for module in model.modules()
+        if "default" in getattr(module, "lora_A", {})
+    )
+    assert most <= largest + factors
+    assert most < sum(parameter.numel() for parameter in model.parameters()) / 2

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -195,3 +198,50 @@ def test_what_dynamic_sampling_and_replay_cannot_go_with_is_refused(words: list[
     cfg.trainer.loss_type = "grpo"
     with pytest.raises(ConfigError, match=message):
         check_method(cfg, num_processes=2)
+
+
+@pytest.mark.parametrize(("num_rounds", "expected"), [(3, ["awake", "asleep"]), (0, [])])
+def test_vllm_keeps_its_weights_from_round_to_round_and_sleeps_before_the_loss(
+    make: Any, num_rounds: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sleep in between would push all weights again. A batch of one rollout sleeps by itself, as early as it can."""
+    events: list[str] = []
+
+    @contextmanager
+    def awake() -> Iterator[None]:
+        events.append("awake")
+        yield
+        events.append("asleep")
+
+    def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        events.append("rollout")
+        return transformers_rollout(prompts, trainer)
+
+    trainer = make(lambda n: n % 4 == 0, num_rounds=num_rounds)
+    trainer.rollout_func = rollout
+    trainer.vllm_generation, trainer._is_told = SimpleNamespace(awake=awake), True
+    trainer.model.train()
+    trainer._prepare_inputs(batch_of(trainer, range(4)))
+    num_rollouts = events.count("rollout")
+    assert num_rollouts == 1 if num_rounds == 0 else num_rollouts > 1
+    assert events == [*expected[:1], *["rollout"] * num_rollouts, *expected[1:]]
+
+
+def test_vllm_keeps_its_weights_over_all_batches_of_an_evaluation(make: Any) -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def awake() -> Iterator[None]:
+        events.append("awake")
+        yield
+        events.append("asleep")
+
+    def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        events.append("rollout")
+        return transformers_rollout(prompts, trainer)
+
+    trainer = make(lambda n: True, num_rounds=0, per_device_eval_batch_size=GROUP)
+    trainer.rollout_func = rollout
+    trainer.vllm_generation, trainer._is_told = SimpleNamespace(awake=awake), True
+    trainer.evaluate(trainer.train_dataset.select(range(3)))
+    assert events == ["awake", *["rollout"] * 3, "asleep"]

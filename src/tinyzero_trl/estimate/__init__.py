@@ -17,7 +17,7 @@ from tinyzero_trl.estimate.sharding import Sharding, sharding_here, sharding_of
 from tinyzero_trl.estimate.speed import MEAN_SHARE, speed_of
 from tinyzero_trl.failures import ConfigError
 
-__all__ = ["main", "memory_of", "plan_of", "shape_of", "sharding_of", "warnings"]
+__all__ = ["main", "memory_of", "plan_of", "shape_of", "sharding_of", "sharding_of_recipe", "warnings"]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,12 +29,9 @@ def main(argv: Sequence[str]) -> int:
     arguments, words = parser.parse_known_args(argv)
     if not any(word.startswith("+") for word in words):
         raise ValueError("no recipe given; `tinyzero recipes` lists them")
-    name, number = _launched(words)
-    cfg = compose(words, num_processes=arguments.processes or number)
+    cfg = compose(words, num_processes=arguments.processes or _launched(words)[1])
     shape = shape_of(str(cfg.model.model_name_or_path), revision=cfg.model.model_revision)
-    sharding = _sharding(
-        cfg, arguments.accelerate_config or (None if cfg.trainer.use_cpu else name), arguments.processes or number
-    )
+    sharding = sharding_of_recipe(cfg, words, arguments.accelerate_config, arguments.processes)
     plan = plan_of(cfg, shape, sharding, prompt=arguments.prompt_tokens)
     card = _card(arguments.gpu, is_cpu=sharding.is_cpu)
     memory = memory_of(plan, device_bytes=card.memory_gib * GIB if card else None)
@@ -52,7 +49,9 @@ def warnings(cfg: DictConfig, *, num_processes: int) -> list[str]:
     """One line where this run will not fit the GPU it is started on; none where it fits, or nothing is known."""
     import torch
 
-    if cfg.trainer.use_cpu or not torch.cuda.is_available():
+    from tinyzero_trl.engine import has_gpu
+
+    if cfg.trainer.use_cpu or not has_gpu():
         return []
     try:
         shape = shape_of(str(cfg.model.model_name_or_path), revision=cfg.model.model_revision)
@@ -68,6 +67,14 @@ def warnings(cfg: DictConfig, *, num_processes: int) -> list[str]:
     ]
 
 
+def sharding_of_recipe(
+    cfg: DictConfig, words: Sequence[str], name: str | None = None, num_processes: int | None = None
+) -> Sharding:
+    """As the recipe's own command has it, where the command line does not say otherwise."""
+    config, number = _launched(words)
+    return _sharding(name or ("cpu" if cfg.trainer.use_cpu else config), num_processes or number)
+
+
 def _launched(words: Sequence[str]) -> tuple[str, int]:
     """Accelerate config and number of processes in the command of the recipe that these words name."""
     from tinyzero_trl.recipes import list_recipes
@@ -77,11 +84,10 @@ def _launched(words: Sequence[str]) -> tuple[str, int]:
     return launched(commands[0]) if commands else ("ddp", 1)
 
 
-def _sharding(cfg: DictConfig, name: str | None, num_processes: int) -> Sharding:
-    """What an accelerate config says, a file or one of ours by name; None: one process on the CPU."""
+def _sharding(name: str, num_processes: int) -> Sharding:
+    """What an accelerate config says, a file or one of ours by name."""
     from tinyzero_trl.recipes import RECIPES
 
-    name = name or "cpu"
     file = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / "accelerate_configs" / f"{name}.yaml"
     if not file.is_file():
         known = sorted(path.stem for path in (RECIPES / "accelerate_configs").glob("*.yaml"))

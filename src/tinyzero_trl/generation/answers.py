@@ -68,13 +68,12 @@ def opened(engine: str, spec: Answering) -> Iterator[Callable[[Asked], Sampled]]
 
 @contextmanager
 def _server(spec: Answering) -> Iterator[Callable[[Asked], Drawn]]:
-    import torch
-
+    from tinyzero_trl.engine import has_gpu
     from tinyzero_trl.generation.calls import ServerFault
     from tinyzero_trl.generation.client import Rows, checked_choice, request_bodies
     from tinyzero_trl.generation.server import Server, ServerSpec
 
-    is_on_cpu = not torch.cuda.is_available()
+    is_on_cpu = not has_gpu()
     of_server = ServerSpec(
         model=spec.model,
         dtype="float32" if is_on_cpu else "auto",
@@ -112,14 +111,15 @@ def _server(spec: Answering) -> Iterator[Callable[[Asked], Drawn]]:
 def _in_process(spec: Answering) -> Iterator[Callable[[Asked], Drawn]]:
     import os
 
-    import torch
+    from tinyzero_trl.engine import has_gpu
 
-    is_on_cpu = not torch.cuda.is_available()
+    is_on_cpu = not has_gpu()
     if is_on_cpu:
         # Read as vLLM is imported: one process and no threads bound, as in colocate mode.
         os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
     from vllm import SamplingParams
 
     from tinyzero_trl.generation.client import Rows

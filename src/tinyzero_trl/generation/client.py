@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 from trl.generation.vllm_client import VLLMClient, parse_logprobs
 
 from tinyzero_trl.failures import Failure, ServerLost
+from tinyzero_trl.generation import broadcast
 from tinyzero_trl.generation.addresses import is_on_this_machine
 from tinyzero_trl.generation.calls import Calls, ServerFault
 from tinyzero_trl.generation.plugin import ENGINE
@@ -97,11 +101,33 @@ class Client(VLLMClient):
             )
         wanted = ENGINE if self.folder else "nccl"
         if backend != wanted:
-            raise ServerFault(f"{self.base_url} takes weights by {backend}, and this run sends them by {wanted}")
+            raise ServerFault(
+                f"{self.base_url} takes weights by {backend}, and this run sends them by {wanted}; "
+                f"start `tinyzero serve` and the run with the same generation.weight_transfer ({wanted}, or {backend})"
+            )
         if self.folder is None:
             if is_on_this_machine(self.base_url):
                 os.environ["VLLM_HOST_IP"] = "127.0.0.1"  # the rendezvous is not authenticated
-            super().init_communicator(device)
+            self._open_group(device)
+
+    def _open_group(self, device: torch.device | str | int) -> None:
+        """Raises: ServerFault where the server does not join in `seconds_per_batch`: NCCL waits for a peer without end."""
+        opening = broadcast.in_thread(lambda: super(Client, self).init_communicator(device))
+        with self._nccl_faults("join the NCCL group (server and trainer need GPUs of their own)"):
+            broadcast.wait_for([opening], until=time.monotonic() + self.seconds_per_batch)
+            opening.result()
+
+    @contextmanager
+    def _nccl_faults(self, what: str) -> Iterator[None]:
+        """Raises: ServerFault in the place of a deadline that passed, or of an error of NCCL or its rendezvous."""
+        try:
+            yield
+        except TimeoutError:
+            raise ServerFault(f"{self.base_url} did not {what} within {self.seconds_per_batch:g} s") from None
+        except RuntimeError as error:
+            if not isinstance(error, torch.distributed.DistError) and not str(error).startswith("NCCL error"):
+                raise
+            raise ServerFault(f"{self.base_url} did not {what}: {str(error).splitlines()[0]}") from error
 
     def push(self, step: int) -> str:
         """The version of the next transfer, which no other has: a transfer that broke off must not pass for a whole one."""
@@ -116,7 +142,7 @@ class Client(VLLMClient):
         try:
             if self.folder is None:
                 self._pause()
-                super().update_named_params(metadata, named_params)
+                self._broadcast(metadata, named_params)
             else:
                 # All parameters first: other processes gather them along with this one, and no server is to keep them waiting.
                 files = self.folder.write(named_params)
@@ -133,6 +159,28 @@ class Client(VLLMClient):
                 pass
             if self.folder is not None:
                 self.folder.remove_files()
+
+    def _broadcast(
+        self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
+    ) -> None:
+        """Send the parameters by NCCL within `seconds_per_batch`. Raises: ServerFault; the group is then gone."""
+        until = time.monotonic() + self.seconds_per_batch
+        self._start_weight_update()
+        names, dtype_names, shapes = (list(values) for values in zip(*metadata, strict=True))
+        update = {"names": names, "dtype_names": dtype_names, "shapes": shapes}
+        receiving: Future[Any] = broadcast.in_thread(
+            lambda: self._post(f"{self.base_url}/update_weights", json={"update_info": update})
+        )
+        self.num_bytes = 0
+        # Outside of the block: what fails while parameters are gathered is no fault of the server.
+        for bucket in broadcast.buckets(metadata, named_params, device=self.communicator.device):
+            with self._nccl_faults("take the weights by NCCL"):
+                broadcast.send(self.communicator, bucket, receiving=receiving, until=until)
+            self.num_bytes += len(bucket)
+        with self._nccl_faults("take the weights by NCCL"):
+            broadcast.wait_for([receiving], until=until)
+            receiving.result()
+        self._finish_weight_update()
 
     def _pause(self) -> None:
         """End what a client that is gone still has running: it would meet half of the new weights, which ends vLLM's engine."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from trl.generation import vllm_generation
@@ -12,6 +13,7 @@ from vllm.lora.request import LoRARequest
 
 from tinyzero_trl.failures import DiskFull
 from tinyzero_trl.generation.client import Rows
+from tinyzero_trl.generation.engines import within_limits
 from tinyzero_trl.generation.lora import WithAdapter, adapter_of
 from tinyzero_trl.generation.remote import replaced
 from tinyzero_trl.generation.transfer import repack_heads
@@ -24,6 +26,20 @@ class SeededLLM(LLM):
     rows = Rows()
     adapter: LoRARequest | None = None
     """What generates on top of the weights."""
+    is_kept_awake = False
+    owes_sleep = False
+    """It was told to sleep while it is kept awake."""
+
+    def sleep(self, *args: Any, **kwargs: Any) -> Any:
+        """As LLM.sleep, but not while it is kept awake."""
+        if self.is_kept_awake:
+            self.owes_sleep = True
+            return None
+        return super().sleep(*args, **kwargs)
+
+    def wake_up(self, *args: Any, **kwargs: Any) -> Any:
+        """As LLM.wake_up, where it sleeps."""
+        return None if self.owes_sleep else super().wake_up(*args, **kwargs)
 
     def generate(self, prompts: Any, sampling_params: Any = None, **kwargs: Any) -> Any:
         """As LLM.generate; `rows` says what each prompt's completion is drawn with."""
@@ -40,6 +56,10 @@ class SeededLLM(LLM):
             params.stop_token_ids = list(self.rows.eos_token_ids)
             if self.rows.stop:
                 params.stop, params.include_stop_str_in_output = list(self.rows.stop), True
+            # Text is made of the tokens elsewhere; vLLM needs it only to find stop strings.
+            params.detokenize = bool(params.stop)
+            # Lists of numbers in the place of an object for each token.
+            params.flat_logprobs = True
             each.append(params)
         return each
 
@@ -75,7 +95,7 @@ class ColocatedGeneration(WithAdapter):
         self.temperature, self._step = temperature, step
 
     def _init_vllm(self) -> None:
-        with replaced(vllm_generation, "LLM", lambda **given: SeededLLM(**{**given, **self._engine})):
+        with replaced(vllm_generation, "LLM", lambda **given: SeededLLM(**within_limits({**given, **self._engine}))):
             super()._init_vllm()
 
     def sync_weights(self) -> None:
@@ -116,4 +136,23 @@ class ColocatedGeneration(WithAdapter):
 
     def generate(self, prompts: Any, images: Any, num_generations: int, profiler: Any = None) -> Any:
         self.llm.rows = self._rows
-        return super().generate(prompts, images, num_generations, profiler)
+        generated = super().generate(prompts, images, num_generations, profiler)
+        if self.llm.owes_sleep:
+            self._llm_weights_sleeping = False  # TRL would push all weights again
+        return generated
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Rollouts within the block are by one push of the weights: vLLM sleeps after the last of them, and not after each."""
+        if not self.enable_sleep_mode or self.llm.is_kept_awake:
+            yield
+            return
+        self.llm.is_kept_awake = True
+        try:
+            yield
+        finally:
+            self.llm.is_kept_awake = False
+            if self.llm.owes_sleep:
+                self.llm.owes_sleep = False
+                self.llm.sleep(level=2)
+                self._llm_weights_sleeping = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from tinyzero_trl.config import model_path
-from tinyzero_trl.engine import ADAPTER_RANKS, several, why_merged
-from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.engine import ADAPTER_RANKS, has_gpu, memory_share, several, shares_gpus, why_merged
+from tinyzero_trl.estimate.sharding import Sharding, sharding_here
+from tinyzero_trl.failures import ConfigError, ServerLost
 from tinyzero_trl.generation.server import ON_CPU, Server, ServerSpec
 
 if TYPE_CHECKING:
     from tinyzero_trl.generation.weights import WeightFolder
 
+MAX_NUM_SEQS = 512
+"""Sequences that colocated vLLM generates at once at most; it captures CUDA graphs up to as many."""
 Generation = Callable[..., Any]
 """Takes the arguments of TRL's VLLMGeneration."""
 
@@ -45,6 +48,8 @@ def engine(cfg: DictConfig, folder: Path) -> Iterator[Generation | None]:
         remote = _remote(cfg, folder, stack) if os.environ.get("RANK", "0") == "0" else None
         sends_adapter = adapter_rank(cfg) is not None
         failures = cfg.generation.max_failures
+        if shares_gpus(cfg):
+            _start_first(remote)
         yield partial(ServerGeneration, remote=remote, max_failures=failures, sends_adapter=sends_adapter)
 
 
@@ -85,6 +90,23 @@ def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:
     return Remote(server.calls, weights, server, **seconds)
 
 
+def _start_first(remote: Any) -> None:
+    """Have the server ready before any process loads its model: vLLM measures the free memory of its GPU, which has to stand still.
+
+    Raises: ServerLost.
+    """
+    from accelerate import PartialState
+
+    from tinyzero_trl.generation.calls import ServerFault
+
+    if remote is not None:
+        try:
+            remote.begin()
+        except ServerFault as fault:
+            raise ServerLost(str(fault)) from fault
+    PartialState().wait_for_everyone()
+
+
 def _weight_folder(cfg: DictConfig, stack: ExitStack) -> WeightFolder:
     """Where weights are handed over, until the stack unwinds. Raises: ConfigError."""
     import torch
@@ -115,7 +137,7 @@ def server_spec(cfg: DictConfig) -> ServerSpec:
         revision=cfg.model.model_revision if cfg.model.model_revision != "main" else None,
         trust_remote_code=bool(trainer.trust_remote_code),
         tensor_parallel=trainer.vllm_tensor_parallel_size,
-        memory_share=section.memory_share,
+        memory_share=memory_share(cfg),
         kv_cache_gib=section.kv_cache_gib,
         devices=section.devices,
         adapter_rank=adapter_rank(cfg),
@@ -148,6 +170,18 @@ def colocated_arguments(cfg: DictConfig) -> dict[str, Any]:
     return arguments
 
 
+def within_limits(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of vLLM's LLM that it takes, whatever the batch: the rows above MAX_NUM_SEQS wait for those before them.
+
+    TRL asks for as many sequences at once as a process has rows, and vLLM refuses more of them than tokens in a forward pass.
+    """
+    limited = dict(arguments)
+    limited["max_num_seqs"] = min(arguments.get("max_num_seqs") or MAX_NUM_SEQS, MAX_NUM_SEQS)
+    if (tokens := arguments.get("max_num_batched_tokens")) is not None:
+        limited["max_num_batched_tokens"] = max(tokens, limited["max_num_seqs"])
+    return limited
+
+
 def adapter_rank(cfg: DictConfig) -> int | None:
     """The rank vLLM has to make room for where the adapter goes by itself, through files; None where whole weights go."""
     goes = cfg.generation.lora != "merged" and why_merged(cfg) is None
@@ -157,12 +191,18 @@ def adapter_rank(cfg: DictConfig) -> int | None:
     return next(rank for rank in ADAPTER_RANKS if rank >= cfg.model.lora_r)
 
 
-def weight_transfer(cfg: DictConfig) -> str:
-    """`file` or `nccl`. NCCL needs a GPU for each end: a server that shares the trainer's takes files."""
+def weight_transfer(cfg: DictConfig, sharding: Sharding | None = None) -> str:
+    """`file` or `nccl`. NCCL needs a GPU for each end: a server that shares the trainer's takes files.
+
+    sharding: of the run; None is what `accelerate launch` has told this process.
+    """
     asked = cfg.generation.weight_transfer
     if asked != "auto":
         return str(asked)
     if cfg.generation.lora == "adapter" or len(several(cfg.generation.server)) > 1:
+        return "file"
+    # Weights that are in pieces are gathered in between broadcasts, which no GPU has proved yet.
+    if (sharding or sharding_here(1, is_cpu=False)).stage == 3:
         return "file"
     has_own_devices = cfg.generation.devices is not None or cfg.generation.server != "auto"
     return "nccl" if has_own_devices and not is_on_cpu(cfg) else "file"
@@ -170,9 +210,7 @@ def weight_transfer(cfg: DictConfig) -> str:
 
 def is_on_cpu(cfg: DictConfig) -> bool:
     """Whether trainer and server compute on CPUs."""
-    import torch
-
-    return bool(cfg.trainer.use_cpu) or not torch.cuda.is_available()
+    return bool(cfg.trainer.use_cpu) or not has_gpu()
 
 
 def token_file_of(url: str) -> Path:

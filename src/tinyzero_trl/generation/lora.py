@@ -50,11 +50,14 @@ def merged_params(generation: Any) -> Iterator[tuple[str, torch.Tensor]]:
     layers = {
         f"{name}.base_layer.weight": module for name, module in model.named_modules() if isinstance(module, LoraLayer)
     }
-    with generation._dist.gather_params(list(model.parameters())), torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if model.prefix in name:
-                continue
+    for name, parameter in model.named_parameters():
+        if model.prefix in name:
+            continue
+        layer = layers.get(name)
+        # One layer at a time: under ZeRO-3 the whole model may fit no GPU.
+        factors = [] if layer is None else [p for p in layer.parameters() if p is not parameter]
+        with generation._dist.gather_params([parameter, *factors]), torch.no_grad():
             weight = parameter.data
-            if (layer := layers.get(name)) is not None:
+            if layer is not None:
                 weight = weight + layer.get_delta_weight("default").to(weight.dtype)
             yield name.removeprefix("base_model.model.").replace(".base_layer", ""), weight

@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,9 +34,13 @@ class Remote:
     """Ours to restart; None: a person's."""
     seconds_to_start: float
     seconds_per_batch: float
+    has_begun: bool = False
 
     def begin(self) -> None:
         """Return when it can generate for the first time; a start that failed is tried once more. Raises: ServerFault."""
+        if self.has_begun:
+            return
+        self.has_begun = True
         try:
             self.wait()
         except ServerFault as fault:
@@ -101,6 +105,10 @@ class ServerGeneration(WithAdapter):
         """Say what the next rollout of this process is drawn with, before weights are synchronised for it."""
         self._rows = Rows(list(seeds), list(eos_token_ids), list(stop))
         self.temperature, self._step = temperature, step
+
+    def awake(self) -> AbstractContextManager[None]:
+        """Nothing: a server never sleeps."""
+        return nullcontext()
 
     def _init_vllm(self) -> None:
         try:

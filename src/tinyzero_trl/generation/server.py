@@ -117,6 +117,8 @@ class ServerSpec:
             # The routes for weights; the token guards them.
             "VLLM_SERVER_DEV_MODE": "1",
             "VLLM_NO_USAGE_STATS": "1",
+            # What runs in vLLM before its workers do, our plugin included, may have initialised CUDA: a fork could not use it.
+            "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
             "VLLM_HOST_IP": LOOPBACK,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")])),
         }

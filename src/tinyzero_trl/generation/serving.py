@@ -23,15 +23,17 @@ def main(argv: Sequence[str]) -> int:
     host = check_host(arguments.host, insists=arguments.i_know_this_network_is_private)
 
     from tinyzero_trl import config, engine
+    from tinyzero_trl.estimate import sharding_of_recipe
     from tinyzero_trl.generation.calls import ServerFault
-    from tinyzero_trl.generation.engines import server_spec, token_file_of
+    from tinyzero_trl.generation.engines import server_spec, token_file_of, weight_transfer
     from tinyzero_trl.generation.server import Server
 
     cfg = config.compose([*words, "generation.engine=server"], program="grpo")
     engine.check_installed(cfg)
     shown = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}"
     cfg.generation.server = shown  # as the run that uses it will say: how weights travel depends on it
-    engine.check_engine(cfg)
+    engine.check_engine(cfg, trains=False)
+    cfg.generation.weight_transfer = weight_transfer(cfg, sharding_of_recipe(cfg, words))
     token_file = (arguments.token_file or token_file_of(shown)).expanduser()
     server = Server(server_spec(cfg), log=arguments.log, token_file=token_file, host=host)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -40,7 +42,10 @@ def main(argv: Sequence[str]) -> int:
         server.wait_until_healthy(cfg.generation.seconds_to_start)
         print(f"token: {token_file} (only you can read it)\nlog: {arguments.log}", flush=True)
         print(
-            f"train with it: tinyzero train {words[0]} generation.engine=server generation.server={shown}", flush=True
+            f"train with it: tinyzero train {words[0]} generation.engine=server generation.server={shown}"
+            + f" generation.weight_transfer={cfg.generation.weight_transfer}"
+            + (f" 'generation.devices=\"{cfg.generation.devices}\"'" if cfg.generation.devices else ""),
+            flush=True,
         )
         while server.is_running():
             time.sleep(0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ class Generating(Seeds, Stopping):
 
     weights_step: int | None = None
     """Optimizer steps behind the weights that made the last rollout, as the engine says; None where it does not."""
+
+    algorithm: str
+    dynamic_sampling_rounds: int
 
     def __init__(self, *args: Any, vllm_generation: Callable[..., Any] | None = None, **kwargs: Any):
         """vllm_generation: takes the arguments of TRL's VLLMGeneration; None is TRL's own. Read where args.use_vllm is set."""
@@ -49,6 +53,22 @@ class Generating(Seeds, Stopping):
             if is_due:
                 metrics["seconds/sync"].append(self.vllm_generation.seconds_to_sync)
         return generated
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        # Where a batch has one rollout, vLLM sleeps right after it, before the forward passes that score it.
+        has_several = self.algorithm == "remax" or self.dynamic_sampling_rounds > 0
+        with self._awake() if has_several else nullcontext():
+            return super()._prepare_inputs(generation_batch)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self._awake():
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        return metrics
+
+    def _awake(self) -> AbstractContextManager[None]:
+        """A block in which vLLM keeps its weights from one rollout to the next."""
+        awake: AbstractContextManager[None] = self.vllm_generation.awake() if self._is_told else nullcontext()
+        return awake
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         before = self.num_generated_batches

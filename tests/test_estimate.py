@@ -127,7 +127,7 @@ def test_four_bits_shrink_the_linear_maps_and_nothing_else() -> None:
         (["trainer.gradient_checkpointing=false"], "forward and backward", False),
         (["trainer.per_device_train_batch_size=8"], "forward and backward", True),
         (["trainer.optim=adamw_8bit"], "optimizer step", True),
-        (["generation.engine=transformers"], "forward and backward", None),
+        (["generation.engine=transformers"], "forward and backward", True),  # a vLLM that sleeps keeps its graphs
         (["trainer.vllm_enable_sleep_mode=false"], "forward and backward", False),
         (["trainer.beta=0.01"], "generation", False),
         (["generation.offload=true"], "forward and backward", True),
@@ -171,7 +171,7 @@ def test_cards_are_found_by_the_names_people_and_drivers_use() -> None:
         ("NVIDIA GeForce RTX 4090", "RTX4090"), ("Tesla T4", "T4"), ("NVIDIA L40S", "L40S"), ("NVIDIA RTX A6000", "A6000"),
     ):  # fmt: skip
         assert card_of(said).name == meant, said
-    with pytest.raises(ConfigError, match=r"--gpu 'H300' is not known; known are .*; did you mean"):
+    with pytest.raises(ConfigError, match=r"--gpu 'H300' is not known; known are .*H200"):
         card_of("H300")
     assert [smallest_size(gib * GIB) for gib in (1, 7.9, 23, 100, 200)] == [8, 16, 24, 140, None]
 

@@ -308,6 +308,35 @@ def test_metrics_that_a_resumed_run_writes_again_are_dropped(tmp_path: Path) -> 
     assert record.cut_metrics(tmp_path / "nowhere", step=3) == 0.0
 
 
+def test_a_run_that_begins_anew_keeps_no_evaluation_from_before_its_first_step(tmp_path: Path) -> None:
+    """Stopped before its first checkpoint, it evaluates once more; a second line of step 0 would count twice."""
+    cfg = compose([TINY, f"trainer.resume_from_checkpoint={tmp_path}"])
+    record.write_record(tmp_path, cfg, data={}, seeds={})
+    before = json.dumps({"step": 0, "seconds": 3.0, "eval_accuracy": 0.2}) + "\n"
+    (tmp_path / "metrics.jsonl").write_text(before)
+    with run_folder.opened(cfg, num_processes=1, data={}, seeds={}) as folder:
+        assert folder.resume_from is None
+        assert folder.seconds_before == 0.0
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    path = recorded(tmp_path / "run")
+    (path / "metrics.jsonl").write_text(before)
+    cfg = compose([TINY, f"trainer.resume_from_checkpoint={path}"])
+    with run_folder.opened(cfg, num_processes=1, data={}, seeds={}):
+        assert (path / "metrics.jsonl").read_text() == before
+
+
+def test_a_manifest_names_every_file_with_its_own_hash(tmp_path: Path) -> None:
+    import hashlib
+
+    for index in range(40):  # more than are hashed side by side
+        (tmp_path / f"part-{index}").write_bytes(bytes([index]) * (1000 + index))
+    manifest.seal(tmp_path, step=1)
+    files = json.loads((tmp_path / manifest.MANIFEST).read_text())["files"]
+    assert list(files) == sorted(f"part-{index}" for index in range(40))
+    assert all(files[n]["sha256"] == hashlib.sha256((tmp_path / n).read_bytes()).hexdigest() for n in files)
+    assert manifest.fault(tmp_path) is None
+
+
 def test_the_fingerprint_of_rows_is_that_of_their_content() -> None:
     from datasets import Dataset
 

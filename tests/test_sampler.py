@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from tinyzero_trl.failures import NumericFailure
-from tinyzero_trl.generation.sampler import sample
+from tinyzero_trl.generation.sampler import GrowingLayer, sample
 
 EOS, PAD = 0, 1
 SHAPE: dict[str, Any] = {
@@ -36,6 +36,16 @@ def make(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
         **changes,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def test_a_cache_doubles_and_never_exceeds_what_the_longest_completion_needs() -> None:
+    layer, capacities = GrowingLayer(max_tokens=300), set()
+    for token in range(300):
+        keys, values = layer.update(torch.full((2, 1, 1, 4), float(token)), torch.full((2, 1, 1, 4), -float(token)))
+        capacities.add(layer._keys.shape[-2])
+    assert sorted(capacities) == [65, 131, 263, 300]
+    assert keys[1, 0, :, 0].tolist() == list(range(300))
+    assert values[0, 0, :, 3].tolist() == [-float(token) for token in range(300)]
 
 
 def test_greedy_sampling_gives_the_tokens_of_generate() -> None:

@@ -243,6 +243,13 @@ def notes(cfg: DictConfig) -> list[str]:
             f"the server at {here[0]} must have GPUs that this run does not train on: start it with generation.devices=<its GPUs>, and "
             "give the run the same words"
         )
+    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+        generates = (
+            ""
+            if cfg.trainer.use_vllm
+            else ", and transformers' own generate writes the completions (generation.engine is transformers)"
+        )
+        lines.append(f"under FSDP micro-batches stay as TRL cuts them, not dealt by length{generates}")
     num_threads = os.environ.get("OMP_NUM_THREADS", "")
     is_passive = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
     if cfg.generation.engine == "colocate" and cfg.trainer.use_cpu and num_threads != "1" and not is_passive:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from tinyzero_trl import storage
 
 MANIFEST = "MANIFEST.json"
+NUM_HASHERS = 8
+"""Files flushed and hashed side by side."""
 UNFINISHED = "unfinished"
 """Folder of a run in which checkpoints are written before they are renamed into the run's own."""
 
@@ -30,11 +33,11 @@ class Found:
 
 def seal(folder: Path, **facts: Any) -> None:
     """Flush every file of `folder` to disk, then write its manifest: name, size and sha256 of each, and `facts`."""
-    files = {}
-    for path in sorted(item for item in folder.rglob("*") if item.is_file() and item.name != MANIFEST):
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    paths = sorted(item for item in folder.rglob("*") if item.is_file() and item.name != MANIFEST)
+    # The other processes wait for this one, and a large model's checkpoint has hundreds of files; hashing leaves the interpreter free.
+    with ThreadPoolExecutor(NUM_HASHERS) as threads:
+        entries = list(threads.map(_flushed, paths))
+    files = {str(path.relative_to(folder)): entry for path, entry in zip(paths, entries, strict=True)}
     content = {"schema": 1, **facts, "files": files}
     storage.write_text(folder / MANIFEST, json.dumps(content, indent=1), is_flushed=True)
     _flush(folder)
@@ -123,6 +126,13 @@ def newest_usable(run_folder: Path) -> Found:
             return Found(path, tuple(passed_over))
         passed_over.append(f"{path.name} {reason}")
     return Found(None, tuple(passed_over))
+
+
+def _flushed(path: Path) -> dict[str, Any]:
+    """The entry of a file in the manifest, once the file is on disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return {"size": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def _flush(directory: Path) -> None:

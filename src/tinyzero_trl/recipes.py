@@ -56,7 +56,8 @@ def list_recipes(folder: Path = RECIPES) -> list[Recipe]:
         except ConfigError as error:
             fault = str(error)
         section = content.get("model")
-        model = str(section.get("model_name_or_path") or "") if isinstance(section, dict) else ""
+        # `???` is a model that the command line has to name.
+        model = str(section.get("model_name_or_path") or "").replace("???", "") if isinstance(section, dict) else ""
         recipes.append(
             Recipe(
                 task=path.parent.name,

@@ -297,6 +297,15 @@ def test_tinyzero_serve_takes_weights_as_the_recipes_own_command_will_send_them(
         assert engines.weight_transfer(cfg, sharding_of_recipe(cfg, words)) == transfer
 
 
+def test_what_fsdp_leaves_out_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any("FSDP" in line for line in engine.notes(compose([RECIPE])))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    (line,) = [line for line in engine.notes(compose([RECIPE, "generation.engine=transformers"])) if "FSDP" in line]
+    assert "not dealt by length, and transformers' own generate" in line
+    (line,) = [line for line in engine.notes(compose([RECIPE, "generation.engine=colocate"])) if "FSDP" in line]
+    assert line.endswith("not dealt by length")
+
+
 def test_asking_for_a_gpu_does_not_initialise_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was initialised before a fork cannot be used after it, and vLLM forks."""
     import torch

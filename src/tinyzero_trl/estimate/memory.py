@@ -19,6 +19,8 @@ CUDA_CONTEXT = int(0.8 * GIB)
 """Kernels, cuBLAS's workspace and handles of one process; 0.5 to 1 GiB by card and driver."""
 NCCL_BUFFERS = int(0.4 * GIB)
 """Channels of a process group; only with several processes."""
+VLLM_ASLEEP = int(1.5 * GIB)
+"""What a colocated vLLM keeps while it sleeps: CUDA graphs, workspaces of its kernels. An assumption: 1 to 3 GiB are reported; not measured by us."""
 FRAGMENTATION = 0.05
 """Share of what comes and goes that the caching allocator holds on top."""
 DEEPSPEED_BUCKET = 500_000_000
@@ -94,6 +96,9 @@ def memory_of(plan: Plan, *, device_bytes: float | None = None) -> Memory:
         resident | {"gradients": gradients} | _coming_and_going(plan, training) | _named("bf16 copies", copies)
     )
     phases["optimizer step"] = resident | {"gradients": gradients} | _named("temporary", _step_bytes(plan))
+    if vllm and plan.vllm_sleeps and not plan.sharding.is_cpu:
+        for phase in phases.keys() - {"generation"}:
+            phases[phase]["vLLM asleep"] = VLLM_ASLEEP
     if plan.is_offloaded:
         on_host += states + phases["generation"].pop("reference", 0.0)
         for phase in phases.keys() - {"optimizer step"}:

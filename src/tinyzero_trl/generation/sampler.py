@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from tinyzero_trl.stopping import StopStrings, is_truncated
 
 # Finished rows are taken out when they are more than this share of the batch: taking them out copies the cache.
 COMPACT_ABOVE = 0.125
-# Tokens by which a cache that is full grows.
+# Tokens by which a cache that is full grows at least; otherwise it doubles, up to what the longest completion needs. Many small steps leave
+# a GPU's memory in pieces that nothing larger fits into.
 CACHE_GROWTH = 64
 # Rows sampled together where the caller does not say.
 DEFAULT_BATCH_SIZE = 256
@@ -40,14 +42,20 @@ class Sampled:
 class GrowingLayer(DynamicLayer):
     """A cache layer that writes new keys and values in place: one token costs one token, not a copy of the past."""
 
+    def __init__(self, *args: Any, max_tokens: int, **kwargs: Any):
+        """max_tokens: what it never grows beyond."""
+        super().__init__(*args, **kwargs)
+        self._max_tokens = max_tokens
+
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._keys, self._values = key_states.new_empty(0), value_states.new_empty(0)
         past, new = self.get_seq_length(), key_states.shape[-2]
         if self._keys.dim() == 1 or past + new > self._keys.shape[-2]:
-            self._keys = _grown(self._keys, like=key_states, past=past, capacity=past + new + CACHE_GROWTH)
-            self._values = _grown(self._values, like=value_states, past=past, capacity=past + new + CACHE_GROWTH)
+            capacity = max(past + new, min(self._max_tokens, past + new + max(past, CACHE_GROWTH)))
+            self._keys = _grown(self._keys, like=key_states, past=past, capacity=capacity)
+            self._values = _grown(self._values, like=value_states, past=past, capacity=capacity)
         self._keys[:, :, past : past + new] = key_states
         self._values[:, :, past : past + new] = value_states
         self.keys, self.values = self._keys[:, :, : past + new], self._values[:, :, : past + new]
@@ -68,11 +76,11 @@ def _grown(buffer: torch.Tensor, *, like: torch.Tensor, past: int, capacity: int
     return grown
 
 
-def _new_cache(model: Any) -> Cache:
+def _new_cache(model: Any, *, max_tokens: int) -> Cache:
     """In-place layers where every layer attends to all of the past; the library's own cache for other architectures."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
     return (
-        Cache(layer_class_to_replicate=GrowingLayer)
+        Cache(layer_class_to_replicate=partial(GrowingLayer, max_tokens=max_tokens))
         if kinds == {"full_attention"}
         else DynamicCache(config=model.config)
     )
@@ -152,7 +160,7 @@ def _sample_batch(
     lengths_B = torch.full((len(prompt_ids),), max_new_tokens, device=device)
     active_B = torch.arange(len(prompt_ids), device=device)  # rows of the result that the batch still holds
     is_done_B = torch.zeros(len(prompt_ids), dtype=torch.bool, device=device)
-    cache = _new_cache(model)
+    cache = _new_cache(model, max_tokens=width + max_new_tokens)
     for step in range(max_new_tokens):
         logits_BV = model(
             input_ids=input_ids_BT,

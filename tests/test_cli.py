@@ -107,6 +107,68 @@ def test_train_takes_the_program_from_the_recipe_and_hands_everything_else_on(mo
     assert options == {"config": ROOT / "recipes/accelerate_configs/zero1.yaml", "num_processes": 2}
 
 
+GPUS = "\n".join(f"GPU {index}: NVIDIA GeForce RTX 4090 Laptop GPU (UUID: GPU-{index}f)" for index in range(8))
+
+
+@pytest.fixture
+def gpus(monkeypatch, tmp_path):
+    """A machine of eight GPUs, by an nvidia-smi of its own; `gpus(words)` is how `train` would launch there."""
+
+    def tell(text: str) -> None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+
+    def launched(*words: str) -> tuple[str, int | None]:
+        calls = []
+        monkeypatch.setattr(cli, "launch", lambda program, words, **options: calls.append(options) or 0)
+        assert cli.main(["train", *words]) == 0
+        return calls[0]["config"].stem, calls[0]["num_processes"]
+
+    tell(f"cat <<'END'\n{GPUS}\nEND")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is as before after the test, also where `train` sets it
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    launched.tell = tell
+    return launched
+
+
+@pytest.mark.parametrize(
+    ("mask", "number"),
+    [(None, 8), ("0,1", 2), ("GPU-3f,5", 2), ("", 0), ("-1", 0), ("NoDevFiles", 0), ("2,99,3", 1), ("GPU-", 0)],
+)
+def test_train_starts_a_process_for_each_gpu_that_the_mask_leaves(gpus, monkeypatch, mask, number):
+    if mask is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    assert gpus("+countdown=grpo-qwen-2.5-3b-base") == (("zero2", number) if number else ("cpu", 1))
+
+
+def test_train_on_gpus_takes_the_accelerate_config_of_the_recipes_own_command(gpus, capsys):
+    assert gpus("+countdown=grpo-qwen-2.5-3b-base") == ("zero2", 8)
+    assert "8 processes on GPU 0, 1, 2, 3, 4, 5, 6, 7, zero2" in capsys.readouterr().out
+    assert gpus("+countdown=grpo-qwen-2.5-3b-base", "--accelerate_config", "ddp", "--processes", "2") == ("ddp", 2)
+    assert gpus("+countdown=grpo-tiny") == ("ddp", 8)
+
+
+@pytest.mark.parametrize("devices", ["6,7", '"6,7"', "'7, 6'"])
+def test_train_leaves_the_gpus_of_the_server_to_it(gpus, devices):
+    words = ["+countdown=grpo-qwen-2.5-3b-base", "generation.engine=server", f"generation.devices={devices}"]
+    assert gpus(*words) == ("zero2", 6)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3,4,5"
+
+
+def test_a_server_on_every_gpu_is_refused(gpus, capsys):
+    words = ["train", "+countdown=grpo-tiny", "generation.engine=server", "generation.devices=0,1,2,3,4,5,6,7"]
+    assert cli.main(words) == 2
+    assert "leaves no GPU to train on; this machine has 0, 1, 2, 3, 4, 5, 6, 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["exit 9", "sleep 30"])
+def test_a_driver_that_fails_or_hangs_counts_as_no_gpu(gpus, monkeypatch, text):
+    gpus.tell(text)
+    monkeypatch.setattr(launch, "SECONDS_OF_SMI", 0.5)
+    assert gpus("+countdown=grpo-qwen-2.5-3b-base") == ("cpu", 1)
+
+
 @pytest.fixture
 def program(tmp_path):
     """Writes `fake.py` in the place of grpo.py, and starts it by `launch` in a process of its own."""
@@ -137,6 +199,34 @@ def test_launch_returns_the_exit_code_of_the_program_and_adds_no_traceback(progr
     assert ended.returncode == 6
     assert "error: one clear line" in ended.stderr
     assert "CalledProcessError" not in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_launcher_ended_by_sigkill_takes_the_program_with_it_which_may_save(program, tmp_path, num_processes):
+    command = program(
+        """
+        import os, pathlib, signal, sys, time
+        from tinyzero_trl.launch import end_with_launcher
+        here = pathlib.Path(sys.argv[1])
+        def save(number, frame):
+            (here / f"saved-{os.environ.get('RANK', 0)}").touch()
+            sys.exit(143)
+        signal.signal(signal.SIGTERM, save)
+        end_with_launcher()
+        (here / f"ready-{os.environ.get('RANK', 0)}").write_text(str(os.getpid()))
+        time.sleep(100)
+        """
+    )
+    with subprocess.Popen([*command, str(num_processes), str(tmp_path)]) as started:
+        deadline = time.monotonic() + 90
+        while len(list(tmp_path.glob("ready-*"))) < num_processes and time.monotonic() < deadline:
+            time.sleep(0.1)
+        started.kill()
+    while len(list(tmp_path.glob("saved-*"))) < num_processes and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(list(tmp_path.glob("saved-*"))) == num_processes
 
 
 @pytest.mark.slow

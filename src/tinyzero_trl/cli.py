@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tinyzero_trl import storage
 from tinyzero_trl.failures import Failure, explained, nearest
-from tinyzero_trl.launch import launch
+from tinyzero_trl.launch import launch, visible_gpus
 from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -90,21 +90,25 @@ def train(argv: Sequence[str]) -> int:
         "--accelerate_config",
         "--accelerate-config",
         metavar="NAME",
-        help=f"a file, or one of {', '.join(_accelerate_configs())} (default: cpu for one process without a GPU, otherwise ddp)",
+        help=f"a file, or one of {', '.join(_accelerate_configs())} (default: on GPUs what the recipe's own command names; "
+        "cpu for one process without a GPU, ddp for several)",
     )
     arguments, words = parser.parse_known_args(argv)
     if not any(word.startswith("+") for word in words):
         print(parser.format_usage() + "tinyzero train: no recipe given; `tinyzero recipes` lists them", file=sys.stderr)
         return MISTAKE
-    num_gpus = _num_gpus()
     num_processes = arguments.processes
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"--processes must be at least 1, got {num_processes}")
-    name = arguments.accelerate_config or ("ddp" if num_gpus or (num_processes or 1) > 1 else "cpu")
+    gpus = _gpus_to_train_on(words)
+    of_hardware = _config_of_recipe(words) if gpus else "ddp" if (num_processes or 1) > 1 else "cpu"
+    name = arguments.accelerate_config or of_hardware
     config = _accelerate_config(name)
     if config.parent == RECIPES / "accelerate_configs":
         # Ours say 8 because accelerate wants a number; a person's own file says what that person means.
-        num_processes = num_processes or num_gpus or 1
+        num_processes = num_processes or len(gpus) or 1
+    if gpus:
+        print(f"{num_processes or 'as many as the file says'} processes on GPU {', '.join(gpus)}, {name}", flush=True)
     program = (
         "sft" if any(word.startswith("+") and word.partition("=")[2].startswith("sft-") for word in words) else "grpo"
     )
@@ -244,12 +248,34 @@ def _accelerate_config(name: str) -> Path:
     return path
 
 
-def _num_gpus() -> int:
-    # nvidia-smi answers in a tenth of a second; asking torch would import it.
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+def _gpus_to_train_on(words: Sequence[str]) -> list[str]:
+    """The GPUs here but those that the words give to a server of the run's own, which the trainer then does not see.
+
+    Raises: ValueError where none is left.
+    """
+    gpus = visible_gpus()
+    chosen = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    devices = chosen.get("generation.devices", "").strip("\"'")
+    if not gpus or not devices or devices == "null" or chosen.get("generation.engine", "server") != "server":
+        return gpus
+    of_server = [name.strip() for name in devices.split(",")]
+    left = [name for name in gpus if name not in of_server]
+    if not left:
+        raise ValueError(
+            f"generation.devices={devices} leaves no GPU to train on; this machine has {', '.join(gpus)}: name fewer"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(left)
+    return left
+
+
+def _config_of_recipe(words: Sequence[str]) -> str:
+    """The accelerate config in the command at the head of the recipe that these words name; ddp where it names none."""
+    from tinyzero_trl.recipes import list_recipes
+
+    named = {f"{recipe.task}={recipe.name}": recipe.command for recipe in list_recipes()}
+    command = next((named[word.lstrip("+")] for word in words if word.lstrip("+") in named), "")
+    found = re.search(r"accelerate_configs/([\w-]+)\.yaml", command)
+    return found.group(1) if found else "ddp"
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ from tinyzero_trl import (
     stopping,
 )
 from tinyzero_trl.failures import exit_code_of
+from tinyzero_trl.launch import end_with_launcher
 
 
 def train(words: Sequence[str]) -> int:
     """Run what a command line says; returns the exit code: 0, or 128 + the number of the signal that stopped it."""
+    end_with_launcher()
     words, is_only_shown = config.without_options(words, program="grpo")
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -18,6 +22,57 @@ NODES = {
     "PET_MASTER_PORT": "--main_process_port",
 }
 """accelerate's option by the variable torchrun reads the same from (Kubeflow sets them, too); accelerate reads none of these."""
+
+
+PR_SET_PDEATHSIG = 1
+"""Linux's prctl: the signal a process gets when its parent is gone."""
+SECONDS_OF_SMI = 20
+"""After which nvidia-smi is taken to hang, as it does beside a broken driver."""
+
+
+def end_with_launcher() -> None:
+    """Have a process that `accelerate launch` started get SIGTERM when the launcher is gone, whatever ended it; Linux only.
+
+    SIGKILL to a launcher would otherwise leave a run behind that nobody sees. By SIGTERM it saves a checkpoint.
+    """
+    # The launcher sets this variable; without one, the parent may be a shell that a run under nohup outlives.
+    if sys.platform != "linux" or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a process started here may use, by the names CUDA_VISIBLE_DEVICES has for them; nothing is imported or initialised."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=SECONDS_OF_SMI)
+    except subprocess.TimeoutExpired:
+        return []
+    return gpus_of(listed.stdout, os.environ.get("CUDA_VISIBLE_DEVICES")) if listed.returncode == 0 else []
+
+
+def gpus_of(listing: str, mask: str | None) -> list[str]:
+    """The GPUs of `nvidia-smi -L` that a mask leaves: indices, or what begins a UUID; as in CUDA, the first that is none ends the mask.
+
+    >>> two = "GPU 0: NVIDIA RTX A500 Laptop GPU (UUID: GPU-aa-1)\\nGPU 1: NVIDIA H100 (UUID: GPU-ab-2)\\n  MIG 1g.10gb Device 0: (UUID: MIG-c-3)"
+    >>> gpus_of(two, None), gpus_of(two, "1"), gpus_of(two, "GPU-ab,0"), gpus_of(two, "MIG-c"), gpus_of(two, "1,7,0"), gpus_of(two, "")
+    (['0', '1'], ['1'], ['GPU-ab', '0'], ['MIG-c'], ['1'], [])
+    """
+    indices = re.findall(r"^GPU (\d+):", listing, re.MULTILINE)
+    if mask is None:
+        return indices
+    uuids = re.findall(r"\(UUID: ((?:GPU|MIG)-[^)]+)\)", listing)
+    chosen: list[str] = []
+    for name in (name.strip() for name in mask.split(",")):
+        is_uuid = name[:4] in ("GPU-", "MIG-") and sum(uuid.startswith(name) for uuid in uuids) == 1
+        if not is_uuid and name not in indices:
+            break
+        chosen.append(name)
+    return chosen
 
 
 def launch(program: str, words: Sequence[str], *, config: Path, num_processes: int | None = None) -> int:

@@ -67,7 +67,9 @@ def evaluated(folder, task, responses):
         for problem, (row, response) in enumerate(responses)
     ]
     metrics = {name: e.as_dict() for name, e in scores.metrics(samples, task=TASKS[task]).items()}
-    scores.write(folder, summary={"name": "final", "task": task, "metrics": metrics}, samples=samples)
+    scores.write(
+        folder, summary={"name": "final", "task": task, "temperature": 1.0, "metrics": metrics}, samples=samples
+    )
     return folder
 
 
@@ -107,7 +109,7 @@ def test_what_is_no_evaluation_or_has_no_second_grader_is_not_audited(tmp_path, 
     )
     right = ({"nums": [1, 2], "target": 3}, "<answer>1 + 2</answer>")
     folder = evaluated(tmp_path / "own", "countdown", [right])
-    summary = scores.read_summary(folder) | {"task": f"{file}:TASK"}
+    summary = json.loads((folder / "summary.json").read_text()) | {"task": f"{file}:TASK"}
     (folder / "summary.json").write_text(json.dumps(summary))
     assert evaluation.main(["--audit", str(folder)]) == 2
     error = capsys.readouterr().err

@@ -13,8 +13,8 @@ from urllib.parse import urlparse
 
 from omegaconf import DictConfig, ListConfig
 
+from tinyzero_trl.addresses import is_on_this_machine
 from tinyzero_trl.failures import ConfigError, nearest
-from tinyzero_trl.generation.addresses import is_on_this_machine
 from tinyzero_trl.stopping import check_stop
 
 ENGINES = ("transformers", "server", "colocate")

@@ -338,7 +338,7 @@ RECIPES = sorted((Path(engine.__file__).parents[2] / "recipes").glob("*/grpo-*.y
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_no_batch_of_a_recipe_is_more_than_colocated_vllm_takes(path: Path) -> None:
     """vLLM raises where it is asked for more sequences at once than tokens in a forward pass, and TRL fixes those at 4,096."""
-    from tinyzero_trl.generation.engines import MAX_NUM_SEQS, within_limits
+    from tinyzero_trl.generation.server import MAX_NUM_SEQS, within_limits
 
     cfg = compose([f"+{path.parent.name}={path.stem}", "generation.engine=colocate"])
     trainer = cfg.trainer
@@ -355,7 +355,7 @@ def test_no_batch_of_a_recipe_is_more_than_colocated_vllm_takes(path: Path) -> N
 
 
 def test_limits_leave_what_fits_and_hold_where_a_forward_pass_is_small() -> None:
-    from tinyzero_trl.generation.engines import within_limits
+    from tinyzero_trl.generation.server import within_limits
 
     fits = {"max_num_seqs": 256, "max_num_batched_tokens": 4096, "dtype": "bfloat16"}
     assert within_limits(fits) == fits

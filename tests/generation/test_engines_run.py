@@ -16,7 +16,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tinyzero_trl.generation.addresses import free_port
+from tinyzero_trl.addresses import free_port
 
 REPO = Path(__file__).resolve().parents[2]
 SMALL = (

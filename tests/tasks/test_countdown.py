@@ -327,9 +327,9 @@ def test_generated_splits_share_no_problem_and_repeat_none():
 
 
 def test_twenty_thousand_generated_rows_take_a_few_seconds():
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(load(split="train", source="generated", num_rows=20_000)) == 20_000
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @given(st.permutations([7, 7, 19, 36]), st.integers(1, 100))

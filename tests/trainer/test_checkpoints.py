@@ -50,7 +50,7 @@ def test_every_flipped_bit_and_every_missing_or_cut_file_is_found(saved: Path) -
         (folder / name).write_bytes(whole)
     assert manifest.fault(folder) is None
     (folder / "MANIFEST.json").write_text('{"files": ')
-    assert manifest.fault(folder) == "has a damaged manifest"
+    assert manifest.fault(folder) == "has a damaged manifest (MANIFEST.json is not JSON)"
 
 
 def test_the_newest_usable_checkpoint_is_found_and_the_others_are_passed_over_with_the_reason(saved: Path) -> None:

@@ -19,8 +19,8 @@ import yaml
 from two_processes import GRPO, REPO, REWARDS, SMALL, launch, words_of
 
 from tinyzero_trl import grpo, manifest
+from tinyzero_trl.addresses import free_port
 from tinyzero_trl.config import list_recipes
-from tinyzero_trl.generation.addresses import free_port
 from tinyzero_trl.recipes import program_of
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from small_models import make_llama
-from tinyzero_trl.generation.addresses import free_port
+from tinyzero_trl.addresses import free_port
 from tinyzero_trl.settings import BatchingSettings
 
 REPO = Path(__file__).resolve().parents[2]

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from trl.generation.vllm_client import VLLMClient, parse_logprobs
 
+from tinyzero_trl.addresses import is_on_this_machine
 from tinyzero_trl.failures import Failure, ServerLost
 from tinyzero_trl.generation import broadcast
-from tinyzero_trl.generation.addresses import is_on_this_machine
 from tinyzero_trl.generation.calls import Calls, ServerFault
 from tinyzero_trl.generation.plugin import ENGINE
 from tinyzero_trl.generation.weights import WeightFolder

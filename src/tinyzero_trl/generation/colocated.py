@@ -13,9 +13,9 @@ from vllm.lora.request import LoRARequest
 
 from tinyzero_trl.failures import DiskFull
 from tinyzero_trl.generation.client import Rows
-from tinyzero_trl.generation.engines import within_limits
 from tinyzero_trl.generation.lora import WithAdapter, adapter_of
 from tinyzero_trl.generation.remote import replaced
+from tinyzero_trl.generation.server import within_limits
 from tinyzero_trl.generation.transfer import repack_heads
 from tinyzero_trl.generation.weights import WeightFolder, raise_together
 

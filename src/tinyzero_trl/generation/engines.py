@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,6 @@ from tinyzero_trl.generation.server import ON_CPU, Server, ServerSpec
 if TYPE_CHECKING:
     from tinyzero_trl.generation.weights import WeightFolder
 
-MAX_NUM_SEQS = 512
-"""Sequences that colocated vLLM generates at once at most; it captures CUDA graphs up to as many."""
 Generation = Callable[..., Any]
 """Takes the arguments of TRL's VLLMGeneration."""
 
@@ -168,18 +166,6 @@ def colocated_arguments(cfg: DictConfig) -> dict[str, Any]:
     if gib is not None:
         arguments["kv_cache_memory_bytes"] = int(gib * 2**30)
     return arguments
-
-
-def within_limits(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of vLLM's LLM that it takes, whatever the batch: the rows above MAX_NUM_SEQS wait for those before them.
-
-    TRL asks for as many sequences at once as a process has rows, and vLLM refuses more of them than tokens in a forward pass.
-    """
-    limited = dict(arguments)
-    limited["max_num_seqs"] = min(arguments.get("max_num_seqs") or MAX_NUM_SEQS, MAX_NUM_SEQS)
-    if (tokens := arguments.get("max_num_batched_tokens")) is not None:
-        limited["max_num_batched_tokens"] = max(tokens, limited["max_num_seqs"])
-    return limited
 
 
 def adapter_rank(cfg: DictConfig) -> int | None:

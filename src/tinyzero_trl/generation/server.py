@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinyzero_trl import storage
-from tinyzero_trl.generation.addresses import free_port
+from tinyzero_trl.addresses import free_port
 from tinyzero_trl.generation.calls import Calls, ServerFault, look
 from tinyzero_trl.generation.guard import TOKEN_FILE, make_token
 from tinyzero_trl.generation.plugin import DIE_WITH_PARENT
@@ -24,6 +24,8 @@ LOOPBACK = "127.0.0.1"
 LOOK_EVERY = 0.25
 PATIENCE = 30.0
 """Seconds for the keeper to end the server, which by itself takes ten at most."""
+MAX_NUM_SEQS = 512
+"""Sequences that colocated vLLM generates at once at most; it captures CUDA graphs up to as many."""
 ON_CPU: dict[str, Any] = {
     # Compiling takes 30 s and gains nothing at the sizes a CPU can serve.
     "enforce_eager": True,
@@ -35,6 +37,18 @@ ON_CPU: dict[str, Any] = {
 }
 """Arguments of vLLM's engine on a CPU."""
 PACKAGE = Path(__file__).resolve().parents[2]
+
+
+def within_limits(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of vLLM's LLM that it takes, whatever the batch: the rows above MAX_NUM_SEQS wait for those before them.
+
+    TRL asks for as many sequences at once as a process has rows, and vLLM refuses more of them than tokens in a forward pass.
+    """
+    limited = dict(arguments)
+    limited["max_num_seqs"] = min(arguments.get("max_num_seqs") or MAX_NUM_SEQS, MAX_NUM_SEQS)
+    if (tokens := arguments.get("max_num_batched_tokens")) is not None:
+        limited["max_num_batched_tokens"] = max(tokens, limited["max_num_seqs"])
+    return limited
 
 
 @dataclass(frozen=True)

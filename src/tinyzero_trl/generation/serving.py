@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyzero_trl.generation.addresses import INSIST, check_host
+from tinyzero_trl.addresses import INSIST, check_host
 
 DEFAULT_PORT = 8000
 

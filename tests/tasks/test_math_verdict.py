@@ -60,7 +60,7 @@ def boxed(answer: str) -> str:
         (r"either \boxed{1} and \boxed{2}", "1, 2"),
         (r"$\boxed{1} \quad \text{and} \quad \boxed{2}$", "1, 2"),
         (r"\boxed{1} \boxed{2}", "2"),
-        (r"\boxed{1}, \boxed{}", None),
+        (r"\boxed{1}, \boxed{}", "1"),
         (r"$x=\boxed{1}, y=\boxed{2}$", "1, 2"),
         (r"\boxed{(3, 3)} \text{ for part (a) and } \boxed{(1, 1)}", "(3, 3), (1, 1)"),
         (r"First \boxed{1}. Then, y = \boxed{2}", "2"),
@@ -72,7 +72,7 @@ def boxed(answer: str) -> str:
         (r"<think>\boxed{12}", None),
         ("<think>12</think> done", None),
         (r"\boxed{12", None),
-        (r"\boxed{1} \boxed{", None),
+        (r"\boxed{1} \boxed{", "1"),
         (r"\boxed{}", None),
         (r"\boxed{13\boxed{12}}", None),
         ("<answer>1</answer><answer>2</answer>", None),
@@ -480,13 +480,57 @@ def golds(file: str) -> list[str]:
     return [row["answer"].split("####")[-1].strip() for row in rows]
 
 
-def test_real_outputs_get_the_verdicts_that_others_gave_them(no_workers):
+def test_real_outputs_get_the_verdicts_that_others_gave_them(monkeypatch):
+    """Text decides all but one, which ends in the middle of `5 * 1/2`."""
+    asked = []
+    monkeypatch.setattr("tinyzero_trl.tasks.math_verdict.compare", lambda *pair: asked.append(pair) or compare(*pair))
     path = SHARED / "rollouts" / "gsm8k_openai_1600.jsonl"
     if not path.is_file():
         pytest.skip(f"{path} is not here")
     for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
         verdict = verify(row["completion"], answer=row["gold"])
         assert (verdict.outcome is SOLVED) is row["is_correct"], row
+    assert len(asked) <= 1
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        (r"\text{rat}", r"\text{rat}", r"\text{tar}"),
+        ("ABCD", "ABCD", "DBCA"),
+        ("PQR", "PQR", "RQP"),
+        ("xyz", "zyx", "xyy"),
+        ("h(t)", "h(t)", "h'(t)"),
+        ("f''(x)", "f''(x)", "f'(x)"),
+        ("M", "M", "M^T"),
+        (r"\pi", r"\pi", r"\Pi"),
+        (r"2\Delta", r"2\Delta", r"2\delta"),
+        (r"\frac{5000000}{7}", r"714285\frac{5}{7}", "714286"),
+        (r"\frac{1}{3}", "0.3333333", "0"),
+        (r"\frac15", "0.2", "7:35"),
+    ],
+)
+def test_what_the_library_drops_makes_another_answer(gold, right, wrong):
+    assert verify(f"\\boxed{{{right}}}", answer=gold).outcome is SOLVED
+    assert verify(f"\\boxed{{{wrong}}}", answer=gold).outcome is not SOLVED
+
+
+KNOWN_MISSES = ("FR4", "FR5", "FR6", "FR10", "FR11")
+"""Kinds of right answers in hard notation of which some are refused still; wrong ones are accepted of no kind."""
+
+
+def test_small_cases_that_failed_are_right_but_for_notation_that_is_known_to_be_refused():
+    path = SHARED / "verdicts" / "math_cases.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    missed = []
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        is_correct = verify(row["response"], answer=row["gold"]).outcome is SOLVED
+        if is_correct is not (row["label"] == "right"):
+            missed.append(row["kind"].split()[0])
+            assert row["label"] == "right", row
+    assert set(missed) <= set(KNOWN_MISSES)
+    assert len(missed) <= 12
 
 
 PIECES = (

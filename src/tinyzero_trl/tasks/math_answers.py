@@ -3,13 +3,17 @@ r"""Response -> the final answer as it was written. One rule for training and ev
 Only what stands after the last `</think>` is read; where a thought was opened and never closed, there is no answer. In it,
 the first of these that is there counts, and no later one is tried:
 
-1. **Box**: the last outermost `\boxed{...}` or `\fbox{...}`. Of several boxes only the last counts, right or wrong; but boxes with
-   nothing but a comma, a semicolon, "and" or "or" between them, and what they are of (`y =`, "for part (b)"), are one list. A last
-   box that is never closed, is empty or holds another one makes the response `bad_format`.
-2. **Answer tag**: what the one `<answer>...</answer>` holds, all of it. Two blocks, or half a block, is `bad_format`.
-3. **Last expression**: what follows the last `####` on its line; else, in the line behind the last "answer is" or "answer:",
-   and where that says nothing in all of the text, the last number or the last formula between dollar signs or `\(`, `\[`,
-   whichever ends later. "11 or 12" is no answer. A response that ran into the token limit has no last expression.
+1. **Box**: the last good outermost `\boxed{...}` or `\fbox{...}`. One that is never closed, is empty, holds another one or nothing but
+   a question mark or dots is not good; where none is, the response is `bad_format`. Of several boxes only the last counts, right or wrong; but
+   boxes with nothing but a comma, a semicolon, "and" or "or" between them, and what they are of (`y =`, "for part (b)"), are one list.
+2. **Answer tag**: what the one `<answer>...</answer>` holds: all of it, or where words stand around the answer, the last expression in
+   it by rule 3. Two blocks, or half a block, is `bad_format`.
+3. **Last expression**: of what follows the last `####` on its line; else, of the line behind the last "answer is" or "answer:",
+   and where that says nothing of all of the text: the last run of numbers, signs and letters that a reader would take for one expression, or
+   the last formula between dollar signs or `\(`, `\[`, whichever ends later. It is the whole expression or none: "3x" is not 3. Of `90 + 6 = 96` it
+   is 96. One that is negated ("not 7"), hedged ("maybe 7", "about 7") or listed ("11 or 12", "12 and 15") is no answer. A letter
+   from A to J is one behind "answer is", "answer:", "choice is" or "option", or where it stands alone. A response that ran into the
+   token limit has no last expression.
 
 A response longer than `answer.MAX_RESPONSE` is not read at all, and of rule 3 only the last `MAX_TAIL` characters.
 """
@@ -33,21 +37,66 @@ MAX_TAIL = 2000
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
 _BOX_START = re.compile(r"[ \t\r\n]{0,8}\{")
 _BARE_BOX = re.compile(r"[ \t]{0,8}([-+]?[0-9A-Za-z.]{1,64})")
-_NUMBER = re.compile(
-    r"-?\\[dtc]?frac\{[^{}]{1,64}\}\{[^{}]{1,64}\}|"
-    r"(?<![\w.,\\])-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])|[0-9]+(?:,[0-9]+)*)?(?:(?<=[0-9])|\.(?=[0-9]))(?:\.?[0-9]+)?"
-    r"(?:e[-+]?[0-9]+)?(?:\s?/\s?[0-9]+(?![0-9]*\.[0-9]))?\s?(?:\\?%)?"
-)
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _PROSE = re.compile(r"[^\\]*[a-z]{2,}\s+[a-z]+[^\\]*|[^\\\s].*\s", re.DOTALL)
 """What stands between two prices and not in a formula."""
-_ANSWER = re.compile(r"answer(?: is|:)(?!.*answer(?: is|:))", re.IGNORECASE | re.DOTALL)
+_ANSWER = re.compile(r"answer\**(?: is|:)", re.IGNORECASE)
 _BETWEEN = re.compile(
     r"(?:[\s$.]|\\q?quad|\\[,;: \\()\[\]]|\\text\s*\{|\}|(?:for )?[Pp]art \(?[0-9a-z]\)?:?)*(?:,|;|and|or)"
     r"(?:[\s$,]|and|or|\\q?quad|\\[,;: ()\[\]]|\\text\s*\{|\}|(?:for )?[Pp]art \(?[0-9a-z]\)?:?|[a-zA-Z](?:_\{?[0-9a-zA-Z]\}?)?\s?=)*"
 )
 """What makes a list of the boxes around it."""
-_HEDGE = re.compile(r"[0-9)}$%]\s*(?:or|and/or)\s+\S{0,3}$", re.IGNORECASE)
+_NO_ANSWER = re.compile(r"(?:[\s?.!_~-]|\\[a-z]?dots|\\text|[{}…])*")
+"""What a box holds that says nothing."""
+_TOKEN = re.compile(
+    r"(?P<command>\\(?:text|mathrm|mbox|operatorname)\s*\{[^{}]{0,64}\}|\\[a-zA-Z]+|\\[{}%,!])"
+    r"|(?P<number>\$?(?:[0-9]+(?:[,.:][0-9]+)*|\.[0-9]+)(?:e[-+]?[0-9]+)?)"
+    r"|(?P<word>[^\W\d_]{2,}(?:['’][a-z]+)?)|(?P<letter>[^\W\d_])|(?P<blank>[ \t\u00a0\u2009\u202f]+)|(?P<comma>,)|(?P<stop>[.;:?\n\r\"`&#@~])|(?P<sign>.)",
+    re.DOTALL,
+)
+"""The parts of a text in which expressions are found; each character belongs to one."""
+_TIMES = re.compile(r"(?<=[0-9]) [xX] (?=\$?[0-9])")
+_EMPHASIS = re.compile(r"(?<![0-9a-zA-Z)])\*\*|\*\*(?![0-9a-zA-Z(])|\*\*(?=\$?[0-9.,]+\*\*)|(?<=[0-9])\*\*(?=\s|$)")
+_SCALE = re.compile(r"[ \t]+(?:hundred|thousand|million|billion|trillion|dozen|percent)\b", re.IGNORECASE)
+_UNIT = re.compile(r"[a-zA-Z]\s?[/^*]")
+_CLAUSE = re.compile(r"[.;:!?](?=\s)|[,\n]|\b(?:but|so|then|hence|therefore|thus|because|since)\b", re.IGNORECASE)
+_DOUBTED = re.compile(
+    r"\b(?:not|never|neither|nor|cannot|no|maybe|perhaps|possibly|probably|likely|either|about|around|approximately|approx|roughly|almost|"
+    r"nearly|guess|guessing|might|may|could|between|unlikely|suppose|un(?:sure|certain)|hardly|instead of|rather than|other than|except)\b|n['’]t\b|≈|~",
+    re.IGNORECASE,
+)
+"""What makes of the expression behind it, in its clause, no answer."""
+_BOUNDED = re.compile(
+    r"\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower|bigger) than|at (?:least|most)|over|under|above|below|beyond|up to|close to|near|from)\s+\S{0,3}$",
+    re.IGNORECASE,
+)
+_UNKNOWN = re.compile(
+    r"(?:don|can|couldn)['’]t (?:know|tell|say)|\bnot (?:sure|certain)\b|\bno idea\b|\bunsure\b", re.IGNORECASE
+)
+_LISTED = re.compile(
+    r"[0-9)}$%](?:[*\s]{0,3}|\s[a-zA-Z]{1,20}\s{0,2}),?\s{0,2}(?:and/or|and|or|nor|to|through|vs\.?|versus)\s+(?:[a-zA-Z]{1,12}\s+)?\S{0,3}$",
+    re.IGNORECASE,
+)
+_TAKEN_BACK = re.compile(
+    r"\b(?:or|not|wrong|incorrect|false|impossible|maybe|perhaps|possibly|probably|at (?:least|most)|nor)\b|n['’]t\b|\?",
+    re.IGNORECASE,
+)
+"""What makes of the expression in front of it no answer."""
+_CHOICE = re.compile(
+    r"(?:[\s*_:$({]|\\text|\\(?:\(|mathbf|textbf|mathrm))*(?:option |choice )?[\s*({]*([A-J])(?:[\s*_.:$)}!]|\\\))*",
+    re.IGNORECASE,
+)
+_CHOSEN = re.compile(
+    r"(?<!not )\b(?:answer|choice|option)(?: is| would be|:)?[\s*:]*(?:(?:option|choice) )?[\s*$({\\text]{0,8}([A-J])(?:[\s*_.:$)}!]|\\\))*$"
+)
+_ARITHMETIC = re.compile(r"[-+*/^×·÷()\\{}\s0-9.,$%=]*[-+*/^×·÷\\][-+*/^×·÷()\\{}\s0-9.,$%=]*")
+_COMMANDS = re.compile(r"\\(?:[dtc]?frac|cdot|times|div|left|right|sqrt|pi|[,;! ])(?![a-zA-Z])")
+_NAMED = re.compile(r"\s*(?:\\?[a-zA-Z]+|\\(?:text|mathrm)\s*\{[^{}]*\})(?:_(?:\w|\{[^{}]*\}))?'*(?:\([^()]*\))?\s*")
+_WORDS = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{2,}(?![a-zA-Z]*\})")
+_PLAIN_WORDS = frozenset(("and", "or", "sin", "cos", "tan", "log", "ln", "sqrt", "pi", "infinity", "inf"))
+"""Words that stand in formulas, too."""
+_QUANTITY = re.compile(r"[-−]?\$?[0-9][0-9.,/]*\s*[a-zA-Z%/°^0-9 .]{1,40}")
+"""A number and its unit, which `math_units` reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +133,25 @@ def find_answer(response: str, *, is_truncated: bool = False) -> Found:
 
 
 def _boxed(text: str) -> Found:
-    answers: list[str] = []
+    lists: list[list[str]] = []
     end = 0
     for match in [*_BOX.finditer(text)][-MAX_BOXES:]:
         if match.start() < end:  # inside the box before it
             continue
-        if match.start() - end > MAX_BETWEEN or not _BETWEEN.fullmatch(text, end, match.start()):
-            answers = []
+        if not lists or match.start() - end > MAX_BETWEEN or not _BETWEEN.fullmatch(text, end, match.start()):
+            lists.append([])
         opening = _BOX_START.match(text, match.end())
         if opening is None:
             bare = _BARE_BOX.match(text, match.end())
             inside, end = (bare[1], bare.end()) if bare else (None, match.end())
         else:
             inside, end = _inside(text, opening.end())
-        answers.append("" if inside is None else inside.strip(BLANKS))
-    answer = ", ".join(answers)
-    if not all(answers) or not answer or _BOX.search(answer):
-        return Found(None, is_malformed=True)
-    return Found(answer)
+        lists[-1].append("" if inside is None or _NO_ANSWER.fullmatch(inside) else inside.strip(BLANKS))
+    for answers in reversed(lists):
+        answer = ", ".join(filter(None, answers))
+        if answer and not _BOX.search(answer):
+            return Found(answer)
+    return Found(None, is_malformed=True)
 
 
 def _inside(text: str, start: int) -> tuple[str | None, int]:
@@ -127,28 +177,179 @@ def _tagged(text: str) -> Found:
     start, end = text.find("<answer>"), text.find("</answer>")
     inside = start + len("<answer>")
     is_one = 0 <= start < end and text.find("<answer>", inside) < 0 and text.find("</answer>", end + 1) < 0
-    answer = text[inside:end].strip(BLANKS) if is_one else ""
-    return Found(answer) if answer else Found(None, is_malformed=True)
+    block = text[inside:end].strip(BLANKS) if is_one else ""
+    return Found(_stated(block)) if block else Found(None, is_malformed=True)
 
 
 def _last_expression(text: str) -> str | None:
+    text = _EMPHASIS.sub("", text)
     marker = text.rfind("####")
     if marker >= 0:
-        return text[marker + 4 :].strip(BLANKS).split("\n")[0].strip(BLANKS) or None
-    said = _ANSWER.search(text)
-    line = text[said.end() :].strip(BLANKS).split("\n")[0] if said else ""
-    return _last_in(line) or _last_in(text)
+        return _stated(text[marker + 4 :].strip(BLANKS).split("\n")[0].strip(BLANKS + ":*"))
+    said = [*_ANSWER.finditer(text)]
+    line = text[said[-1].end() :].strip(BLANKS).split("\n")[0] if said else ""
+    if choice := _CHOICE.fullmatch(line):
+        return choice[1] if choice[1].isupper() else None
+    if said and (found := _last_in(line, text[max(0, said[-1].start() - 80) : said[-1].end()])) != (None, False):
+        return found[0]
+    last = text.strip(BLANKS).rsplit("\n", 1)[-1][-200:]
+    if choice := (_CHOICE.fullmatch(last) or _CHOSEN.search(last)):
+        return choice[1] if choice[1].isupper() else None
+    return _last_in(text)[0]
 
 
-def _last_in(text: str) -> str | None:
+def _stated(text: str) -> str | None:
+    """The answer that `text` says and holds nothing but: all of it where it is an expression, else the last expression in it."""
+    text = text.strip(BLANKS)
+    if len(text) > MAX_TAIL:
+        return text
+    if choice := _CHOICE.fullmatch(text):
+        return choice[1]
+    words = [word for word in _WORDS.findall(text) if word.lower() not in _PLAIN_WORDS]
+    is_either = re.search(r"(?<![a-zA-Z\\])or(?![a-zA-Z])", text) is not None and not re.search(
+        "[=<>≤≥]|\\\\[lg]e", text
+    )
+    if not any(character.isdigit() for character in text):
+        if (not words and "=" not in text) or not _CHOSEN.search(text):
+            return text or None
+    elif not words and is_either:
+        return None
+    elif (not words and text.count("=") == 0) or (_QUANTITY.fullmatch(text) and "=" not in text):
+        return text
+    elif not words and (is_or := re.search(r"[,;]|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])", text)) is not None and is_or:
+        return text  # several equations
+    return _last_expression(text) if "####" not in text else _last_in(text)[0]
+
+
+def _last_in(text: str, said: str = "") -> tuple[str | None, bool]:
+    """(the last expression of `text`, whether there is one that is none because of what stands around it). said: what stands in front."""
+    text = _TIMES.sub(" * ", text)
     formulas = [match for match in _FORMULA.finditer(text) if match[2] is None or not _PROSE.fullmatch(match[2])]
-    numbers = [*_NUMBER.finditer(text, formulas[-1].end() if formulas else 0)]
-    if numbers:
-        found, at = numbers[-1][0], numbers[-1].start()
+    start = formulas[-1].end() if formulas else 0
+    if (run := _last_run(text, start)) is not None:
+        start, end = run
+        found = text[start:end]
     elif formulas:
-        found, at = next(group for group in formulas[-1].groups() if group is not None), formulas[-1].start()
+        start, end = formulas[-1].span()
+        found = next(group for group in formulas[-1].groups() if group is not None)
     else:
+        return None, False
+    if _is_doubted(f"{said} {text[:start]}", text[end:]):
+        return None, True
+    return _last_side(found).strip(BLANKS) or None, False
+
+
+def _last_run(text: str, at: int) -> tuple[int, int] | None:
+    """Where the last run of `text` behind `at` that holds a number or a command begins and ends."""
+    best: tuple[int, int] | None = None
+    start = end = -1
+    depth = 0
+    kind = ""
+    is_expression = is_blank = False
+
+    def close() -> None:
+        nonlocal best, start, depth, is_expression
+        if start >= 0 and is_expression:
+            best = (start, end)
+        start, depth, is_expression = -1, 0, False
+
+    for token in _TOKEN.finditer(text, at):
+        before, kind = kind, token.lastgroup or ""
+        piece = token[0]
+        if kind == "blank":
+            is_blank, kind = True, before
+            continue
+        is_near, is_blank = not is_blank, False
+        if kind == "stop" or (
+            kind == "word" and not (start >= 0 and is_near and before in ("number", "sign", "letter", "command"))
+        ):
+            close()
+            continue
+        if kind == "comma":
+            if depth == 0 and not re.match(r"\s*[-−+±]?[\\$(]?[0-9(\\]", text[token.end() : token.end() + 8]):
+                close()
+            elif start >= 0:
+                end = token.end()
+            continue
+        if kind == "sign" and piece in "–—" and text[token.end() : token.end() + 1].isspace():
+            close()
+            continue
+        if (
+            kind == "letter"
+            and not is_near
+            and start >= 0
+            and before in ("number", "command")
+            and not _UNIT.match(text, token.start())
+        ):
+            close()
+        if kind in ("number", "command") and before == "letter" and not is_near and start >= 0:
+            close()
+        if start < 0:
+            start = token.start()
+        end = token.end()
+        depth += (piece[-1] in "([{") - (piece[-1] in ")]}") if kind == "sign" or piece in ("\\{", "\\}") else 0
+        is_expression = (
+            is_expression or kind == "number" or (kind == "command" and piece not in ("\\text", "\\quad", "\\qquad"))
+        )
+    close()
+    if best is None:
         return None
-    if _HEDGE.search(text, max(0, at - 16), at):
-        return None
-    return found.strip(BLANKS) or None
+    start, end = best
+    return _trimmed(text, start, end)
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """The run without the signs of prose at its ends: bullets, dashes, commas, brackets that do not match."""
+    if scale := _SCALE.match(text, end):
+        end = scale.end()
+    while start < end and (
+        text[start] in " \t*+/,^)]}_!%'’&" or (text[start] in "-" and text[start + 1 : start + 2] in " \t")
+    ):
+        if text[start] == "-" and text[:start].rstrip(" \t")[-1:] not in ("", "\n"):
+            break
+        start += 1
+    while start < end and text[end - 1] in " \t*+/,^-=(_'’–—{[":
+        end -= 1
+    depth = lowest = 0
+    for character in text[start:end]:
+        depth += (character in "([{") - (character in ")]}")
+        lowest = min(lowest, depth)
+    while depth > 0 and start < end and text[start] in "([{":
+        start, depth = start + 1, depth - 1
+    while depth < 0 and start < end and text[end - 1] in ")]}":
+        end, depth = end - 1, depth + 1
+    return start, end
+
+
+def _is_doubted(before: str, after: str) -> bool:
+    """Whether the expression between the two is negated, hedged or one of a list."""
+    before, after = before[-120:], after[:60]
+    sentence = re.split(r"[.!?\n](?=\s)|\n", before)[-1]
+    clause = _CLAUSE.split(before)[-1]
+    rest = re.split(r"[.;!\n](?:\s|$)|,(?! ?(?:or|not|maybe|perhaps|possibly))|\b(?:and|because|since|so|as)\b", after)[
+        0
+    ]
+    return bool(
+        _DOUBTED.search(clause)
+        or _BOUNDED.search(before)
+        or _UNKNOWN.search(sentence)
+        or _LISTED.search(before)
+        or _TAKEN_BACK.search(rest)
+    )
+
+
+def _last_side(expression: str) -> str:
+    """What stands behind the last `=` of a calculation or of a name; an equation of another kind stays whole.
+
+    >>> _last_side("90 + 6 = 96"), _last_side("x = 7"), _last_side("2x = 10"), _last_side("12 = 13")
+    ('96', '7', '2x = 10', '12 = 13')
+    """
+    left, sign, right = expression.rpartition("=")
+    if not sign or re.search("[<>≤≥]|\\\\[lg]e", expression) or "\\begin" in expression:
+        return expression
+    sides = left.split("=")
+    is_name = _NAMED.fullmatch(sides[0]) is not None
+    rest = sides[1:] if is_name or not sides[0].strip() else sides
+    if all(_ARITHMETIC.fullmatch(_COMMANDS.sub("/", side)) for side in rest):
+        return right
+    return expression

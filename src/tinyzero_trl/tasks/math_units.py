@@ -9,27 +9,141 @@ _UNITS = (
     *("in inch inches", "ft foot feet", "yd yard yards", "mi mile miles", "s sec second seconds", "min minute minutes"),
     *("h hr hour hours", "day days", "week weeks", "month months", "year years", "g gram grams"),
     *("kg kilogram kilograms", "lb pound pounds", "oz ounce ounces", "cent cents", "dollar dollars"),
-    *("a.m. am", "p.m. pm"),
+    *(
+        "a.m. am",
+        "p.m. pm",
+        "l liter liters litre litres",
+        "ml milliliter milliliters",
+        "gal gallon gallons",
+        "quart quarts",
+        "pint pints",
+    ),
+    *(
+        "cup cups",
+        "ton tons",
+        "mg milligram milligrams",
+        "nm nanometer nanometers",
+        "acre acres",
+        "hectare hectares ha",
+    ),
+    *(
+        "mph",
+        "knot knots",
+        "kph kmh",
+        "n newton newtons",
+        "j joule joules",
+        "w watt watts",
+        "kw kilowatt kilowatts",
+        "v volt volts",
+    ),
+    *(
+        "hz hertz",
+        "pa pascal pascals",
+        "cal calorie calories",
+        "amp amps ampere amperes",
+        "ohm ohms",
+        "degree degrees deg",
+        "rad radian radians",
+    ),
+    *(
+        "degc celsius",
+        "degf fahrenheit",
+        "degk kelvin kelvins",
+        "euro euros",
+        "yen",
+        "rupee rupees",
+        "penny pennies",
+        "nickel nickels",
+    ),
+    *("dime dimes", "quarter quarters", "century centuries", "decade decades", "millisecond milliseconds ms"),
 )
 UNITS = {unit: names.split()[0] for names in _UNITS for unit in names.split()}
 """Units of which two different ones are never the same answer; others are not looked at."""
 
-_UNIT = re.compile(r"(?<=[0-9a-zA-Z})])\s*\\text\s*\{([^{}]*)\}(?:\s*\^\s*\{?[23]\}?)?\s*\.?\s*$")
-_PLAIN_UNIT = re.compile(r"^(\$?-?[0-9][0-9.,/]*)\s+([a-zA-Z][a-zA-Z]+(?:[ /][a-zA-Z]+){0,4})(?:\^[23])?\s*\.?$")
-_CLOSE_UNIT = re.compile(r"^(-?[0-9][0-9.]*)([a-z]{2,12})(?:\^[23])?$")
+SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+"""Words behind a number that multiply it."""
+
+_UNIT = re.compile(r"(?<=[0-9a-zA-Z})])\s*\\text\s*\{([^{}]*)\}((?:\s*\^\s*\{?[0-9]\}?)?)\s*\.?\s*$")
+_PLAIN_UNIT = re.compile(
+    r"^(\$?-?[0-9][0-9.,/]*)\s+([a-zA-Z][a-zA-Z]+(?:[ /][a-zA-Z]+){0,4}|[a-zA-Z]{1,3}/[a-zA-Z]{1,4})((?:\^\{?[0-9]\}?)?)\s*\.?$"
+)
+_CLOSE_UNIT = re.compile(r"^(-?[0-9][0-9.]*)([a-zA-Z]{2,12}|[a-zA-Z]{1,3}/[a-zA-Z]{1,4})((?:\^\{?[0-9]\}?)?)$")
+_CHANGES = re.compile(
+    r"\b(?:is|are|was|were|be|not|no|or|and|nor|more|less|fewer|greater|least|most|impossible|wrong|incorrect|approximately|about|minus|plus|times|"
+    r"squared|cubed|over|under|divided|half|halves|thirds?|fourths?|fifths?|quarters? of|times|twice|if|but|except|mod|modulo|base|factorial|to|through|than|"
+    r"remainder|off|too|million|billion|thousand|hundred|dozen|trillion|percent|root|power|maybe|perhaps|possibly|negative|short|choose|unless|when|where|for)\b",
+    re.IGNORECASE,
+)
+"""Words behind a number that are no unit: they change it, or take it back."""
+_SCALED = re.compile(
+    r"^(-?\$?[0-9][0-9.,]*)\s*(?:\\text\s*\{)?\s*(hundred|thousand|million|billion|trillion|dozen)s?(?![a-zA-Z])\s*([^{}]*?)\}?\s*$",
+    re.IGNORECASE,
+)
+_POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
+
+
+def scaled(text: str) -> str:
+    r"""`text` with a word such as "million" worked out where it begins with a number and that word.
+
+    >>> scaled(r"31\text{ million}"), scaled("2.5 thousand dollars"), scaled("31 knots")
+    ('31*10^{6}', '2.5*10^{3}\\text{ dollars}', '31 knots')
+    """
+    if not (found := _SCALED.match(text)):
+        return text
+    factor = SCALES[found[2].lower()]
+    number = found[1].replace("$", "")
+    rest = rf"\text{{ {found[3]}}}" if found[3] else ""
+    if factor == 12:
+        return f"{int(number) * 12}{rest}" if number.lstrip("-").isdigit() and len(number) < 20 else text
+    return f"{number.replace(',', '')}*10^{{{len(str(factor)) - 1}}}{rest}"
 
 
 def without_unit(text: str) -> tuple[str, str]:
-    r"""`text` without the unit at its end, and the unit's first name in `UNITS` where it is there, else "".
+    r"""`text` without the unit at its end, and the unit's one spelling where its words are all in `UNITS`, else "".
 
-    `\text{...}` and words behind a blank are units; right behind a number only those of `UNITS`, of two letters or more.
+    `\text{...}` and words behind a blank are units, unless a word among them changes the number ("or more"); right behind a number
+    only those of `UNITS`, of two letters or more.
 
     >>> without_unit(r"5 \text{ centimeters}"), without_unit("60 apples"), without_unit("5cm"), without_unit("5m")
     (('5', 'cm'), ('60', ''), ('5', 'cm'), ('5m', ''))
+    >>> without_unit(r"8 \text{ square feet}"), without_unit("12 m/s^2"), without_unit(r"31\text{ is impossible}")
+    (('8', 'ft^2'), ('12', 'm/s^2'), ('31\\text{ is impossible}', ''))
     """
-    unit = ""
     if found := _UNIT.search(text):
-        text, unit = text[: found.start()], found[1]
-    elif (found := _PLAIN_UNIT.match(text)) or ((found := _CLOSE_UNIT.match(text)) and found[2] in UNITS):
-        text, unit = found[1], found[2]
-    return text, UNITS.get(unit.strip().lower().split("^")[0], "")
+        rest, unit, power = text[: found.start()], found[1], found[2]
+    elif (found := _PLAIN_UNIT.match(text)) or ((found := _CLOSE_UNIT.match(text)) and _known(found[2], "")):
+        rest, unit, power = found[1], found[2], found[3]
+    else:
+        return text, ""
+    if _CHANGES.search(unit):
+        return text, ""
+    return rest, _known(unit, power)
+
+
+def _known(unit: str, power: str) -> str:
+    """The spelling that is the same for the same unit, or "" where a word of it is not known."""
+    words = re.sub(
+        r"\bper\b",
+        "/",
+        unit.strip().rstrip(".") if unit.strip()[-3:] not in ("a.m", "p.m") else unit.strip(),
+        flags=re.IGNORECASE,
+    )
+    spelled, ahead = [], ""
+    for word in re.findall(r"/|\^\s*\{?[0-9]|[a-zA-Z.]+", words):
+        lower = word.lower()
+        if word == "/":
+            spelled.append("/")
+        elif word[0] == "^":
+            spelled.append("^" + word[-1])
+        elif lower in _POWERS:
+            ahead = "^" + _POWERS[lower]
+        elif lower == "squared":
+            spelled.append("^2")
+        elif (known := UNITS.get(lower) or UNITS.get(lower.rstrip("."))) is not None:
+            spelled.append(known + ahead)
+            ahead = ""
+        else:
+            return ""
+    digit = re.search(r"[0-9]", power)
+    joined = "".join(spelled).replace("km/h", "kph").replace("mi/h", "mph")
+    return joined + (f"^{digit[0]}" if digit and joined else "")

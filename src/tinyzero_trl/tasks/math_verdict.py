@@ -42,6 +42,8 @@ _HUGE = re.compile(r"\^\s*\{?\s*-?[0-9]{6}|\^\s*\{?\s*\(?[0-9]+\s*\)?\s*\^|!\s*\
 _ILLEGAL = re.compile(r"[\x00-\x08\x0b-\x1f\ud800-\udfff@#`\"?]|__|\\(?:boxed|fbox|input|write|def|begin\{verbatim)")
 _APART = re.compile(r"[0-9] [0-9]")
 """Two numbers with nothing between them."""
+_CAPITALS = re.compile(r"\\(?:Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega)(?![a-zA-Z])")
+_TIME = re.compile(r"[0-9]:[0-9]{2}")
 _BASE = re.compile(r"([0-9A-Z]+)_\{?([0-9]+)\}?")
 
 
@@ -113,6 +115,8 @@ def same_by_text(gold: Form, form: Form) -> bool | None:
         return False
     if gold.is_word and (form.is_word or form.value is not None) and sorted(gold.text) != sorted(form.text):
         return False
+    if _is_other_by_marks(gold, form):
+        return False
     if (base := _BASE.fullmatch(gold.text)) is not None:
         return form.text == base[1]
     if _BASE.fullmatch(form.text) or (form.is_equation and not form.name and not gold.is_equation):
@@ -120,12 +124,28 @@ def same_by_text(gold: Form, form: Form) -> bool | None:
     return None
 
 
+def _is_other_by_marks(gold: Form, form: Form) -> bool:
+    """Whether the two differ in what the library drops: primes, a transpose, Greek capitals, a time's colon, the order of a word's letters."""
+    one, other = gold.source, form.source
+    if one.count("'") != other.count("'") or ("^T" in one) != ("^T" in other):
+        return True
+    if sorted(_CAPITALS.findall(one)) != sorted(_CAPITALS.findall(other)):
+        return True
+    if (_TIME.search(one) is None) != (_TIME.search(other) is None):
+        return True
+    # `xyz` and `zyx` are one product; `ABCD` names points in order, and letters that do not follow each other in the alphabet are a word.
+    letters = "".join(sorted(gold.text))
+    is_product = letters in "abcdefghijklmnopqrstuvwxyz" and not one.isupper()
+    return gold.is_word and form.is_word and not is_product and len(letters) > 2 and gold.text != form.text
+
+
 def _same_numbers(gold: Form, form: Form) -> bool:
     assert gold.value is not None
     assert form.value is not None
     if gold.value == form.value:
         return True
-    if not _is_decimal(gold.value) and _is_decimal(form.value):
+    # A whole number is no rounded fraction: 714286 is not 5000000/7.
+    if not _is_decimal(gold.value) and _is_decimal(form.value) and form.value.denominator > 1:
         return abs(gold.value - form.value) <= RELATIVE * abs(gold.value)
     if gold.is_percent and not form.is_percent:
         return gold.value == form.value * 100

@@ -60,6 +60,7 @@ def test_the_demo_evaluates_trains_evaluates_and_ends_with_the_place_of_its_repo
     [
         (["--problems", "0"], "--problems must be at least 1, got 0"),
         (["trainer.learning_rat=1"], "did you mean trainer.learning_rate?"),
+        (["output_dir=d1"], "output_dir=d1: the demo's folder is --output_dir d1"),
     ],
 )
 def test_a_mistake_is_answered_before_anything_is_made(tmp_path, words, said):

@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--steps must be at least 1, got {arguments.steps}")
     if not 0 <= arguments.seed < 2**32:
         raise ValueError(f"--seed must be at least 0 and at most {2**32 - 1}, got {arguments.seed}")
+    if typed := next((word for word in arguments.overrides if word.lstrip("+").startswith("output_dir=")), None):
+        raise ValueError(f"{typed}: the demo's folder is --output_dir {typed.partition('=')[2]}")
     run_folder = arguments.output_dir or Path("outputs/countdown") / f"grpo-tiny-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     words = [RECIPE, f"output_dir={run_folder}", f"trainer.seed={arguments.seed}", f"data.seed={arguments.seed}"]
     if arguments.steps is not None:

@@ -122,7 +122,7 @@ def test_a_run_whose_server_is_killed_ends_as_one_whose_was_not(
         if not is_starting:
             step = steps.pop(0)
             until(lambda step=step: num_steps(killed) >= step, run, killed, seconds=180)
-        until(lambda: bool(servers_of(run, but=before)), run, killed, seconds=60)
+        until(lambda: bool(servers_of(run, but=before)), run, killed, seconds=180)
         time.sleep(dice.uniform(0, 8 if is_starting else 0.8))
         name, victim = dice.choice(sorted(servers_of(run, but=before).items()))
         number = signal.SIGSTOP if num_kills == 10 and kill in STOPPED else signal.SIGKILL

@@ -155,12 +155,7 @@ def test_a_file_beside_grpo_named_like_a_library_is_kept_off_the_path():
             )
 
 
-def test_importing_the_tasks_is_quick_and_loads_nothing_heavy():
-    code = (
-        "import sys, time; start = time.process_time(); import tinyzero_trl.tasks; "
-        "print(time.process_time() - start, *sys.modules)"
-    )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
-    outputs = [run.stdout.split() for run in runs]
-    assert min(float(output[0]) for output in outputs) < 0.2
-    assert not (HEAVY | {"datasets", "numpy", "pyarrow"}) & set(outputs[0])
+def test_importing_the_tasks_loads_nothing_heavy():
+    code = "import sys, tinyzero_trl.tasks; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not (HEAVY | {"datasets", "numpy", "scipy", "pyarrow", "sympy", "rich"}) & set(run.stdout.split())

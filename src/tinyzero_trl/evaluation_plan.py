@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl import scores
+from tinyzero_trl import scores, trust
 from tinyzero_trl.benchmarks import Chosen
 from tinyzero_trl.model_location import ModelLocation, locate, read_record
 from tinyzero_trl.redaction import redacted
@@ -64,6 +64,8 @@ class Settings:
     """Name of the evaluation; base, final or checkpoint-N."""
     overwrite: bool = False
     """Replace an evaluation of this name that was made with other settings."""
+    trust_code: bool = False
+    """Run the code that the record of another user's run names."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,14 @@ def make_plan(settings: Settings) -> Plan:
     # What is written into a run folder is there to be compared with it: a base model then answers the run's problems.
     is_beside_run = not location.run and settings.output is not None and (settings.output / "run.yaml").is_file()
     run = read_record(settings.output) if is_beside_run and settings.output else location.run
-    task = _task(settings, run)
-    is_of_run = run.get("task") == task.name
+    run_folder = settings.output if is_beside_run else location.run_folder
+    name = _task_name(settings, run)
+    if run and run_folder:
+        is_named_by_run = {"task": settings.task is None, "format": settings.format is None}
+        used = [str(run.get(key)) for key, is_used in is_named_by_run.items() if is_used and run.get("task") == name]
+        trust.check_code(used, run_folder, run, trusts_code=settings.trust_code)
+    task = _task(settings, run, name)
+    is_of_run = run.get("task") in (name, task.name)
     format_name = settings.format or (run.get("format") if is_of_run else None) or _default_format(task)
     resolve(format_name, among=task.formats, kind="format")
     benchmark = settings.benchmark.benchmark if settings.benchmark else None
@@ -140,14 +148,19 @@ def make_plan(settings: Settings) -> Plan:
     return plan
 
 
-def _task(settings: Settings, run: dict[str, Any]) -> Task:
-    """Raises: ValueError where nobody names a task, or one that is not the run's, or the benchmark's."""
+def _task_name(settings: Settings, run: dict[str, Any]) -> str:
+    """Raises: ValueError where nobody names a task."""
     task_name = settings.task or ("math" if settings.benchmark else run.get("task"))
     if task_name is None:
         raise ValueError(
             f"{settings.model_path} comes from no run that names its task; give --task ({', '.join(TASKS)})"
         )
-    task = find_task(str(task_name))
+    return str(task_name)
+
+
+def _task(settings: Settings, run: dict[str, Any], name: str) -> Task:
+    """Raises: ValueError where there is no task of this name, or it is not the run's, or the benchmark's."""
+    task = find_task(name)
     if settings.benchmark:
         if task.columns != ("answer",):
             raise ValueError(f"--benchmarks have problems and answers; the task {task.name} reads {task.columns}")

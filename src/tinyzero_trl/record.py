@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinyzero_trl import storage
+from tinyzero_trl import storage, trust
 from tinyzero_trl.config import model_path
+from tinyzero_trl.launch import accelerate_config_in_use
 from tinyzero_trl.redaction import redacted, redacted_command, secrets_in, secrets_in_environment, secrets_in_words
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ def write_record(
     provenance = {
         **_git(),
         "command": redacted_command(sys.argv, also=secrets),
+        "working_directory": os.getcwd(),
+        "processes": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),  # on this machine
+        "accelerate_config": accelerate_config_in_use(),
+        "code": trust.code_of(code_names(content)),
         "python": platform.python_version(),
         "packages": packages(),
         "hardware": _hardware(),
@@ -70,7 +75,18 @@ def write_record(
         history = previous.get("provenance", {})  # type: ignore[union-attr]
         earlier = history.pop("earlier", [])
         provenance["earlier"] = [*earlier, history]
-    storage.write_text(target, OmegaConf.to_yaml(OmegaConf.create({**content, "provenance": provenance})))
+    text = OmegaConf.to_yaml(OmegaConf.create({**content, "provenance": provenance}))
+    storage.write_text(target, trust.signed_text(text))
+
+
+def code_names(content: Mapping[str, Any]) -> list[str]:
+    """What a run's config names that may be code of one's own: its task, its format and its rewards."""
+    rewards = content.get("rewards")
+    return [
+        str(content.get("task")),
+        str(content.get("format")),
+        *map(str, rewards if isinstance(rewards, dict) else ()),
+    ]
 
 
 def fingerprint(dataset: Dataset, columns: Sequence[str]) -> str:

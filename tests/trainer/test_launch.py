@@ -177,7 +177,7 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step_with_143_and_a_way_to
     found = manifest.newest_usable(tmp_path / "run")
     assert found.path is not None
     text = (tmp_path / "log.0").read_text()
-    assert f"trainer.resume_from_checkpoint={tmp_path / 'run'}" in text
+    assert f"tinyzero resume {tmp_path / 'run'}" in text
     assert f"stopped after step {found.path.name.split('-')[1]}" in text
 
 
@@ -192,8 +192,9 @@ def test_ctrl_c_exits_with_130_and_the_run_goes_on_from_there(words: list[str], 
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=300) == 130
     step = int(manifest.checkpoints(folder)[-1].name.split("-")[1])
-    resumed = [*words, f"trainer.max_steps={step + 1}", f"trainer.resume_from_checkpoint={folder}"]
-    done = run(sys.executable, GRPO, *resumed)
+    again = f"tinyzero resume {folder}"
+    assert again in (tmp_path / "log.0").read_text()
+    done = run(sys.executable, "-m", "tinyzero_trl.cli", *again.split()[1:], f"trainer.max_steps={step + 1}")
     assert f"continuing checkpoint-{step}" in done.stdout
     assert [entry["step"] for entry in metrics_of(folder)] == list(range(1, step + 2))
 

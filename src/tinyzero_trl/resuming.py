@@ -101,8 +101,7 @@ def run_of(path: Path) -> Path:
 
 def check_no_code(launch: Launch, path: Path) -> None:
     """Raises: ConfigError where the command of a run that another user made would have code of theirs run here."""
-    content = OmegaConf.to_container(compose(launch.words, program=launch.program))
-    assert isinstance(content, dict)
+    content: Any = OmegaConf.to_container(compose(launch.words, program=launch.program))
     named = [f"{name} ({file})" for name, file in trust.code_of(code_names(content)).items()]
     named += [f"{key}: {value}" for key, value in _hub_code(content)]
     if named:

@@ -32,7 +32,7 @@ MIDDLE = 5
 ENTRY_POINTS = {"grpo", "sft", "cli", "demo"}
 GENERATES = {"answering", "policy", "generation"}
 """Modules beside the entry points that may import `generation`: `answering` and `policy` run models for them."""
-NO_TASKS = {"statistics", "report", "manifest", "storage", "trust"}
+NO_TASKS = {"statistics", "report", "manifest", "storage", "trust", "failures", "redaction"}
 """Modules that read files or numbers and know no task."""
 LIGHT = {*LAYERS, "statistics", "report"}
 """Modules that must not import what takes seconds."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_folders import write_run
 
+from run_folders import write_run
 from tinyzero_trl import audit, cli, config, evaluation, manifest, record, resuming, run_folder, trust
 from tinyzero_trl.evaluation_plan import Settings, make_plan
 from tinyzero_trl.failures import ConfigError

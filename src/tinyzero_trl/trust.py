@@ -17,6 +17,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from tinyzero_trl import storage
 from tinyzero_trl.failures import ConfigError
 
 OPTION = "--trust-code"
@@ -144,19 +145,10 @@ def _key() -> bytes:
     file = key_file()
     if key := _read(file):
         return key
-    beside = file.with_name(f".key.{secrets.token_hex(8)}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "wb") as opened:
-            opened.write(secrets.token_bytes(KEY_BYTES))
-        try:
-            # A link is made or is not: of two first runs at once, both sign with the key of one.
-            os.link(beside, file)
-        except FileExistsError:
-            pass
-        finally:
-            beside.unlink()
+        with suppress(FileExistsError):  # of two first runs at once, both sign with the key of one
+            storage.write_new(file, secrets.token_bytes(KEY_BYTES))
     except OSError:
         return b""
     return _read(file)

@@ -122,6 +122,21 @@ def memory_share(cfg: DictConfig) -> float:
     return SHARED_SHARE if shares_gpus(cfg) else OWN_SHARE
 
 
+def weight_transfer(cfg: DictConfig, *, stage: int, is_on_cpu: bool) -> str:
+    """`file` or `nccl`. NCCL needs a GPU for each end: a server that shares the trainer's takes files.
+
+    stage: from 3 on (ZeRO, FSDP2) weights are in pieces. is_on_cpu: whether trainer and server compute on CPUs.
+    """
+    section = cfg.generation
+    if section.weight_transfer != "auto":
+        return str(section.weight_transfer)
+    # Weights in pieces are gathered in between broadcasts, which no GPU has proved yet.
+    if section.lora == "adapter" or len(several(section.server)) > 1 or stage == 3:
+        return "file"
+    has_own_devices = section.devices is not None or section.server != "auto"
+    return "nccl" if has_own_devices and not is_on_cpu else "file"
+
+
 def trained_on(num_processes: int, environment: Mapping[str, str]) -> list[str]:
     """The GPUs on which the processes of this machine train, by the names CUDA_VISIBLE_DEVICES has for them.
 

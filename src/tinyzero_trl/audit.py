@@ -43,10 +43,10 @@ def audit(folder: Path, console: Console | None = None) -> dict[str, Any]:
     summary, samples = scores.read_summary(folder), scores.read_samples(folder)
     folder = folder if folder.is_dir() else folder.parent
     # By name only: a folder that somebody sent must not have a file of theirs imported.
-    task = TASKS.get(str(summary["task"]))
+    task = TASKS.get(str(summary.get("task")))
     if task is None or task.name not in second_graders.GRADERS:
         raise ValueError(
-            f"{folder}: there is no second grader of {summary['task']}; there is {', '.join(second_graders.GRADERS)}"
+            f"{folder}: there is no second grader of {summary.get('task', 'no task at all')}; there is {', '.join(second_graders.GRADERS)}"
         )
     verdicts = list(
         track(

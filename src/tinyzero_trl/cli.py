@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tinyzero_trl import storage, trust
+from tinyzero_trl import processes, storage, trust
 from tinyzero_trl.failures import Failure, explained, nearest
 from tinyzero_trl.launch import CONFIGS, launch, visible_gpus
 from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
@@ -154,6 +154,8 @@ def _launch(program: str, words: Sequence[str], *, num_processes: int | None, ac
     of_hardware = _config_of_recipe(words) if gpus else "ddp" if (num_processes or 1) > 1 else "cpu"
     name = accelerate_config or of_hardware
     config = _accelerate_config(name)
+    processes.read_accelerate_config(config, num_processes=num_processes)
+    processes.check_to_launch()
     if config.parent == CONFIGS:
         # Ours say 8 because accelerate wants a number; a person's own file says what that person means.
         num_processes = num_processes or len(gpus) or 1

@@ -69,8 +69,8 @@ def compose(
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
+    group, name, overrides = _split(argv, program=program, recipes=recipes)  # before TRL, whose import takes seconds
     keys = known_keys(program)
-    group, name, overrides = _split(argv, program=program, recipes=recipes)
     shared = recipes / f"{program}.yaml"
     contents = {shared: content_of(shared), **chain(recipes / group, name)}
     for file, content in contents.items():

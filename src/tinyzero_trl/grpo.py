@@ -20,6 +20,7 @@ from tinyzero_trl import (
     config,
     engine,
     estimate,
+    processes,
     record,
     reward_parameters,
     run_folder,
@@ -33,6 +34,7 @@ from tinyzero_trl.launch import end_with_launcher
 def train(words: Sequence[str]) -> int:
     """Run what a command line says; returns the exit code: 0, or 128 + the number of the signal that stopped it."""
     end_with_launcher()
+    processes.check_environment()
     words, trusts_code = trust.without_option(words)
     words, is_only_shown = config.without_options(words, program="grpo")
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))

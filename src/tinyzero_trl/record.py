@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl import storage, trust
 from tinyzero_trl.config import model_path
+from tinyzero_trl.keys import MAPPINGS
 from tinyzero_trl.launch import accelerate_config_in_use
 from tinyzero_trl.redaction import redacted, redacted_command, secrets_in, secrets_in_environment, secrets_in_words
 
@@ -156,12 +157,16 @@ def plain_record(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        has_aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        content = yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{file} is not YAML ({' '.join(str(error).split())[:120]}); {_ANOTHER}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{file} is not the record of a run: it holds {_kind_of(content)}; {_ANOTHER}")
-    for name in ("trainer", "data", "model", "provenance"):
+    if has_aliases:  # we write none, and a page of aliases of aliases stands for more copies than memory holds
+        raise ValueError(f"{file} is not the record of a run: it has YAML aliases; {_ANOTHER}")
+    for name in (*sorted(MAPPINGS), "provenance"):
         if not isinstance(content.get(name) or {}, dict):
             raise ValueError(
                 f"{file} is not the record of a run: {name} must be a section, not {_kind_of(content[name])}; {_ANOTHER}"

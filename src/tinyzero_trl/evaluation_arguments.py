@@ -64,8 +64,8 @@ def parser_of(task: str | None) -> argparse.ArgumentParser:
     add(
         "--engine",
         choices=ENGINES,
-        default=ENGINES[0],
-        help="who generates: the model in transformers, or vLLM as a server of its own or in this process (default: %(default)s)",
+        help="who generates: the model in transformers, or vLLM as a server of its own or in this process (default: colocate where "
+        "there is a GPU and vLLM, else transformers)",
     )
     add("--format", help="wording of the prompt (default: the run's, or base)")
     add(

@@ -56,8 +56,8 @@ class Settings:
     """Draws the problems and the samples."""
     batch_size: int | None = None
     """Sequences generated at once; the sampler's choice."""
-    engine: str = "transformers"
-    """Who generates: transformers, server (vLLM in processes of its own) or colocate (vLLM in this one)."""
+    engine: str | None = None
+    """Who generates: transformers, server (vLLM in processes of its own) or colocate (vLLM in this one); None as engine_of_evaluation says."""
     output: Path | None = None
     """Folder that gets evaluation/<name>/; the run folder, or outputs/<task>/<model>."""
     name: str | None = None
@@ -87,6 +87,8 @@ class Plan:
     max_new_tokens: int | None
     """None is default_max_new_tokens, or what the model has room for."""
     default_max_new_tokens: int
+    dtype: str
+    """What the model computes in on a GPU: what the run's forward passes do; `auto`, the precision of its files, where there is no run."""
     folder: Path
     """The evaluation folder."""
     benchmark: str | None = None
@@ -141,6 +143,7 @@ def make_plan(settings: Settings) -> Plan:
         stop=tuple(_first(settings.stop, (run.get("generation") or {}).get("stop") if is_of_run else None, ())),
         max_new_tokens=settings.max_new_tokens or trainer.get("max_completion_length"),
         default_max_new_tokens=benchmark.max_new_tokens if benchmark else DEFAULT_MAX_NEW_TOKENS,
+        dtype=_dtype(run),
         folder=output.joinpath("evaluation", settings.name or location.name, *([benchmark.name] if benchmark else [])),
         benchmark=benchmark.name if benchmark else None,
     )
@@ -167,6 +170,19 @@ def _task(settings: Settings, run: dict[str, Any], name: str) -> Task:
     elif run and settings.task and run.get("task") != settings.task:
         raise ValueError(f"{settings.model_path} was trained on {run.get('task')}, not on {settings.task}")
     return task
+
+
+def _dtype(run: Mapping[str, Any]) -> str:
+    """The precision of a run's forward passes: autocast's where it was on, otherwise that of its weights."""
+    if not run:
+        return "auto"
+    trainer, model = run.get("trainer") or {}, run.get("model") or {}
+    if not trainer.get("use_cpu"):
+        if trainer.get("fp16"):
+            return "float16"
+        if trainer.get("bf16") is not False:
+            return "bfloat16"
+    return str(model.get("dtype") or "float32")
 
 
 def _default_format(task: Task) -> str:

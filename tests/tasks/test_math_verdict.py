@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import runpy
 import signal
 import sys
 import threading
@@ -269,7 +270,7 @@ def test_sympy_decides_what_text_cannot():
 def test_the_table_of_the_guide_holds():
     page = (Path(__file__).resolve().parents[2] / "docs" / "math-verifier.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:4] for line in page.splitlines() if line.startswith("| `")]
-    assert len(rows) == 19
+    assert len(rows) == 25
     for gold, same, different in (tuple(re.findall("`([^`]+)`", cell) for cell in row) for row in rows):
         for answer in same:
             assert verify(boxed(answer), answer=gold[0]).outcome is SOLVED, (gold, answer)
@@ -279,7 +280,7 @@ def test_the_table_of_the_guide_holds():
 
 BOMBS = (
     "(9!)!!+2", r"\binom{20000}{10000}", "9^{9^{9}}", "9^9^9^9", "10**10**10", r"2^{2^{40}}", r"((10^{6})!)!+2",
-    r"0-\sum_{k=1}^{\pi}{12^{\lfloor 3.5 \rfloor}}", "(x+y+z)^{200}", r"\int_0^1 \sin(x^x)dx", r"\sqrt[1000000007]{2^{1000000007}}",
+    "1000000!", "(10^6)!", r"0-\sum_{k=1}^{\pi}{12^{\lfloor 3.5 \rfloor}}", "(x+y+z)^{200}", r"\int_0^1 \sin(x^x)dx", r"\sqrt[1000000007]{2^{1000000007}}",
     "(" * 300 + "1" + ")" * 300, "{" * 400 + "1" + "}" * 400, "9" * 900, r"\frac{" * 40 + "1" + "}{2}" * 40, "\ud800\x00",
 )  # fmt: skip
 """What hangs or kills stock TRL, its like, and what no parser should see."""
@@ -287,21 +288,40 @@ BOMBS = (
 
 @needs_sympy
 @pytest.mark.slow
-def test_no_answer_costs_more_than_its_limit_or_holds_up_the_trainer():
+def test_what_would_hang_ends_by_processor_time_and_costs_the_trainer_none_of_its_own():
+    """The clock decides nothing: its guard is far above what a busy machine makes of the second of processor time."""
+    assert math_workers.WALL_SECONDS >= 100 * math_workers.CPU_SECONDS
     before = signal.getitimer(signal.ITIMER_REAL), signal.getsignal(signal.SIGALRM)
-    start = time.process_time()
-    for bomb in BOMBS:
-        assert verify(boxed(bomb), answer="12").outcome is not SOLVED, bomb
-    assert time.process_time() - start < 5, "the trainer's process only waits; any of them would take it for hours"
+    num_long, start = math_workers.counts["too_long"], time.process_time()
+    outcomes = {bomb: verify(boxed(bomb), answer="12").outcome for bomb in BOMBS}
+    assert SOLVED not in outcomes.values()
+    assert time.process_time() - start < 10
     assert (signal.getitimer(signal.ITIMER_REAL), signal.getsignal(signal.SIGALRM)) == before
     assert verify(boxed(r"3\cdot 4"), answer="12").outcome is SOLVED
-    # Asked again; both are remembered. What the rules refuse is the policy's fault, what sympy cannot finish is not.
-    outcomes = {bomb: verify(boxed(bomb), answer="12").outcome for bomb in BOMBS}
+    # What the rules refuse is the policy's fault, what sympy cannot finish is not.
     assert outcomes["(x+y+z)^{200}"] is Outcome.undecided
-    assert {outcomes[bomb] for bomb in ("9^{9^{9}}", "10**10**10", "9" * 900, "\ud800\x00")} == {
-        Outcome.illegal_expression
-    }
+    assert math_workers.counts["too_long"] > num_long
+    refused = ("9^{9^{9}}", "10**10**10", "1000000!", "(10^6)!", "9" * 900, "\ud800\x00")
+    assert {outcomes[bomb] for bomb in refused} == {Outcome.illegal_expression}
     assert Outcome.undecided in TASK.outcomes
+
+
+@needs_sympy
+@pytest.mark.slow
+def test_a_worker_that_gets_no_processor_for_a_while_changes_no_verdict(monkeypatch):
+    assert verify(boxed("5+w"), answer="w+5").outcome is SOLVED  # the pool is there
+    verdicts: list[Outcome] = []
+    stopped = worker_processes()
+    for worker in stopped:
+        worker.suspend()
+    asking = threading.Thread(target=lambda: verdicts.append(verify(boxed("6+w"), answer="w+6").outcome), daemon=True)
+    asking.start()
+    asking.join(timeout=1)
+    assert verdicts == []
+    for worker in stopped:
+        worker.resume()
+    asking.join()
+    assert verdicts == [SOLVED]
 
 
 @needs_sympy
@@ -443,13 +463,13 @@ def test_no_answer_and_no_gold_runs_as_code(tmp_path):
 
 @needs_sympy
 @pytest.mark.nightly
-def test_a_quarter_of_a_batch_that_hangs_leaves_the_rest_its_verdicts_within_a_budget():
-    start = time.monotonic()
+def test_a_quarter_of_a_batch_that_hangs_leaves_the_rest_its_verdicts():
+    num_long = math_workers.counts["too_long"]
     for k in range(64):
         is_bomb = k % 4 == 0
         answer = f"(x+y+z)^{{{200 + k}}}" if is_bomb else rf"{k} \cdot 1"
         assert (verify(boxed(answer), answer=str(k)).outcome is SOLVED) is not is_bomb, k
-    assert time.monotonic() - start < 64 * math_workers.WALL_SECONDS
+    assert math_workers.counts["too_long"] - num_long == 16
 
 
 @pytest.mark.parametrize("file", ["math_train_7k.jsonl", "aime_1983_2023.jsonl", "gsm8k_train.jsonl"])
@@ -500,22 +520,31 @@ def test_what_the_library_drops_makes_another_answer(gold, right, wrong):
     assert verify(f"\\boxed{{{wrong}}}", answer=gold).outcome is not SOLVED
 
 
-KNOWN_MISSES = ("FR4", "FR5", "FR6", "FR10", "FR11")
-"""Kinds of right answers in hard notation of which some are refused still; wrong ones are accepted of no kind."""
-
-
-def test_small_cases_that_failed_are_right_but_for_notation_that_is_known_to_be_refused():
+@needs_sympy
+@pytest.mark.slow
+def test_small_cases_that_failed_are_right():
     path = SHARED / "verdicts" / "math_cases.jsonl"
     if not path.is_file():
         pytest.skip(f"{path} is not here")
-    missed = []
     for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-        is_correct = verify(row["response"], answer=row["gold"]).outcome is SOLVED
-        if is_correct is not (row["label"] == "right"):
-            missed.append(row["kind"].split()[0])
-            assert row["label"] == "right", row
-    assert set(missed) <= set(KNOWN_MISSES)
-    assert len(missed) <= 12
+        assert (verify(row["response"], answer=row["gold"]).outcome is SOLVED) is (row["label"] == "right"), row
+
+
+CASES = runpy.run_path(str(Path(__file__).with_name("math_cases.py")))
+
+
+@needs_sympy
+@pytest.mark.slow
+@pytest.mark.parametrize(("table", "kind"), [(table, kind) for table in ("BOXED", "TEXTS") for kind in CASES[table]])
+def test_answers_of_every_kind_get_the_verdict_that_a_person_gives(table, kind):
+    verdicts = {}
+    for label, golds_of in CASES[table][kind].items():
+        for gold, answers in golds_of.items():
+            for answer in answers:
+                response = f"\\boxed{{{answer}}}" if table == "BOXED" else answer.replace("⏎", "\n")
+                is_correct = verify(response, answer=gold).outcome is SOLVED
+                verdicts[gold, answer] = is_correct is (label == "right")
+    assert [case for case, is_as_told in verdicts.items() if not is_as_told] == []
 
 
 PIECES = (
@@ -535,22 +564,29 @@ def test_any_text_gets_a_verdict_and_a_normal_form(monkeypatch):
         for response in (text, f"\\boxed{{{text}}}"):
             assert verify(response, answer=text).outcome in Outcome
         assert isinstance(canonical(text), str)
-    assert time.process_time() - start < 200, "2 s on an idle machine"
+    assert time.process_time() - start < 60
 
 
-def test_ten_megabytes_are_not_read():
+def test_ten_megabytes_are_not_read_and_two_cost_linear_time():
+    """Half a second of processor time for all; what is quadratic in a million takes hours."""
     start = time.process_time()
     assert verify("1" * 10**7, answer="1").outcome is Outcome.no_answer
     for text in (
         r"\boxed{" * 250_000,
         r"\boxed{1}" * 200_000,
+        r"\boxed{" + "1" * 10**6 + "}",
+        r"\boxed{" + r"\frac{" * 10**5,
         "1 " * 10**6,
         "$" * 2**20,
         "{" * 2**20,
         "<answer>" * 2**17,
+        "<answer>" + "1 " * 10**6 + "</answer>",
+        "#### " * 10**5,
+        "answer is " * 10**5,
+        "The answer is " + "1 " * 10**6,
     ):
         verify(text, answer="1")
-    assert time.process_time() - start < 60, "under 1 s; whatever reads all of it more than once takes hours"
+    assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize("gold", [12, None, [], "", "  ", "1" * 2000])

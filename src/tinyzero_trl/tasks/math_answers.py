@@ -11,7 +11,8 @@ the first of these that is there counts, and no later one is tried:
 3. **Last expression**: of what follows the last `####` on its line; else, of the line behind the last "answer is" or "answer:",
    and where that says nothing of all of the text: the last run of numbers, signs and letters that a reader would take for one expression, or
    the last formula between dollar signs or `\(`, `\[`, whichever ends later. It is the whole expression or none: "3x" is not 3. Of `90 + 6 = 96` it
-   is 96. One that is negated ("not 7"), hedged ("maybe 7", "about 7") or listed ("11 or 12", "12 and 15") is no answer. A letter
+   is 96. One that is negated ("not 7"), hedged ("maybe 7", "about 7"), conditional ("7 if n is even"), listed ("11 or 12", "12 and 15") or part of
+   something in words ("7 squared", "log 7") is no answer; "minus 7" is -7. A letter
    from A to J is one behind "answer is", "answer:", "choice is" or "option", or where it stands alone. A response that ran into the
    token limit has no last expression.
 
@@ -37,6 +38,8 @@ MAX_TAIL = 2000
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
 _BOX_START = re.compile(r"[ \t\r\n]{0,8}\{")
 _BARE_BOX = re.compile(r"[ \t]{0,8}([-+]?[0-9A-Za-z.]{1,64})")
+_END = re.compile(r"<\|[a-z_]+\|>|</s>")
+"""Where a model went on behind the end of its text."""
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _PROSE = re.compile(r"[^\\]*[a-z]{2,}\s+[a-z]+[^\\]*|[^\\\s].*\s", re.DOTALL)
 """What stands between two prices and not in a formula."""
@@ -59,26 +62,48 @@ _TIMES = re.compile(r"(?<=[0-9]) [xX] (?=\$?[0-9])")
 _EMPHASIS = re.compile(r"(?<![0-9a-zA-Z)])\*\*|\*\*(?![0-9a-zA-Z(])|\*\*(?=\$?[0-9.,]+\*\*)|(?<=[0-9])\*\*(?=\s|$)")
 _SCALE = re.compile(r"[ \t]+(?:hundred|thousand|million|billion|trillion|dozen|percent)\b", re.IGNORECASE)
 _UNIT = re.compile(r"[a-zA-Z]\s?[/^*]")
-_CLAUSE = re.compile(r"[.;:!?](?=\s)|[,\n]|\b(?:but|so|then|hence|therefore|thus|because|since)\b", re.IGNORECASE)
+_CLAUSE = re.compile(r"[.;:!?](?=\s)|[,\n]|\b(?:but|so|then|hence|therefore|thus|because|since|which)\b", re.IGNORECASE)
 _DOUBTED = re.compile(
-    r"\b(?:not|never|neither|nor|cannot|no|maybe|perhaps|possibly|probably|likely|either|about|around|approximately|approx|roughly|almost|"
-    r"nearly|guess|guessing|might|may|could|between|unlikely|suppose|un(?:sure|certain)|hardly|instead of|rather than|other than|except)\b|n['’]t\b|≈|~",
+    r"\b(?:maybe|perhaps|possibly|probably|un(?:sure|certain|likely)|doubt(?:s|ful)?|guess(?:ing)?|suppose"
+    r"|(?:false|wrong|incorrect|impossible) (?:that|to))\b|(?:\bnot|n['’]t) (?:think|believe|say|claim|mean|true|right|correct|the case)\b",
     re.IGNORECASE,
 )
-"""What makes of the expression behind it, in its clause, no answer."""
+"""What makes of every expression behind it, in its clause, no answer."""
+_NOT_QUITE = re.compile(
+    r"(?:\b(?:not|never|neither|nor|cannot|no|either|about|around|approximately|approx\.?|roughly|almost|nearly|might|may|could|between|likely|hardly"
+    r"|instead of|rather than|other than|except|if (?:it|we|he|she|they|there)(?: were| was|'s| is| had)?|were it)\b|n['’]t\b)"
+    r"(?:\s+(?!(?:is|are|was|were|equals|has|have|makes?|gives?|gets?|=)\b)\S+){0,4}\s*\S{0,3}$|[≈~]\s*\S{0,2}$",
+    re.IGNORECASE,
+)
+"""What makes of the expression right behind it no answer: "is not 7", "about 7"; but "those who do not smoke are 7"."""
 _BOUNDED = re.compile(
-    r"\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower|bigger) than|at (?:least|most)|over|under|above|below|beyond|up to|close to|near|from)\s+\S{0,3}$",
+    r"\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower|bigger) than|at (?:least|most)|over|under|above|below|beyond|up to|close to|near|from|anything but)\s+\S{0,3}$",
     re.IGNORECASE,
 )
 _UNKNOWN = re.compile(
     r"(?:don|can|couldn)['’]t (?:know|tell|say)|\bnot (?:sure|certain)\b|\bno idea\b|\bunsure\b", re.IGNORECASE
 )
 _LISTED = re.compile(
-    r"[0-9)}$%](?:[*\s]{0,3}|\s[a-zA-Z]{1,20}\s{0,2}),?\s{0,2}(?:and/or|and|or|nor|to|through|vs\.?|versus)\s+(?:[a-zA-Z]{1,12}\s+)?\S{0,3}$",
+    r"[0-9)}$%](?:[*\s]{0,3}|\s[a-zA-Z]{1,20}\s{0,2})[,.;]?\s{0,2}(?:and/or|and|or|nor|to|through|vs\.?|versus)\s+(?:[a-zA-Z]{1,12}\s+)?\S{0,3}$",
     re.IGNORECASE,
 )
+_REASON = re.compile(r"(?<=[0-9])\W{1,4}(?:because|since)\b", re.IGNORECASE)
+_CHANGED = re.compile(
+    r"(?:\b(?:log|ln|lg|sin|cos|tan|sqrt|roots?|half|third|quarter|fourth|fifth|twice|double|triple|thrice|choose|mod|modulo|times|over|plus|divided by|squared|base|power|factorial"
+    r"|multiple|factor|divisor|remainder|percent|percentage|fraction)(?:\s+(?:of|is))?|[0-9]\s{0,2};|[0-9)}]\s{1,2}(?:minus|negative))\s{1,3}$",
+    re.IGNORECASE,
+)
+"""What makes of the number behind it a part of something."""
+_NEGATIVE = re.compile(r"\b(?:minus|negative)\s{1,3}$", re.IGNORECASE)
+_CHANGES = re.compile(
+    r"\s{0,2}(?:squared|cubed|factorial|choose|mod|modulo|times|divided by|multiplied|over|plus|minus|and (?:a|one|two|three)[- ](?:half|third|quarter|fourth|fifth|thirds|quarters)"
+    r"|halves|thirds|fourths|fifths|sixths|eighths|tenths|hundredths|to the)\b",
+    re.IGNORECASE,
+)
+"""What makes of the number in front of it a part of something."""
 _TAKEN_BACK = re.compile(
-    r"\b(?:or|not|wrong|incorrect|false|impossible|maybe|perhaps|possibly|probably|at (?:least|most)|nor)\b|n['’]t\b|\?",
+    r"(?:\s*\S+){0,2}?\s*\b(?:or|nor|if|unless)\b"
+    r"|(?:\s*\S+){0,3}?(?:\s*\(?\b(?:not|wrong|incorrect|false|impossible|maybe|perhaps|possibly|probably|at (?:least|most))\b|n['’]t\b|\?)",
     re.IGNORECASE,
 )
 """What makes of the expression in front of it no answer."""
@@ -89,7 +114,7 @@ _CHOICE = re.compile(
 _CHOSEN = re.compile(
     r"(?<!not )\b(?:answer|choice|option)(?: is| would be|:)?[\s*:]*(?:(?:option|choice) )?[\s*$({\\text]{0,8}([A-J])(?:[\s*_.:$)}!]|\\\))*$"
 )
-_ARITHMETIC = re.compile(r"[-+*/^×·÷()\\{}\s0-9.,$%=]*[-+*/^×·÷\\][-+*/^×·÷()\\{}\s0-9.,$%=]*")
+_ARITHMETIC = re.compile(r"[-−–+*/^×·÷()\\{}\s0-9.,$%=]*[-−–+*/^×·÷\\][-−–+*/^×·÷()\\{}\s0-9.,$%=]*")
 _COMMANDS = re.compile(r"\\(?:[dtc]?frac|cdot|times|div|left|right|sqrt|pi|[,;! ])(?![a-zA-Z])")
 _NAMED = re.compile(r"\s*(?:\\?[a-zA-Z]+|\\(?:text|mathrm)\s*\{[^{}]*\})(?:_(?:\w|\{[^{}]*\}))?'*(?:\([^()]*\))?\s*")
 _WORDS = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{2,}(?![a-zA-Z]*\})")
@@ -129,7 +154,7 @@ def find_answer(response: str, *, is_truncated: bool = False) -> Found:
         return _tagged(final)
     if is_truncated:
         return Found(None)
-    return Found(_last_expression(final[-MAX_TAIL:]))
+    return Found(_last_expression(_END.split(final, maxsplit=1)[0][-MAX_TAIL:]))
 
 
 def _boxed(text: str) -> Found:
@@ -187,14 +212,20 @@ def _last_expression(text: str) -> str | None:
     if marker >= 0:
         return _stated(text[marker + 4 :].strip(BLANKS).split("\n")[0].strip(BLANKS + ":*"))
     said = [*_ANSWER.finditer(text)]
-    line = text[said[-1].end() :].strip(BLANKS).split("\n")[0] if said else ""
-    if choice := _CHOICE.fullmatch(line):
-        return choice[1] if choice[1].isupper() else None
-    if said and (found := _last_in(line, text[max(0, said[-1].start() - 80) : said[-1].end()])) != (None, False):
-        return found[0]
+    behind = text[said[-1].end() :] if said else ""
+    line = behind.strip(BLANKS).split("\n")[0]
+    if (choice := _CHOICE.fullmatch(line)) and choice[1].isupper():
+        return choice[1]
+    if said:
+        start = said[-1].start()
+        # On a line of its own, a dash in front is a bullet.
+        is_below = "\n" in behind[: len(behind) - len(behind.lstrip(BLANKS))]
+        around = _REASON.split(line if is_below else text[start : said[-1].end()] + behind.split("\n")[0])[0]
+        if (found := _last_in(around, text[max(0, start - 80) : start])) != (None, False):
+            return found[0]
     last = text.strip(BLANKS).rsplit("\n", 1)[-1][-200:]
-    if choice := (_CHOICE.fullmatch(last) or _CHOSEN.search(last)):
-        return choice[1] if choice[1].isupper() else None
+    if (choice := (_CHOICE.fullmatch(last) or _CHOSEN.search(last))) and choice[1].isupper():
+        return choice[1]
     return _last_in(text)[0]
 
 
@@ -234,9 +265,11 @@ def _last_in(text: str, said: str = "") -> tuple[str | None, bool]:
         found = next(group for group in formulas[-1].groups() if group is not None)
     else:
         return None, False
-    if _is_doubted(f"{said} {text[:start]}", text[end:]):
+    before = f"{said} {text[:start]}"
+    if _is_doubted(before, text[end:]) or _is_part(before, text[end:]):
         return None, True
-    return _last_side(found).strip(BLANKS) or None, False
+    answer = _last_side(found).strip(BLANKS)
+    return f"-{answer}" if answer and answer[0].isdigit() and _NEGATIVE.search(before) else answer or None, False
 
 
 def _last_run(text: str, at: int) -> tuple[int, int] | None:
@@ -261,7 +294,12 @@ def _last_run(text: str, at: int) -> tuple[int, int] | None:
             continue
         is_near, is_blank = not is_blank, False
         if kind == "stop" or (
-            kind == "word" and not (start >= 0 and is_near and before in ("number", "sign", "letter", "command"))
+            (kind == "word" and not (start >= 0 and is_near and before in ("number", "sign", "letter", "command")))
+            or (
+                kind == "word"
+                and text[token.start() - 1 : token.start()] == "("
+                and text[token.end() : token.end() + 1] == " "
+            )
         ):
             close()
             continue
@@ -331,18 +369,25 @@ def _is_doubted(before: str, after: str) -> bool:
     ]
     return bool(
         _DOUBTED.search(clause)
+        or _NOT_QUITE.search(clause)
         or _BOUNDED.search(before)
         or _UNKNOWN.search(sentence)
         or _LISTED.search(before)
-        or _TAKEN_BACK.search(rest)
+        or _TAKEN_BACK.match(rest)
     )
+
+
+def _is_part(before: str, after: str) -> bool:
+    """Whether the expression between the two is an operand of what is said in words, or the end of a name: "5 squared", "log 3", "CO2"."""
+    is_glued = before[-1:].isalnum() or before[-1:] == "_"
+    return is_glued or _CHANGED.search(before[-40:]) is not None or _CHANGES.match(after) is not None
 
 
 def _last_side(expression: str) -> str:
     """What stands behind the last `=` of a calculation or of a name; an equation of another kind stays whole.
 
     >>> _last_side("90 + 6 = 96"), _last_side("x = 7"), _last_side("2x = 10"), _last_side("12 = 13")
-    ('96', '7', '2x = 10', '12 = 13')
+    (' 96', ' 7', '2x = 10', '12 = 13')
     """
     left, sign, right = expression.rpartition("=")
     if not sign or re.search("[<>≤≥]|\\\\[lg]e", expression) or "\\begin" in expression:
@@ -350,6 +395,8 @@ def _last_side(expression: str) -> str:
     sides = left.split("=")
     is_name = _NAMED.fullmatch(sides[0]) is not None
     rest = sides[1:] if is_name or not sides[0].strip() else sides
+    if is_name and not rest and not _ARITHMETIC.fullmatch(_COMMANDS.sub("/", f"-{right}")):
+        return expression  # `y = 2x` is not `x = 2y`
     if all(_ARITHMETIC.fullmatch(_COMMANDS.sub("/", side)) for side in rest):
         return right
     return expression

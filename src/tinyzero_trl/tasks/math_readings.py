@@ -3,64 +3,80 @@ r"""What one side may also be read as where the other side is of that kind; text
 - A decimal comma in an answer to a gold with a decimal point: `1000,99` is `1000.99`, and `1,2` is not `6/5`. Not where the comma may separate thousands (`1,234`) and
   not in golds, where `1,2` is a list.
 - A letter behind a number and a blank as a unit, in an answer to a gold that is a number: `30 s` is `30`; `30s` is a product.
-- An inequality about one bare name as the interval it describes: `1 < x \le 2` is `(1,2]`, `x \ge 3` is `[3,\infty)`. `x^2 < 4` is
-  not `(-2,2)`: that would pay for the problem's own words.
+- Inequalities, set builders, unions as the set of numbers they describe (`math_sets`).
+- The letter of a choice that stands before its text: `(E) 5` is `E`, where the gold is.
+- What a function is, under another name: `h(t) = 5t` and `y = 5x` are `g(x) = 5x`.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from tinyzero_trl.tasks.math_normal_form import Form, form_of
 
 _DECIMAL_COMMA = re.compile(r"[-+]?(?:[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})|(?:0|[0-9]{4,}),[0-9]{3})")
 _LETTER_UNIT = re.compile(r"([-+]?[0-9][0-9.,]*)\s+([mgsh])")
-_RELATION = r"\s*(<|>|\\[lg][et](?![a-zA-Z]))\s*"
-_NAME = r"[a-zA-Z](?:_\{?[0-9a-zA-Z]\}?)?(?:\([a-zA-Z]\))?"
-_BETWEEN = re.compile(rf"([^<>=]+?){_RELATION}{_NAME}{_RELATION}([^<>=]+)")
-_ONE_SIDED = re.compile(rf"{_NAME}{_RELATION}([^<>=]+)|([^<>=]+?){_RELATION}{_NAME}")
-_INTERVALS = ("()", "(]", "[)", "[]")
-_COMMAND = re.compile(r"\\[a-zA-Z]+")
+_CHOSEN = re.compile(r"\(?([A-J])(?:\)|[.:])\s*\S.*", re.DOTALL)
+_FUNCTION = re.compile(r"[a-zA-Z]\w*'*\(\s*(\\?[a-zA-Z]+)\s*\)")
+_LETTER = re.compile(r"\\?[a-zA-Z]+")
 
 
 def alike(gold: Form, form: Form, *, written: str) -> tuple[Form, Form]:
     """The two, or what one of them may also be read as. written: the answer as the response has it."""
-    if form.parts and not gold.parts:
-        if gold.value is not None and "." in gold.source and _DECIMAL_COMMA.fullmatch(written):
+    from tinyzero_trl.tasks.math_sets import as_sets  # its patterns are compiled at its import: not at ours
+
+    if (sets := as_sets(gold.cleaned, form.cleaned)) is not None:
+        return form_of(sets[0]), form_of(sets[1])
+    if form.parts and not gold.parts and gold.value is not None:
+        if "." in gold.source and _DECIMAL_COMMA.fullmatch(written):
             return gold, form_of(written.replace(",", "."))
-        return (interval(gold) if form.brackets in _INTERVALS else None) or gold, form
+        return gold, form
     if gold.value is not None and (found := _LETTER_UNIT.fullmatch(written)):
         return gold, form_of(rf"{found[1]}\text{{ {found[2]}}}")
-    if gold.parts and not form.parts and gold.brackets in _INTERVALS:
-        return gold, interval(form) or form
-    return gold, form
+    if gold.is_word and (found := _CHOSEN.fullmatch(form.cleaned)) and gold.text == found[1]:
+        return gold, form_of(found[1])
+    return _as_functions(gold, form)
 
 
-def interval(form: Form) -> Form | None:
-    """The interval that an inequality describes, or None where it is none about one bare name."""
-    text = form.source
-    if found := _BETWEEN.fullmatch(text):
-        low, first, second, high = found.groups()
-        if _is_less(first) != _is_less(second):
-            return None
-        if not _is_less(first):
-            low, first, second, high = high, second, first, low
-    elif found := _ONE_SIDED.fullmatch(text):
-        relation, bound = (found[1], found[2]) if found[1] else (found[4], found[3])
-        if _is_less(relation) == (found[1] is not None):
-            low, first, second, high = r"-\infty", "<", relation, bound
-        else:
-            low, first, second, high = bound, relation, "<", r"\infty"
-    else:
-        return None
-    if any(re.search("[a-zA-Z]", _COMMAND.sub("", bound)) or re.search(_RELATION, bound) for bound in (low, high)):
-        return None  # of other names, or a longer chain
-    return form_of(f"{'(' if _is_strict(first) else '['}{low},{high}{')' if _is_strict(second) else ']'}")
+def _as_functions(gold: Form, form: Form) -> tuple[Form, Form]:
+    """The two with one name, where both say what a function is: of `g(x)`, of `h(t)`, of `y`."""
+    one, other = _FUNCTION.fullmatch(gold.name), _FUNCTION.fullmatch(form.name)
+    if one is None and other is None:
+        return gold, form
+    if one is not None and other is not None:
+        source = _exchanged(form.source, one[1], other[1])
+        return gold, replace(form, name=gold.name, source=source, text=source if one[1] != other[1] else form.text)
+    plain, argument = (form, one) if one is not None else (gold, other)
+    assert argument is not None
+    if len(plain.name) != 1 or plain.name == argument[1] or plain.name in _letters(plain.source):
+        return gold, form
+    name = gold.name if one is not None else form.name
+    return replace(gold, name=name), replace(form, name=name)
 
 
-def _is_less(relation: str) -> bool:
-    return relation == "<" or relation.startswith(r"\l")
+def _letters(source: str) -> set[str]:
+    return {letter for name in _LETTER.findall(source) for letter in ([name] if name[0] == "\\" else name)}
 
 
-def _is_strict(relation: str) -> bool:
-    return relation in ("<", ">", r"\lt", r"\gt")
+def _exchanged(source: str, one: str, other: str) -> str:
+    """`source` with the names `one` and `other` in each other's place.
+
+    >>> _exchanged("5t + x", "x", "t")
+    '5x + t'
+    """
+    names = {one: other, other: one}
+    if one == other:
+        return source
+
+    def spelled(match: re.Match[str]) -> str:
+        name = match[0]
+        if name[0] == "\\":
+            found = names.get(name, name)
+            return found if found[0] == "\\" else f"{found} "
+        return "".join(
+            f"{names[letter]} " if names.get(letter, letter)[0] == "\\" else names.get(letter, letter)
+            for letter in name
+        )
+
+    return _LETTER.sub(spelled, source)

@@ -4,60 +4,32 @@ from __future__ import annotations
 
 import re
 
-_UNITS = (
-    *("mm millimeter millimeters", "cm centimeter centimeters", "m meter meters", "km kilometer kilometers"),
-    *("in inch inches", "ft foot feet", "yd yard yards", "mi mile miles", "s sec second seconds", "min minute minutes"),
-    *("h hr hour hours", "day days", "week weeks", "month months", "year years", "g gram grams"),
-    *("kg kilogram kilograms", "lb pound pounds", "oz ounce ounces", "cent cents", "dollar dollars"),
-    *(
-        "a.m. am",
-        "p.m. pm",
-        "l liter liters litre litres",
-        "ml milliliter milliliters",
-        "gal gallon gallons",
-        "quart quarts",
-        "pint pints",
-    ),
-    *(
-        "cup cups",
-        "ton tons",
-        "mg milligram milligrams",
-        "nm nanometer nanometers",
-        "acre acres",
-        "hectare hectares ha",
-    ),
-    *(
-        "mph",
-        "knot knots",
-        "kph kmh",
-        "n newton newtons",
-        "j joule joules",
-        "w watt watts",
-        "kw kilowatt kilowatts",
-        "v volt volts",
-    ),
-    *(
-        "hz hertz",
-        "pa pascal pascals",
-        "cal calorie calories",
-        "amp amps ampere amperes",
-        "ohm ohms",
-        "degree degrees deg",
-        "rad radian radians",
-    ),
-    *(
-        "degc celsius",
-        "degf fahrenheit",
-        "degk kelvin kelvins",
-        "euro euros",
-        "yen",
-        "rupee rupees",
-        "penny pennies",
-        "nickel nickels",
-    ),
-    *("dime dimes", "quarter quarters", "century centuries", "decade decades", "millisecond milliseconds ms"),
-)
-UNITS = {unit: names.split()[0] for names in _UNITS for unit in names.split()}
+_UNITS = """
+mm millimeter millimeters millimetre millimetres; cm centimeter centimeters centimetre centimetres; m meter meters metre metres
+km kilometer kilometers kilometre kilometres; dm decimeter decimeters; nm nanometer nanometers; micron microns micrometer micrometers
+in inch inches; ft foot feet; yd yard yards; mi mile miles; furlong furlongs; league leagues; fathom fathoms; hand hands; au
+parsec parsecs pc; lightyear lightyears ly; angstrom angstroms
+s sec second seconds; min minute minutes; h hr hrs hour hours; day days; week weeks; fortnight fortnights; month months; year years yr yrs
+ms millisecond milliseconds; microsecond microseconds; nanosecond nanoseconds; decade decades; century centuries; a.m. am a.m; p.m. pm p.m
+g gram grams; kg kilogram kilograms kilo kilos; mg milligram milligrams; microgram micrograms; t tonne tonnes; ton tons; lb lbs pound pounds
+oz ounce ounces; stone stones; carat carats; mol mole moles
+l liter liters litre litres; ml milliliter milliliters millilitre millilitres; cl centiliter centiliters; dl deciliter deciliters
+gal gallon gallons; quart quarts qt; pint pints pt; cup cups; teaspoon teaspoons tsp; tablespoon tablespoons tbsp; barrel barrels; bushel bushels
+acre acres; hectare hectares ha; mph; knot knots; kph kmh; rpm
+n newton newtons; kn kilonewton kilonewtons; dyne dynes; j joule joules; kj kilojoule kilojoules; cal calorie calories; kcal kilocalorie kilocalories
+ev electronvolt electronvolts; kwh; btu; w watt watts; kw kilowatt kilowatts; mw megawatt megawatts; hp horsepower
+v volt volts; mv millivolt millivolts; kv kilovolt kilovolts; amp amps ampere amperes; ma milliamp milliamps; ohm ohms; farad farads; henry henrys henries
+tesla teslas; weber webers; coulomb coulombs; hz hertz; khz kilohertz; mhz megahertz; ghz gigahertz
+pa pascal pascals; kpa kilopascal kilopascals; bar bars; atm atmosphere atmospheres; psi; torr; mmhg; nauticalmile nauticalmiles; fluidounce fluidounces
+lumen lumens; lux; candela candelas; becquerel becquerels; sievert sieverts; decibel decibels db
+bit bits; byte bytes; kb kilobyte kilobytes; mb megabyte megabytes; gb gigabyte gigabytes; tb terabyte terabytes; kbit kilobit kilobits; mbit megabit megabits
+deg degree degrees; rad radian radians; grad gradian gradians; arcminute arcminutes; arcsecond arcseconds; revolution revolutions
+degc celsius; degf fahrenheit; degk kelvin kelvins k
+dollar dollars usd; cent cents; euro euros eur; yen jpy; rupee rupees inr; yuan; peso pesos; franc francs; ruble rubles
+penny pennies; nickel nickels; dime dimes; quarter quarters
+"""
+"""The spellings of a unit, its own first."""
+UNITS = {unit: names.split()[0] for names in re.split("[;\n]", _UNITS.strip()) for unit in names.split()}
 """Units of which two different ones are never the same answer; others are not looked at."""
 
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
@@ -65,16 +37,59 @@ SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**
 
 _UNIT = re.compile(r"(?<=[0-9a-zA-Z})])\s*\\text\s*\{([^{}]*)\}((?:\s*\^\s*\{?[0-9]\}?)?)\s*\.?\s*$")
 _PLAIN_UNIT = re.compile(
-    r"^(\$?-?[0-9][0-9.,/]*)\s+([a-zA-Z][a-zA-Z]+(?:[ /][a-zA-Z]+){0,4}|[a-zA-Z]{1,3}/[a-zA-Z]{1,4})((?:\^\{?[0-9]\}?)?)\s*\.?$"
+    r"^(\$?-?[0-9][0-9.,/:]*)\s+([a-zA-Z][a-zA-Z]+(?:[ /][a-zA-Z]+){0,4}|[a-zA-Z]{1,3}/[a-zA-Z]{1,4})((?:\^\{?[0-9]\}?)?)\s*\.?$"
 )
 _CLOSE_UNIT = re.compile(r"^(-?[0-9][0-9.]*)([a-zA-Z]{2,12}|[a-zA-Z]{1,3}/[a-zA-Z]{1,4})((?:\^\{?[0-9]\}?)?)$")
 _CHANGES = re.compile(
     r"\b(?:is|are|was|were|be|not|no|or|and|nor|more|less|fewer|greater|least|most|impossible|wrong|incorrect|approximately|about|minus|plus|times|"
     r"squared|cubed|over|under|divided|half|halves|thirds?|fourths?|fifths?|quarters? of|times|twice|if|but|except|mod|modulo|base|factorial|to|through|than|"
-    r"remainder|off|too|million|billion|thousand|hundred|dozen|trillion|percent|root|power|maybe|perhaps|possibly|negative|short|choose|unless|when|where|for)\b",
+    r"remainder|off|too|million|billion|thousand|hundred|dozen|trillion|percent|root|power|maybe|perhaps|possibly|negative|short|choose|unless|when|where|for|"
+    r"below|above|tenths?|hundredths?|thousandths?|sixths?|sevenths?|eighths?|ninths?|fails?|works?|does|do|did|has|have|had|can|could|should|would|will|"
+    r"may|might|beyond|excluded|modulus|quarters?|degrees? off|to the)\b|n['’]t\b",
     re.IGNORECASE,
 )
 """Words behind a number that are no unit: they change it, or take it back."""
+_CLOSE = frozenset(
+    [
+        "mm",
+        "cm",
+        "km",
+        "m/s",
+        "km/h",
+        "in",
+        "ft",
+        "yd",
+        "mi",
+        "kg",
+        "lb",
+        "lbs",
+        "oz",
+        "mg",
+        "ml",
+        "gal",
+        "mph",
+        "kph",
+        "hz",
+        "kw",
+        "min",
+        "hr",
+        "hrs",
+        "sec",
+        "am",
+        "pm",
+        "nm",
+        "ha",
+        "rad",
+        "deg",
+        "cal",
+        "amp",
+        "pa",
+        "ms",
+    ]
+)
+"""What may stand right behind a number; `5pt` is a product."""
+_TWO_WORDS = re.compile(r"\b(light|nautical|fluid)[ -](?=years?\b|miles?\b|ounces?\b)", re.IGNORECASE)
+_MONEY = frozenset(("dollar", "cent", "euro", "yen", "rupee", "lb"))
 _SCALED = re.compile(
     r"^(-?\$?[0-9][0-9.,]*)\s*(?:\\text\s*\{)?\s*(hundred|thousand|million|billion|trillion|dozen)s?(?![a-zA-Z])\s*([^{}]*?)\}?\s*$",
     re.IGNORECASE,
@@ -111,7 +126,7 @@ def without_unit(text: str) -> tuple[str, str]:
     """
     if found := _UNIT.search(text):
         rest, unit, power = text[: found.start()], found[1], found[2]
-    elif (found := _PLAIN_UNIT.match(text)) or ((found := _CLOSE_UNIT.match(text)) and _known(found[2], "")):
+    elif (found := _PLAIN_UNIT.match(text)) or ((found := _CLOSE_UNIT.match(text)) and found[2].lower() in _CLOSE):
         rest, unit, power = found[1], found[2], found[3]
     else:
         return text, ""
@@ -122,12 +137,7 @@ def without_unit(text: str) -> tuple[str, str]:
 
 def _known(unit: str, power: str) -> str:
     """The spelling that is the same for the same unit, or "" where a word of it is not known."""
-    words = re.sub(
-        r"\bper\b",
-        "/",
-        unit.strip().rstrip(".") if unit.strip()[-3:] not in ("a.m", "p.m") else unit.strip(),
-        flags=re.IGNORECASE,
-    )
+    words = re.sub(r"\bper\b", "/", _TWO_WORDS.sub(r"\1", unit.strip().rstrip(".")), flags=re.IGNORECASE)
     spelled, ahead = [], ""
     for word in re.findall(r"/|\^\s*\{?[0-9]|[a-zA-Z.]+", words):
         lower = word.lower()
@@ -145,5 +155,21 @@ def _known(unit: str, power: str) -> str:
         else:
             return ""
     digit = re.search(r"[0-9]", power)
+    if spelled[:1] == ["/"]:
+        return ""  # of a thing that is not named
     joined = "".join(spelled).replace("km/h", "kph").replace("mi/h", "mph")
     return joined + (f"^{digit[0]}" if digit and joined else "")
+
+
+def agree(one: str, other: str) -> bool:
+    """Whether two units, each as `without_unit` spells it, may be the same: one of them is not told, or they are no different ones.
+
+    >>> agree("cm", ""), agree("cm", "m"), agree("deg", "degc"), agree("dollar", "dollar/h")
+    (True, False, True, True)
+    """
+    if not one or not other or one == other:
+        return True
+    if "deg" in (one, other):
+        return one[:3] == other[:3]
+    of, among = one.split("/")[0], other.split("/")[0]
+    return of == among and of in _MONEY

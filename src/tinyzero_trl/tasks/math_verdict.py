@@ -10,10 +10,10 @@ The answer is found by the rule of `math_answers`. What then counts as the same 
   `x=2, y=1`. Chains (`0=0=1`) and equations of numbers (`12 = 13`) are no answer;
 - a bare list or a set in any order, a tuple or interval in its own; a bare list is also a tuple in this order, but not an interval
   with its ends (`[1,2]`); what the gold has not as many of as the answer is wrong, so "3 or 4" is not 3;
-- what one side may also be read as (`math_readings`): a decimal comma, an inequality about one name as its interval;
+- what one side may also be read as (`math_readings`): a decimal comma, inequalities and unions as the set of numbers they are, a function under another name;
 - words in any case, single letters in theirs;
 - a number to a base (`11_2`) only where the gold has that base; the base may be left out;
-- what math-verify calls equal within six decimals and 1e-6 relatively: `6 \cdot 7` is `42`, `\frac{\sqrt{4}}{2}` is `1`.
+- what math-verify calls equal within six decimals and 1e-6 relatively: `6 \cdot 7` is `42`, `\frac{\sqrt{4}}{2}` is `1`, `i^6` is `-1`; what is equal to 0 is exactly so.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tinyzero_trl.task import Outcome, Verdict
 from tinyzero_trl.tasks.math_answers import MAX_ANSWER, find_answer
 from tinyzero_trl.tasks.math_normal_form import SUBSCRIPT, Form, canonical, form_of
 from tinyzero_trl.tasks.math_readings import alike
+from tinyzero_trl.tasks.math_units import agree
 from tinyzero_trl.tasks.math_workers import UndecidedError, compare
 
 __all__ = ["canonical", "gold_fault", "verify"]
@@ -37,13 +38,15 @@ MAX_NUMBER = 100
 """Digits in a row."""
 
 _DIGITS = re.compile(rf"[0-9]{{{MAX_NUMBER}}}")
-_HUGE = re.compile(r"\^\s*\{?\s*-?[0-9]{6}|\^\s*\{?\s*\(?[0-9]+\s*\)?\s*\^|!\s*\)*\s*!|[0-9]{5}\s*\)*\s*!|e\+?[0-9]{4}")
+_HUGE = re.compile(
+    r"\^\s*\{?\s*-?[0-9]{6}|\^\s*\{?\s*\(?[0-9]+\s*\)?\s*\^|!\s*\)*\s*!|[0-9]{5}\s*\)*\s*!|\^\s*\{?\s*[0-9]+\s*\}?\s*\)\s*!|e\+?[0-9]{4}"
+)
 """Powers, towers and factorials that no answer needs and that sympy may work out for ever."""
 _ILLEGAL = re.compile(r"[\x00-\x08\x0b-\x1f\ud800-\udfff@#`\"?]|__|\\(?:boxed|fbox|input|write|def|begin\{verbatim)")
-_APART = re.compile(r"[0-9] [0-9]")
+_APART = re.compile(r"(?<![\^_])[0-9] [0-9]")
 """Two numbers with nothing between them."""
 _CAPITALS = re.compile(r"\\(?:Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega)(?![a-zA-Z])")
-_TIME = re.compile(r"[0-9]:[0-9]{2}")
+_TIME = re.compile(r"[0-9]\s*:\s*[0-9]{2}")
 _BASE = re.compile(r"([0-9A-Z]+)_\{?([0-9]+)\}?")
 
 
@@ -69,7 +72,9 @@ def verify(response: str, *, answer: str, is_truncated: bool = False) -> Verdict
     is_same = same_by_text(gold, form)
     if is_same is None:
         try:
-            is_legal, is_same = (False, False) if is_beyond(found.answer) else compare(*sources(gold, form))
+            is_legal, is_same = (
+                (False, False) if is_beyond(found.answer) or is_beyond(form.source) else compare(*sources(gold, form))
+            )
         except UndecidedError:
             return Verdict(Outcome.undecided, form.value, found.answer)
         if not is_legal:
@@ -100,7 +105,7 @@ def same_by_text(gold: Form, form: Form) -> bool | None:
     """Whether the two are the same answer, or None where text does not decide."""
     if not gold.text or not form.text:
         return False
-    if gold.unit and form.unit and gold.unit != form.unit:
+    if not agree(gold.unit, form.unit):
         return False
     if gold.parts or form.parts:
         return _same_parts(gold, form)
@@ -111,14 +116,14 @@ def same_by_text(gold: Form, form: Form) -> bool | None:
         return True
     if gold.value is not None and form.value is not None:
         return _same_numbers(gold, form)
+    if (base := _BASE.fullmatch(gold.text)) is not None:
+        return form.text == base[1] and not form.source.endswith("_{10}")
     if _APART.search(form.text):
         return False
     if gold.is_word and (form.is_word or form.value is not None) and sorted(gold.text) != sorted(form.text):
         return False
     if _is_other_by_marks(gold, form):
         return False
-    if (base := _BASE.fullmatch(gold.text)) is not None:
-        return form.text == base[1]
     if _BASE.fullmatch(form.text) or (form.is_equation and not form.name and not gold.is_equation):
         return False
     return None
@@ -127,16 +132,17 @@ def same_by_text(gold: Form, form: Form) -> bool | None:
 def _is_other_by_marks(gold: Form, form: Form) -> bool:
     """Whether the two differ in what the library drops: primes, a transpose, Greek capitals, a time's colon, the order of a word's letters."""
     one, other = gold.source, form.source
-    if one.count("'") != other.count("'") or ("^T" in one) != ("^T" in other):
-        return True
+    if one.count("'") != other.count("'") or "^T" in one or "^T" in other:
+        return True  # for sympy, `AB^T` is `BA^T`
     if sorted(_CAPITALS.findall(one)) != sorted(_CAPITALS.findall(other)):
         return True
-    if (_TIME.search(one) is None) != (_TIME.search(other) is None):
+    if (_TIME.search(one) is None) != (_TIME.search(other) is None) or max(one.count(":"), other.count(":")) > 1:
         return True
     # `xyz` and `zyx` are one product; `ABCD` names points in order, and letters that do not follow each other in the alphabet are a word.
     letters = "".join(sorted(gold.text))
-    is_product = letters in "abcdefghijklmnopqrstuvwxyz" and not one.isupper()
-    return gold.is_word and form.is_word and not is_product and len(letters) > 2 and gold.text != form.text
+    is_product = letters in "abcdefghijklmnopqrstuvwxyz" and not (one.isupper() or gold.is_text or form.is_text)
+    is_order_told = len(letters) > 2 or gold.is_text or form.is_text
+    return gold.is_word and form.is_word and not is_product and is_order_told and gold.text != form.text
 
 
 def _same_numbers(gold: Form, form: Form) -> bool:

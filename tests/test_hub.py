@@ -20,8 +20,8 @@ from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.row_files import read_source
 from tinyzero_trl.tokens import tokenizer_of
 
-LIMIT = 5.0
-"""Seconds for the whole answer."""
+LIMIT = 60.0
+"""Seconds for the whole answer, however busy the machine is; idle, it takes those of hub.SECONDS."""
 
 
 @pytest.fixture

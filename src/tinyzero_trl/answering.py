@@ -91,19 +91,20 @@ def opened(
     tokenizer: Any,
     *,
     max_length: int,
+    dtype: str = "auto",
     batch_size: int | None = None,
     stop: Sequence[str] = (),
 ) -> Iterator[Draw]:
     """The model, loaded, as a function that draws completions.
 
-    max_length: tokens of the longest prompt with its completion. stop: strings that end a completion.
+    max_length: tokens of the longest prompt with its completion. dtype: as in Plan; a CPU computes in float32. stop: strings that end a completion.
     Raises: MemoryError where the device has too little memory for the batch; Failure where vLLM does not do its part.
     """
     from tinyzero_trl.generation.answers import Asked
     from tinyzero_trl.stopping import StopStrings
 
     stop_strings = StopStrings(stop, tokenizer) if stop else None
-    with _sampler(engine, location, tokenizer, max_length, batch_size, stop_strings) as sampled_of:
+    with _sampler(engine, location, tokenizer, max_length, dtype, batch_size, stop_strings) as sampled_of:
 
         def draw(**asked: Any) -> list[dict[str, Any]]:
             sampled = sampled_of(Asked(**asked))
@@ -122,11 +123,12 @@ def _sampler(
     location: ModelLocation,
     tokenizer: Any,
     max_length: int,
+    dtype: str,
     batch_size: int | None,
     stop: StopStrings | None,
 ) -> Iterator[Callable[[Asked], Sampled]]:
     if engine == "transformers":
-        yield _transformers(location, tokenizer, batch_size, stop)
+        yield _transformers(location, tokenizer, max_length, dtype, batch_size, stop)
         return
     from transformers import AutoConfig, GenerationConfig
 
@@ -139,21 +141,44 @@ def _sampler(
     ends = _ends(tokenizer, generation_config)
     with tempfile.TemporaryDirectory(prefix="tinyzero-merged-") as merged:
         if location.adapter:
-            _model(location).save_pretrained(merged)
+            # On the CPU: vLLM is about to measure the memory of the GPU, and float32 rounds nothing of the adapter away.
+            _model(location, "float32", device="cpu").save_pretrained(merged)
             tokenizer.save_pretrained(merged)
-        spec = answers.Answering(merged if location.adapter else location.path, ends, max_length, batch_size, stop)
+        path = merged if location.adapter else location.path
+        spec = answers.Answering(path, ends, max_length, _dtype_of_files(location.path, dtype), batch_size, stop)
         with answers.opened(engine, spec) as sampled_of:
             yield sampled_of
 
 
+def _dtype_of_files(path: str, dtype: str) -> str:
+    """The precision by name: vLLM's own `auto` halves float32, which transformers does not."""
+    from transformers import AutoConfig
+
+    if dtype != "auto":
+        return dtype
+    return "float32" if str(AutoConfig.from_pretrained(path).dtype) == "torch.float32" else "auto"
+
+
 def _transformers(
-    location: ModelLocation, tokenizer: Any, batch_size: int | None, stop: StopStrings | None
+    location: ModelLocation,
+    tokenizer: Any,
+    max_length: int,
+    dtype: str,
+    batch_size: int | None,
+    stop: StopStrings | None,
 ) -> Callable[[Asked], Sampled]:
     import torch
 
+    from tinyzero_trl.engine import has_gpu
     from tinyzero_trl.generation.sampler import sample
 
-    model = _model(location)
+    if has_gpu():
+        model = _model(location, dtype, device="cuda")
+        if batch_size is None:
+            batch_size = rows_at_once(model.config, model.dtype.itemsize, max_length, torch.cuda.mem_get_info()[0])
+    else:
+        # Half precision on a CPU without AMX is slower than single, and differs from what the tiny model trains in.
+        model = _model(location, "float32", device="cpu")
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ends = _ends(tokenizer, model.generation_config)
 
@@ -184,18 +209,26 @@ def _ends(tokenizer: Any, generation_config: Any) -> list[int]:
     return sorted({tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None})
 
 
-def _model(location: ModelLocation) -> Any:
-    import torch
+def rows_at_once(config: Any, itemsize: int, max_length: int, free_bytes: int) -> int:
+    """The rows that transformers answers at once: as many as our sampler takes, or as their keys and values fit into a third of the memory.
+
+    A third: while the cache doubles, old and new are there. config: of transformers. itemsize: bytes of a number of the cache.
+    """
+    from tinyzero_trl.generation.sampler import DEFAULT_BATCH_SIZE
+
+    of_text = config.get_text_config()
+    head = getattr(of_text, "head_dim", None) or of_text.hidden_size // of_text.num_attention_heads
+    heads = getattr(of_text, "num_key_value_heads", None) or of_text.num_attention_heads
+    of_row = 2 * of_text.num_hidden_layers * heads * head * itemsize * max_length
+    return max(1, min(DEFAULT_BATCH_SIZE, free_bytes // 3 // of_row))
+
+
+def _model(location: ModelLocation, dtype: str, *, device: str) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from tinyzero_trl.engine import has_gpu
-
     logging.disable_progress_bar()
-    device = "cuda" if has_gpu() else "cpu"
-    # Half precision on a CPU without AMX is slower than single, and differs from what the tiny model trains in.
-    dtype = "auto" if device == "cuda" else torch.float32
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(location.path, dtype=dtype)
         if location.adapter:

@@ -53,6 +53,8 @@ class Work:
         plan = self.plan
         what = self.settings.benchmark.name if self.settings.benchmark else plan.task.name
         how = "greedy" if plan.temperature == 0 else f"temperature {plan.temperature:g}, top-p {plan.top_p:g}"
+        if self.settings.engine != "transformers":
+            how += f", by vLLM ({self.settings.engine})"
         if plan.stop:
             how += f", stop at {' or '.join(map(repr, plan.stop))}"
         line = f"{what}: {len(self.rows)} problems x {plan.k}, format {plan.format}, {how}, up to {self.max_new_tokens} tokens"
@@ -99,6 +101,7 @@ def completed(
 
     k, seconds = work.plan.k, 0.0
     missing = [place for place in range(work.num_samples) if place not in known]
+    assert work.settings.engine is not None
     size = SHARD[work.settings.engine]
     if work.settings.engine == "transformers":
         size = work.settings.batch_size or size

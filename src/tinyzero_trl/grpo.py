@@ -20,10 +20,12 @@ from tinyzero_trl import (
     config,
     engine,
     estimate,
+    processes,
     record,
     reward_parameters,
     run_folder,
     stopping,
+    trust,
 )
 from tinyzero_trl.failures import exit_code_of
 from tinyzero_trl.launch import end_with_launcher
@@ -32,6 +34,8 @@ from tinyzero_trl.launch import end_with_launcher
 def train(words: Sequence[str]) -> int:
     """Run what a command line says; returns the exit code: 0, or 128 + the number of the signal that stopped it."""
     end_with_launcher()
+    processes.check_environment()
+    words, trusts_code = trust.without_option(words)
     words, is_only_shown = config.without_options(words, program="grpo")
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -72,7 +76,7 @@ def train(words: Sequence[str]) -> int:
         "num_test": len(eval_rows) if eval_rows is not None else 0,
     }
     seeds = {"trainer": cfg.trainer.seed, "data": cfg.data.seed}
-    with run_folder.opened(cfg, num_processes=num_processes, data=data, seeds=seeds) as folder:
+    with run_folder.opened(cfg, num_processes=num_processes, data=data, seeds=seeds, trusts_code=trusts_code) as folder:
         run_folder.announce(folder)
         if folder.is_finished:
             return 0
@@ -99,7 +103,7 @@ def train(words: Sequence[str]) -> int:
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.end_training()
     signal, step = trainer.interrupted_by, trainer.state.global_step
-    run_folder.say_what_next(folder, words, task=chosen.task.name, signal=signal, step=step)
+    run_folder.say_what_next(folder, task=chosen.task.name, signal=signal, step=step)
     return 128 + signal if signal else 0
 
 

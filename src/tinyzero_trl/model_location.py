@@ -118,6 +118,9 @@ def read_record(run_folder: Path) -> dict[str, Any]:
     for name, kinds in (("temperature", (int, float)), ("max_completion_length", (int,))):
         if trainer.get(name) is not None and type(trainer[name]) not in kinds:
             raise ValueError(f"{file} is not the record of a run: trainer.{name} is {trainer[name]!r} and no number")
+    stop = (content.get("generation") or {}).get("stop")
+    if stop is not None and not (isinstance(stop, list) and all(isinstance(text, str) for text in stop)):
+        raise ValueError(f"{file} is not the record of a run: generation.stop is {stop!r:.80} and no list of texts")
     for name in ("task", "format"):
         if content.get(name) is not None and not isinstance(content[name], str):
             raise ValueError(f"{file} is not the record of a run: {name} is {content[name]!r} and no name")

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinyzero_trl import storage
+from tinyzero_trl import storage, trust
 from tinyzero_trl.config import model_path
+from tinyzero_trl.keys import MAPPINGS
+from tinyzero_trl.launch import accelerate_config_in_use
 from tinyzero_trl.redaction import redacted, redacted_command, secrets_in, secrets_in_environment, secrets_in_words
 
 if TYPE_CHECKING:
@@ -56,6 +58,10 @@ def write_record(
     provenance = {
         **_git(),
         "command": redacted_command(sys.argv, also=secrets),
+        "working_directory": os.getcwd(),
+        "processes": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),  # on this machine
+        "accelerate_config": accelerate_config_in_use(),
+        "code": trust.code_of(code_names(content)),
         "python": platform.python_version(),
         "packages": packages(),
         "hardware": _hardware(),
@@ -70,7 +76,18 @@ def write_record(
         history = previous.get("provenance", {})  # type: ignore[union-attr]
         earlier = history.pop("earlier", [])
         provenance["earlier"] = [*earlier, history]
-    storage.write_text(target, OmegaConf.to_yaml(OmegaConf.create({**content, "provenance": provenance})))
+    text = OmegaConf.to_yaml(OmegaConf.create({**content, "provenance": provenance}))
+    storage.write_text(target, trust.signed_text(text))
+
+
+def code_names(content: Mapping[str, Any]) -> list[str]:
+    """What a run's config names that may be code of one's own: its task, its format and its rewards."""
+    rewards = content.get("rewards")
+    return [
+        str(content.get("task")),
+        str(content.get("format")),
+        *map(str, rewards if isinstance(rewards, dict) else ()),
+    ]
 
 
 def fingerprint(dataset: Dataset, columns: Sequence[str]) -> str:
@@ -140,12 +157,16 @@ def plain_record(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        has_aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        content = yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{file} is not YAML ({' '.join(str(error).split())[:120]}); {_ANOTHER}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{file} is not the record of a run: it holds {_kind_of(content)}; {_ANOTHER}")
-    for name in ("trainer", "data", "model", "provenance"):
+    if has_aliases:  # we write none, and a page of aliases of aliases stands for more copies than memory holds
+        raise ValueError(f"{file} is not the record of a run: it has YAML aliases; {_ANOTHER}")
+    for name in (*sorted(MAPPINGS), "provenance"):
         if not isinstance(content.get(name) or {}, dict):
             raise ValueError(
                 f"{file} is not the record of a run: {name} must be a section, not {_kind_of(content[name])}; {_ANOTHER}"

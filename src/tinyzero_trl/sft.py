@@ -12,8 +12,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from tinyzero_trl import combinations, config, manifest, pretraining, record, run_folder, tokens
-from tinyzero_trl.failures import exit_code_of
+from tinyzero_trl import combinations, config, manifest, pretraining, processes, record, run_folder, tokens
+from tinyzero_trl.failures import ConfigError, exit_code_of
 from tinyzero_trl.launch import end_with_launcher
 from tinyzero_trl.method import check_numbers
 
@@ -21,8 +21,14 @@ from tinyzero_trl.method import check_numbers
 def train(words: Sequence[str]) -> int:
     """Run what a command line says; returns the exit code."""
     end_with_launcher()
+    processes.check_environment()
     words, is_only_shown = config.without_options(words, program="sft")
     cfg = config.compose(words, program="sft")
+    if cfg.trainer.resume_from_checkpoint:
+        raise ConfigError(
+            f"trainer.resume_from_checkpoint={cfg.trainer.resume_from_checkpoint}: a supervised run is not continued, it takes "
+            "minutes; start it anew without this key"
+        )
     if is_only_shown:
         return config.show(cfg)
     run_folder.check_place(cfg)

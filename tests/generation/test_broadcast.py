@@ -54,7 +54,7 @@ def gathered(events: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         whole.fill_(float("nan"))
 
 
-def client(stub: Stub, group: Group, *, seconds: float = 30.0) -> Any:
+def client(stub: Stub, group: Group, *, seconds: float = 300.0) -> Any:
     """A client whose NCCL group is open; what it asks over HTTP is answered by `stub`."""
     from tinyzero_trl.generation.client import Client
 
@@ -106,7 +106,7 @@ def test_a_peer_that_dies_in_mid_broadcast_is_a_fault_after_the_deadline_and_not
     stub.behave = lambda request: (stub.stall if request.path == "/update_weights" else reply_empty)(request)
     began = time.monotonic()
     made.update_named_params(METADATA, gathered(events))
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 100, "the stub holds its answer back for 900 s"
     assert isinstance(made.fault, ServerFault)
     assert group.is_aborted.is_set()
     assert [event for event in events if event.startswith("gather")] == [f"gather {name}" for name in PARAMS], (
@@ -123,7 +123,7 @@ def test_a_server_that_refuses_the_transfer_ends_the_broadcast_at_once(stub: Stu
     stub.behave = lambda request: reply(request, 500 if request.path == "/update_weights" else 200, {})
     began = time.monotonic()
     made.update_named_params(METADATA, gathered([]))
-    assert time.monotonic() - began < 6, "30 s are the deadline"
+    assert time.monotonic() - began < 100, "300 s are the deadline"
     assert isinstance(made.fault, ServerFault)
     assert made.fault.status == 500
     assert group.is_aborted.is_set()

@@ -177,6 +177,7 @@ class Client(VLLMClient):
             with self._nccl_faults("take the weights by NCCL"):
                 broadcast.send(self.communicator, bucket, receiving=receiving, until=until)
             self.num_bytes += len(bucket)
+            del bucket
         with self._nccl_faults("take the weights by NCCL"):
             broadcast.wait_for([receiving], until=until)
             receiving.result()

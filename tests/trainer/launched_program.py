@@ -1,6 +1,6 @@
 """One process of several, which does all that FOLDER/todo.json says: `program.py FOLDER`.
 
-Runs of grpo.py one after the other, TRL's trainer beside ours (parity.json), what bfloat16 loses of sums (sums.json, DeepSpeed), and under ddp a run stopped by a signal and the
+Runs of grpo.py one after the other, TRL's trainer beside ours (parity.json), what bfloat16 loses of sums (sums.json, DeepSpeed), merged adapters (ZeRO-3), and under ddp a run stopped by a signal and the
 advantages of every algorithm (advantages.pt): in one process group, so that the libraries are imported and it is made once.
 """
 
@@ -19,6 +19,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 def main(folder: Path) -> None:
     # Not at the top: the processes in which rewards are computed import this file.
     import estimators_program
+    import lora_program
     import parity_program
     import resume_program
     import torch
@@ -59,6 +60,9 @@ def main(folder: Path) -> None:
         sums = parity_program.sums_in_bfloat16(todo["model"])
         if PartialState().is_main_process:
             (folder / "sums.json").write_text(json.dumps(sums))
+    if todo["is_zero3"]:
+        merged = lora_program.merged(todo["model"])
+        (folder / f"merged.{rank}.json").write_text(json.dumps(merged))
     if todo["is_ddp"]:
         resume_program.stopped_and_resumed(todo["model"], folder)
         advantages = estimators_program.all_advantages(Accelerator(cpu=True))

@@ -50,12 +50,14 @@ def parameters(trainer: Any) -> torch.Tensor:
     return torch.cat([getattr(p, "ds_tensor", p).detach().flatten().clone() for p in trainer.model.parameters()])
 
 
-def run(model: str, trainer_class: type, case: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, Any]:
+def new_trainer(model: str, trainer_class: type, case: dict[str, Any]) -> Any:
+    """A trainer whose completions are forced, unless `case` says otherwise."""
     case = dict(case)
     with_logps, batching = case.pop("with_logps", False), case.pop("batching", None)
-    sums_in_float32 = case.pop("sums_in_float32", False)
+    sums_in_float32, for_deepspeed = case.pop("sums_in_float32", False), case.pop("zero_optimization", {})
     constant, is_forced = case.pop("constant", False), case.pop("forced", True)
     extras = {} if trainer_class is GRPOTrainer else {"batching": BatchingSettings(**(batching or {}))}
+    extras |= {"peft_config": case.pop("peft_config", None)}
     values = {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": 4,
@@ -78,6 +80,8 @@ def run(model: str, trainer_class: type, case: dict[str, Any]) -> tuple[torch.Te
     args = GRPOConfig(**values)
     if sums_in_float32:
         sum_gradients_in_float32(args.deepspeed_plugin.deepspeed_config)
+    if for_deepspeed:
+        args.deepspeed_plugin.deepspeed_config["zero_optimization"] |= for_deepspeed
     trainer = trainer_class(
         model=model,
         reward_funcs=(lambda completions, **columns: [0.5] * len(completions)) if constant else reward,
@@ -86,9 +90,12 @@ def run(model: str, trainer_class: type, case: dict[str, Any]) -> tuple[torch.Te
         processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
         **extras,
     )
+    return forced(trainer, with_logps=with_logps) if is_forced else trainer
+
+
+def run(model: str, trainer_class: type, case: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    trainer = new_trainer(model, trainer_class, case)
     before = parameters(trainer)
-    if is_forced:
-        forced(trainer, with_logps=with_logps)
     trainer.train()
     return before, parameters(trainer), trainer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def adapter() -> Any:
     return LoraConfig(
         r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
     )
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_under_zero3_an_adapter_is_merged_with_one_layer_gathered_at_a_time(launched: Callable[[str], Path]) -> None:
+    """Two processes, each of which may have no room for a whole model."""
+    for rank in (0, 1):
+        found = json.loads((launched("zero3") / f"merged.{rank}.json").read_text())
+        assert found["names"]
+        assert found["difference"] <= 1e-6 < 1e-4 < found["moved"]
+        assert 0 < found["gathered"] <= found["largest"] < found["all"] / 3
 
 
 def moved(trainer: Any) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
 
@@ -186,3 +187,13 @@ def _marks(word: str) -> list[str]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def kind_of(content: Any) -> str:
+    """What a file holds in the place of what it should: `nothing`, `a list`, `an int`.
+
+    >>> kind_of(None), kind_of({}), kind_of([1]), kind_of(3)
+    ('nothing', 'nothing', 'a list', 'an int')
+    """
+    name = type(content).__name__
+    return "nothing" if content is None or content == {} else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

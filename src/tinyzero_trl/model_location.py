@@ -114,10 +114,6 @@ def read_record(run_folder: Path) -> dict[str, Any]:
     """Content of a run folder's run.yaml. Raises: ValueError that names the file and what is wrong with it."""
     file = run_folder / "run.yaml"
     content = plain_record(file)
-    trainer = content.get("trainer") or {}
-    for name, kinds in (("temperature", (int, float)), ("max_completion_length", (int,))):
-        if trainer.get(name) is not None and type(trainer[name]) not in kinds:
-            raise ValueError(f"{file} is not the record of a run: trainer.{name} is {trainer[name]!r} and no number")
     stop = (content.get("generation") or {}).get("stop")
     if stop is not None and not (isinstance(stop, list) and all(isinstance(text, str) for text in stop)):
         raise ValueError(f"{file} is not the record of a run: generation.stop is {stop!r:.80} and no list of texts")

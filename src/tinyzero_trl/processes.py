@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tinyzero_trl.failures import ConfigError, nearest
+from tinyzero_trl.failures import ConfigError, kind_of, nearest
 
 OF_ONE_PROCESS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """Variables that a launcher sets for each process that it starts."""
@@ -128,7 +128,7 @@ def read_accelerate_config(file: Path, *, num_processes: int | None = None) -> d
         raise ConfigError(f"accelerate config {file} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(content, dict):
         raise ConfigError(
-            f"accelerate config {file} holds {'nothing' if content is None else f'a {type(content).__name__}'}, and must hold "
+            f"accelerate config {file} holds {kind_of(content)}, and must hold "
             "keys such as distributed_type and num_processes; recipes/accelerate_configs/ has some"
         )
     if (

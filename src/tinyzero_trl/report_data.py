@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_trl import scores
-from tinyzero_trl.record import metric_lines, plain_record
+from tinyzero_trl.record import is_number, metric_lines, plain_record
 from tinyzero_trl.redaction import redacted
 from tinyzero_trl.scores import Sample
 from tinyzero_trl.statistics import Comparison, Estimate, compare, share
@@ -134,23 +134,13 @@ def metric(summary: dict[str, Any] | None, key: str) -> Estimate | None:
     return Estimate(**found) if found else None
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of a file is a finite number."""
-    # Whole numbers of any length are numbers in JSON, and math.isfinite knows none above 1e308.
-    return type(value) in (int, float) and -1e300 < value < 1e300
-
-
 def _read_record(files: RunFiles) -> None:
     try:
         content = redacted(plain_record(files.folder / "run.yaml"))
     except (OSError, ValueError) as error:
         files.missing.append(f"run.yaml cannot be read, so configuration, versions and hardware are unknown: {error}.")
         return
-    origin = content.pop("provenance", None) or {}
-    if origin:
-        parts = {name: origin.get(name) for name in ("hardware", "data", "seeds", "packages")}
-        files.provenance = origin | {name: part if isinstance(part, dict) else {} for name, part in parts.items()}
-    files.run = content
+    files.run, files.provenance = content, content.pop("provenance", None) or {}
 
 
 def _read_metrics(files: RunFiles) -> None:

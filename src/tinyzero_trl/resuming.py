@@ -128,10 +128,16 @@ def record_of(path: Path) -> DictConfig:
     """The run.yaml of the run in `path`. Raises: ConfigError where there is none."""
     if not (path / "run.yaml").is_file():
         raise ConfigError(f"nothing to resume: {path} is not a run folder (it has no run.yaml)")
+    import yaml
+
     file = path / "run.yaml"
     try:
         plain_record(file)
-        record = OmegaConf.load(file)  # knows 1e-05 for a number, which YAML does not
+        record = OmegaConf.load(
+            file
+        )  # knows 1e-05 for a number, which YAML does not, and refuses a key that stands twice
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot continue {path}: {file}: {' '.join(str(error).split())[:200]}") from error
     except (ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot continue {path}: {first_line(error)}") from error
     assert isinstance(record, DictConfig)

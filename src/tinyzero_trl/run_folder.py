@@ -165,6 +165,7 @@ def _begun(folder: RunFolder, cfg: DictConfig, **sources: Mapping[str, Any]) -> 
     """The folder with this attempt in its run.yaml, and without the metrics that it writes again."""
     changed = resuming.changed_packages(folder.path, packages()) if (folder.path / "run.yaml").is_file() else None
     write_record(folder.path, cfg, **sources)
+    storage.sweep(folder.path / "rollouts")
     # Without a checkpoint all is done again, the evaluation before the first step as well.
     step = _step_of(folder.resume_from) if folder.resume_from else -1
     seconds = cut_metrics(folder.path, step=step)

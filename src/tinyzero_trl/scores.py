@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinyzero_trl import benchmarks, statistics, storage
+from tinyzero_trl.failures import kind_of
 from tinyzero_trl.statistics import Comparison, Estimate
 from tinyzero_trl.task import Row, Task
 
@@ -167,7 +168,7 @@ _AGAIN = "make it again with tinyzero evaluate --overwrite"
 def _fault_of_summary(content: Any) -> str | None:
     """What of a summary is not as `write` and its readers have it, or None."""
     if not isinstance(content, dict):
-        return f"it holds a {type(content).__name__}"
+        return f"it holds {kind_of(content)}"
     if not isinstance(content.get("metrics"), dict):
         return "it has no metrics"
     for name, kinds, is_optional in KEYS:

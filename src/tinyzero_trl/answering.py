@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyzero_trl import hub
+from tinyzero_trl import adapters, model_faults, tokens
 from tinyzero_trl.evaluation_plan import Plan
-from tinyzero_trl.model_location import ModelLocation
+from tinyzero_trl.failures import ConfigError, first_line
+from tinyzero_trl.model_location import EVALUATED, ModelLocation
 from tinyzero_trl.task import Row
 
 if TYPE_CHECKING:
@@ -24,50 +24,32 @@ Draw = Callable[..., list[dict[str, Any]]]
 """(*, prompt_ids, seeds, max_new_tokens, temperature, top_p, on_progress) -> text, length and `is_truncated` of each completion."""
 
 
-def tokenizer_of(location: ModelLocation) -> PreTrainedTokenizerBase:
-    """The adapter's tokenizer, or else the model's. Raises: ValueError where there is none that can end a text."""
-    from transformers import AutoTokenizer
+def checked_tokenizer(location: ModelLocation) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, once nothing is found wrong with either. Raises: ConfigError."""
+    config = model_faults.config_of(location, typed=EVALUATED)
+    tokenizer = tokens.tokenizer_of(location, typed=EVALUATED)
+    model_faults.check_vocabulary(tokenizer, config, subject=f"{EVALUATED}{location.shown}")
+    model_faults.empty_model(location, config, typed=EVALUATED)
+    return tokenizer
 
-    is_at_hub = not Path(location.path).is_dir()
-    if is_at_hub:
-        hub.reached()
-    failures = []
-    for place in filter(None, (location.adapter, location.path)):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            failures.append(f"{place}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
-            continue
-        # It warns of one prompt longer than the model; `room` refuses it and says which.
-        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-        if tokenizer.eos_token_id is None:
-            raise ValueError(f"the tokenizer of {place} has no end-of-text token, so that no response could end")
-        return tokenizer
-    if is_at_hub and not location.adapter:
-        raise ValueError(f"--model_path {location.path}: {hub.missing_model(location.path)}")
-    raise ValueError(f"--model_path {location.shown} has no tokenizer that can be loaded ({'; '.join(failures)})")
+
+def fitted(rows: list[Row], tokenizer: PreTrainedTokenizerBase, location: ModelLocation) -> list[Row]:
+    """The rows with their prompts as the model's chat template takes them, as training does it."""
+    prompts = tokens.fitted([row["prompt"] for row in rows], tokenizer, name=location.shown)
+    return [{**row, "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
 
 
 def prompt_ids_of(tokenizer: PreTrainedTokenizerBase, rows: list[Row], plan: Plan) -> list[list[int]]:
-    """The prompts as training tokenises them."""
-    from tinyzero_trl.checks import prompts_ids
-
-    if not isinstance(rows[0]["prompt"], str) and not tokenizer.chat_template:
-        raise ValueError(
-            f"format {plan.format} is made of chat messages, and the tokenizer of {plan.location.shown} "
-            "has no chat template; use --format base"
-        )
-    return prompts_ids(tokenizer, [row["prompt"] for row in rows])
+    """The prompts as training tokenises them. Raises: ConfigError where the chat template does not take them."""
+    prompts = [row["prompt"] for row in rows]
+    config = model_faults.config_of(plan.location, typed=EVALUATED)
+    tokens.check_prompts(prompts, tokenizer, config, name=plan.location.shown, format_name=plan.format)
+    return tokens.prompts_ids(tokenizer, prompts)
 
 
 def context_of(location: ModelLocation) -> int | None:
-    """Tokens of a prompt with its response that the model takes, where it says. Raises: ValueError where it is no model."""
-    from transformers import AutoConfig
-
-    try:
-        context = getattr(AutoConfig.from_pretrained(location.path), "max_position_embeddings", None)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"--model_path {location.path} is not a model: {str(error).splitlines()[0]}") from error
+    """Tokens of a prompt with its response that the model takes, where it says. Raises: ConfigError where it is no model."""
+    context = getattr(model_faults.config_of(location, typed=EVALUATED), "max_position_embeddings", None)
     return None if context is None else int(context)
 
 
@@ -224,17 +206,11 @@ def rows_at_once(config: Any, itemsize: int, max_length: int, free_bytes: int) -
 
 
 def _model(location: ModelLocation, dtype: str, *, device: str) -> Any:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(location.path, dtype=dtype)
-        if location.adapter:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, location.adapter).merge_and_unload()
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"--model_path {location.shown} cannot be loaded: {str(error).splitlines()[0]}") from error
+        model = adapters.whole(location, dtype=dtype)
+    except (OSError, ValueError) as error:  # of the hub, whose files are not checked before they come
+        raise ConfigError(f"{EVALUATED}{location.shown} cannot be loaded: {first_line(error)}") from error
     return model.to(device).eval()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_trl import audit, benchmarks, contamination, model_identity, scores, storage, unfinished
-from tinyzero_trl.answering import Draw, opened, tokenizer_of
+from tinyzero_trl.answering import Draw, checked_tokenizer, opened
 from tinyzero_trl.engine import engine_of_evaluation
 from tinyzero_trl.evaluation_arguments import parser_of
 from tinyzero_trl.evaluation_plan import Settings, make_plan, refuse_changed
@@ -103,7 +103,7 @@ def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
     plans = [make_plan(settings) for settings in asked]
     storage.probe(plans[0].folder)
     problems = [rows_of(plan, settings) for plan, settings in zip(plans, asked, strict=True)]
-    tokenizer = tokenizer_of(plans[0].location)
+    tokenizer = checked_tokenizer(plans[0].location)
     works = [work_of(*parts, tokenizer) for parts in zip(plans, asked, problems, strict=True)]
     for work in works:
         _refuse_others_samples(work)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyzero_trl import benchmarks, unfinished
-from tinyzero_trl.answering import Draw, prompt_ids_of, room
+from tinyzero_trl.answering import Draw, fitted, prompt_ids_of, room
 from tinyzero_trl.evaluation_plan import Plan, Settings, request
 from tinyzero_trl.stopping import check_stop
 from tinyzero_trl.task import Row, loaded, prompts, resolve
@@ -81,6 +81,7 @@ def rows_of(plan: Plan, settings: Settings) -> list[Row]:
 def work_of(plan: Plan, settings: Settings, rows: list[Row], tokenizer: Any) -> Work:
     """The plan with its problems tokenised. Raises: ValueError where the model has no room for them."""
     check_stop(plan.stop, name="--stop", tokenizer=tokenizer)
+    rows = fitted(rows, tokenizer, plan.location)
     prompt_ids = prompt_ids_of(tokenizer, rows, plan)
     return Work(plan, settings, rows, prompt_ids, room(plan, prompt_ids))
 

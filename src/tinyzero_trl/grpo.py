@@ -29,6 +29,7 @@ from tinyzero_trl import (
 )
 from tinyzero_trl.failures import exit_code_of
 from tinyzero_trl.launch import end_with_launcher
+from tinyzero_trl.policy import checked_start, init_arguments, policy, rollout_function, settle_adapter
 
 
 def train(words: Sequence[str]) -> int:
@@ -49,22 +50,21 @@ def train(words: Sequence[str]) -> int:
     engine.check_engine(cfg, num_processes=num_processes)
     engine.check_installed(cfg)
     combinations.check_installed(cfg)
+    start = checked_start(cfg)
     if os.environ.get("RANK", "0") == "0":
         warnings = estimate.warnings(cfg, num_processes=num_processes)
         for line in [*combinations.advice(cfg, num_processes=num_processes), *engine.notes(cfg), *warnings]:
             print(f"note: {line}", file=sys.stderr, flush=True)
         print(f"batch: {batch_sizes.shown(cfg, num_processes=num_processes)}", flush=True)
-    tokenizer = checks.tokenizer_of(cfg)
-    stopping.check_stop(cfg.generation.stop, name="generation.stop", tokenizer=tokenizer)
-    train_rows, eval_rows = checks.rows(cfg, chosen)
+    stopping.check_stop(cfg.generation.stop, name="generation.stop", tokenizer=start.tokenizer)
+    train_rows, eval_rows = checks.rows(cfg, chosen, tokenizer=start.tokenizer)
     args = config.trainer_arguments(cfg, program="grpo", reward_weights=list(cfg.rewards.values()))
     combinations.check_optimizer(args)
-    checks.check_rows(cfg, chosen, train_rows, tokenizer, generation_batch_size=args.generation_batch_size)
+    checks.check_rows(cfg, chosen, train_rows, start, generation_batch_size=args.generation_batch_size)
     if eval_rows is not None:
-        checks.check_rows(cfg, chosen, eval_rows, tokenizer, generation_batch_size=0, name="evaluation")
+        checks.check_rows(cfg, chosen, eval_rows, start, generation_batch_size=0, name="evaluation")
 
     from tinyzero_trl.generation import engines
-    from tinyzero_trl.policy import init_arguments, policy, rollout_function
     from tinyzero_trl.reward_pool import reward_functions
     from tinyzero_trl.settings import features
     from tinyzero_trl.trainer import TinyZeroTrainer
@@ -80,6 +80,7 @@ def train(words: Sequence[str]) -> int:
         run_folder.announce(folder)
         if folder.is_finished:
             return 0
+        settle_adapter(cfg, start.location, folder.path)
         args.output_dir = str(folder.path)
         args.model_init_kwargs = init_arguments(cfg)
         with engines.engine(cfg, folder.path) as vllm_generation:
@@ -89,7 +90,7 @@ def train(words: Sequence[str]) -> int:
                 args=args,
                 train_dataset=train_rows,
                 eval_dataset=eval_rows,
-                processing_class=tokenizer,
+                processing_class=start.tokenizer,
                 rollout_func=rollout_function(cfg),
                 vllm_generation=vllm_generation,
                 task=chosen.task,

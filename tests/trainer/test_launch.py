@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,6 +225,14 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2_on_every_process(tmp_pa
         "error: command line: there is no key trainer.lerning_rate; did you mean trainer.learning_rate?"
     )
     assert done.stdout == ""
+    broken = shutil.copytree(REPO / "src" / "tinyzero_trl" / "tiny", tmp_path / "broken")
+    os.truncate(broken / "model.safetensors", 1000)
+    done = run(sys.executable, GRPO, "+countdown=grpo-tiny", f"model.model_name_or_path={broken}", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"error: model.model_name_or_path={broken}: model.safetensors, of 1,000 bytes, is cut off"
+    )
+    assert done.stderr.count("\n") == 1
     ranks = start_ranks(["+countdown=grpo-tiny", "trainer.num_generations=7"], num=2, log=tmp_path / "log")
     assert [rank.wait(timeout=300) for rank in ranks] == [2, 2]
     assert "does not hold whole groups of num_generations 7" in (tmp_path / "log.0").read_text()

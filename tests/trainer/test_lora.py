@@ -116,6 +116,16 @@ def test_a_run_with_an_adapter_trains_saves_resumes_is_evaluated_and_merged(tiny
     assert evaluation.main(["--model_path", str(straight), *few]) == 0
     assert json.loads((straight / "evaluation" / "final" / "summary.json").read_text())["num_problems"] == 4
 
+    # A run that starts from this one goes on from what it learned, with an adapter of its own.
+    onward, others = tmp_path / "onward", [word for word in words if not word.startswith("model.model_name_or_path=")]
+    begun = [*others, f"model.model_name_or_path={straight}", "trainer.beta=0.1", "trainer.max_steps=1"]
+    assert grpo.train([*begun, f"output_dir={onward}"]) == 0
+    location = locate(str(onward))
+    assert (location.path, location.adapter) == (str(onward / "start"), str(onward / "model"))
+    assert logits(onward / "start") == pytest.approx(logits(tiny_llama, straight / "model"), abs=1e-5)
+    assert logits(onward / "start", onward / "model") != pytest.approx(logits(onward / "start"), abs=1e-9)
+    assert grpo.train([*begun, "trainer.max_steps=2", f"trainer.resume_from_checkpoint={onward}"]) == 0
+
     assert cli.main(["merge", str(straight), str(tmp_path / "merged")]) == 0
     assert locate(str(tmp_path / "merged")).adapter is None
     assert logits(tmp_path / "merged") == pytest.approx(logits(tiny_llama, straight / "model"), abs=1e-5)

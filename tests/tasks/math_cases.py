@@ -1,7 +1,7 @@
 r"""Answers and their verdicts by hand: kind -> what is right and what is wrong, each as gold -> answers.
 
-In `BOXED` an answer stands in a box, in `TEXTS` it is the whole response; `⏎` is a line break. Decided by hand from what the mathematics is, apart from
-the verifier; numbers were worked out with a pocket calculator's arithmetic.
+In `BOXED` an answer stands in a box, in `TEXTS` it is the whole response; `⏎` is a line break. The verdicts are a person's, written down before the
+verifier was asked.
 """
 
 # fmt: off
@@ -9,12 +9,15 @@ the verifier; numbers were worked out with a pocket calculator's arithmetic.
 BOXED = {
     "products and mixed numbers": {
         "right": {
-            "56": [r"7(8)", r"(7)(8)", r"7\left(8\right)", r"7[8]", r"(7)8"],
-            "6": [r"9(\frac23)", r"\frac{2}{3}(9)", r"(1)(2)(3)", r"1(2)(3)", r"0.5(12)"],
-            "-10": ["2(-5)", "-2(5)", r"(-2)(5)", r"-\frac12(20)"],
+            "56": ["7(8)", "(7)(8)", r"7\left(8\right)", "7[8]", "(7)8"],
+            "6": [r"9(\frac23)", r"\frac{2}{3}(9)", "(1)(2)(3)", "1(2)(3)", "0.5(12)"],
+            "-10": ["2(-5)", "-2(5)", "(-2)(5)", r"-\frac12(20)"],
             "14": ["2(3+4)", "(3+4)(2)", "(3+4)2"],
             r"\frac53": [r"1\frac{2}{3}", r"1\frac23", "1 2/3", r"1\tfrac{2}{3}", r"1 \, \frac{2}{3}", "5(1/3)"],
-            r"-\frac32": [r"-1\frac12", r"-1 1/2", r"-3(\frac12)"],
+            r"-\frac32": [r"-1\frac12", "-1 1/2", r"-3(\frac12)"],
+            "45": [r"9\bigl(5\bigr)", "3(3)(5)"],
+            "x": ["1(x)"],
+            r"6\pi": [r"\pi(6)"],
         },
         "wrong": {
             "15": ["7(8)", "(7)(8)"],
@@ -39,7 +42,7 @@ BOXED = {
         "wrong": {
             "5": ["5!"],
             r"\frac{1}{2010!}": [r"\frac{1}{2012!}", r"\frac{1}{2011!}", "0", r"\frac{2}{2010!}", "10^{-5000}"],
-            "2012!": ["2011!", r"2 \cdot 2012!", r"2012! + 1"],
+            "2012!": ["2011!", r"2 \cdot 2012!", "2012! + 1"],
             "6": ["5!", "3!!!"],
             "720": ["6!!"],
         },
@@ -53,6 +56,8 @@ BOXED = {
             "-2": [r"\log_{1/2} 4", r"\log_{\frac12} 4"],
             r"\frac32": [r"\log_4 8", r"\log_{4} 8"],
             r"\frac{\ln 3}{\ln 2}": [r"\log_2 3", r"\log_{2} 3", r"\frac{\log 3}{\log 2}"],
+            "2": [r"\lg 100"],
+            "-1": [r"\log_{10} 0.1"],
         },
         "wrong": {
             "3": [r"\log_{26}(2)", r"\log_{27}(3)", r"\log_{3}(81)"],
@@ -66,12 +71,14 @@ BOXED = {
     },
     "equations of functions are no names": {
         "right": {
-            "36": ["t=36", "t = 36", r"t_0 = 36", r"t' = 36"],
+            "36": ["t=36", "t = 36", "t_0 = 36", "t' = 36"],
             "5": [r"\bar{x} = 5", r"\hat{p}=5", "f(2)=5", "P(A) = 5", r"\angle ABC = 5^\circ", r"\text{area} = 5", "AB = 5", "a_{10}=5"],
             "x+1": ["f(x)=x+1", "y = x + 1", "y=1+x"],
         },
         "wrong": {
-            "6": [r"\sqrt{t}=6", r"\sqrt t = 6", "t^2 = 6", r"\frac{t}{2}=6", "2t=6", "-t=6", "t+1=6", "|t|=6", r"\frac1t=6", "1/t = 6", "t! = 6", "e^t=6", "2^t = 6"],
+            "6": [
+                r"\sqrt{t}=6", r"\sqrt t = 6", "t^2 = 6", r"\frac{t}{2}=6", "2t=6", "-t=6", "t+1=6", "|t|=6", r"\frac1t=6", "1/t = 6", "t! = 6", "e^t=6", "2^t = 6",
+            ],
             "7": [r"\log m=7", r"\ln m = 7", r"\log_2 m = 7", r"\lg m=7", r"\exp m=7", r"\sin^{-1} m = 7", r"\lfloor m \rfloor = 7"],
             r"\sin t=0.28": [r"\cos t=0.28", r"\sin 2t=0.28", "t=0.28", r"\sin s = 0.28"],
             r"\min g=11": [r"\max g=11", r"\min h = 12"],
@@ -81,7 +88,7 @@ BOXED = {
     "words and their letters": {
         "right": {
             r"\text{rat}": ["rat", r"\text{Rat}", r"\textbf{rat}", r"\mathrm{rat}"],
-            "ABCD": ["ABCD", r"\text{ABCD}", r"ABCD."],
+            "ABCD": ["ABCD", r"\text{ABCD}", "ABCD."],
             "abc": ["cba", "acb", r"a \cdot b \cdot c"],
             r"\text{Yes}": ["yes", r"\text{yes}", "YES"],
         },
@@ -109,17 +116,18 @@ BOXED = {
                 r"31\text{ million}", "31 million", r"31\text{ is impossible}", r"31\text{ is wrong}", r"31\text{ or more}", r"31 \text{ squared}",
                 r"31\text{ thousand}", r"31\text{ and a half}", r"\text{less than } 31", r"\text{at least }31", r"31\text{ hundred}", r"31\text{ factorial}",
                 r"\text{not } 31", r"\text{minus } 31", r"\text{negative }31", r"31\text{ mod }7", r"31\text{ dozen}", r"\text{about } 31", r"31\text{ remainder }2",
-                r"31\text{ at most}", r"31\text{ cubed}", r"31\text{ below zero}", r"31\text{ pairs or fewer}", r"\text{half of }31", r"\text{twice }31", r"31+",
-                r"31\text{ to }35", r"31\text{ halves}", r"31\text{ tenths}", r"31\text{ trillion}", r"31?", r"31\text{ does not work}", r"31\text{ fails}",
+                r"31\text{ at most}", r"31\text{ cubed}", r"31\text{ below zero}", r"31\text{ pairs or fewer}", r"\text{half of }31", r"\text{twice }31", "31+",
+                r"31\text{ to }35", r"31\text{ halves}", r"31\text{ tenths}", r"31\text{ trillion}", "31?", r"31\text{ does not work}", r"31\text{ fails}",
             ],
             "31000000": ["31", r"31\text{ thousand}", r"31\text{ billion}"],
+            "45": [r"45\ldots", r"45\text{ millionths}"],
         },
     },
     "units": {
         "right": {
             r"80\text{ mph}": ["80", r"80\text{ miles per hour}", "80 mph", r"80 \text{ mi/h}"],
             r"25^\circ\text{C}": [r"25^\circ", "25", r"25^{\circ} C", r"25\text{ degrees Celsius}", r"25\,^\circ\mathrm{C}"],
-            r"5\text{ cm}^2": ["5", r"5\text{ square centimeters}", r"5 \text{ cm}^{2}", r"5 cm^2", r"5\text{ sq cm}", r"5\ \mathrm{cm}^2"],
+            r"5\text{ cm}^2": ["5", r"5\text{ square centimeters}", r"5 \text{ cm}^{2}", "5 cm^2", r"5\text{ sq cm}", r"5\ \mathrm{cm}^2"],
             r"\$5": ["5", r"5\text{ dollars}", "$5", r"\$5.00"],
             r"12\text{ m/s}": [r"12\text{ meters per second}", "12", r"12 \frac{\text{m}}{\text{s}}", r"12\ \mathrm{m/s}"],
             "60": [r"60^\circ", r"60\text{ degrees}", "60°"],
@@ -145,7 +153,7 @@ BOXED = {
         "right": {
             "h(t)": ["h(t)", r"h\left(t\right)"],
             "h'(t)": ["h'(t)", r"h^{\prime}(t)", r"h^\prime(t)"],
-            "M^T": [r"M^{T}", r"M^{\top}", r"M^\intercal"],
+            "M^T": ["M^{T}", r"M^{\top}", r"M^\intercal"],
             "f''(x)": ["f''(x)", r"f^{\prime\prime}(x)"],
         },
         "wrong": {
@@ -164,7 +172,7 @@ BOXED = {
             r"\sqrt2": ["1.414214", r"\frac{2}{\sqrt2}"],
         },
         "wrong": {
-            r"\frac{5000000}{7}": ["714286", "714285",],
+            r"\frac{5000000}{7}": ["714286", "714285"],
             r"\frac{10000000}{3}": ["3333333"],
             r"\frac13": ["0", "0.33", "0.3333", "1", r"\frac{333}{1000}"],
             "3.142857": [r"\frac{22}{7}", "22/7", r"3\frac17"],
@@ -177,9 +185,10 @@ BOXED = {
     "times and ratios": {
         "right": {
             "7:35": ["7:35", r"7:35\text{ a.m.}", r"7\!:\!35", r"\text{7:35}"],
-            "2:3": ["2:3", r"2 : 3", r"\frac23", "2/3"],
+            "2:3": ["2:3", "2 : 3", r"\frac23", "2/3"],
             "1:2:3": ["1:2:3", "1 : 2 : 3"],
             r"10:30\text{ p.m.}": ["10:30", r"10:30\text{ PM}", "10:30 pm"],
+            "9:45": ["9{:}45", r"\text{9:45 a.m.}"],
         },
         "wrong": {
             r"\frac15": ["7:35", "7:35 a.m.", "2:10"],
@@ -210,7 +219,7 @@ BOXED = {
     },
     "blanks between factors": {
         "right": {
-            "400": ["2^4 5^2", r"2^4\, 5^2", r"2^{4}5^{2}", r"2^4 \cdot 5^2", r"2^4 \ 5^2", r"4^2\; 5^2"],
+            "400": ["2^4 5^2", r"2^4\, 5^2", "2^{4}5^{2}", r"2^4 \cdot 5^2", r"2^4 \ 5^2", r"4^2\; 5^2"],
             "10": [r"\sqrt{4} 5", r"5 \sqrt{4}", r"2\cdot5"],
             r"3\pi": [r"3 \pi", r"3\,\pi", r"\pi \cdot 3"],
             "2": [r"\log_2 3 \log_3 4", r"\log_2 3 \cdot \log_3 4"],
@@ -229,16 +238,16 @@ BOXED = {
     },
     "complex numbers": {
         "right": {
-            "-1": ["i^2", "i^6", "i^{10}", r"i \cdot i", r"e^{i\pi}", r"\frac{i}{-i}", r"i^{2022}"],
-            "5i": [r"\sqrt{-25}", r"i\sqrt{25}", r"5 i", r"i\cdot 5", r"-\frac{5}{i}"],
-            "-2i": [r"\frac{2}{i}", "2i^3", r"2/i", r"0-2i", "(1-i)^2"],
-            "2+7i": ["i(7-2i)", "7i+2", r"2 + 7\mathrm{i}", "(2+7i)", r"z = 2+7i"],
-            "13": ["|5+12i|", r"|5-12i|", r"\left|5+12i\right|", r"|{-12}+5i|", r"(2+3i)(2-3i)", r"\lvert 5 + 12i\rvert"],
-            "i": [r"\frac{1+i}{1-i}", r"i^{5}", r"-i^3", r"\sqrt{-1}", r"\cos 90^\circ + i \sin 90^\circ"],
+            "-1": ["i^2", "i^6", "i^{10}", r"i \cdot i", r"e^{i\pi}", r"\frac{i}{-i}", "i^{2022}"],
+            "5i": [r"\sqrt{-25}", r"i\sqrt{25}", "5 i", r"i\cdot 5", r"-\frac{5}{i}"],
+            "-2i": [r"\frac{2}{i}", "2i^3", "2/i", "0-2i", "(1-i)^2"],
+            "2+7i": ["i(7-2i)", "7i+2", r"2 + 7\mathrm{i}", "(2+7i)", "z = 2+7i"],
+            "13": ["|5+12i|", "|5-12i|", r"\left|5+12i\right|", "|{-12}+5i|", "(2+3i)(2-3i)", r"\lvert 5 + 12i\rvert"],
+            "i": [r"\frac{1+i}{1-i}", "i^{5}", "-i^3", r"\sqrt{-1}", r"\cos 90^\circ + i \sin 90^\circ"],
             r"\frac{1}{2}-\frac{1}{2}i": [r"\frac{1-i}{2}", r"\frac{1}{1+i}", "0.5-0.5i", r"\frac12 - \frac{i}{2}"],
             r"i\sqrt2": [r"\sqrt{2}i", r"\sqrt{-2}", r"\sqrt2\,i"],
             r"3 \pm 2i": ["3+2i, 3-2i", "3-2i, 3+2i", r"3 + 2i \text{ and } 3 - 2i"],
-            "-8+8i": [r"8i-8", r"8(i-1)", r"-8(1-i)"],
+            "-8+8i": ["8i-8", "8(i-1)", "-8(1-i)"],
         },
         "wrong": {
             "1": ["i", "i^2", "-i^4", r"\frac1i"],
@@ -253,46 +262,65 @@ BOXED = {
     },
     "inequalities as intervals": {
         "right": {
-            "[2,9]": [r"2\leqslant a\leqslant9", r"2 \le x \le 9", r"9 \geq x \geq 2", "2 ≤ x ≤ 9", r"2\leqq t\leqq 9", r"x \in [2,9]", "2<=x<=9", r"2 \le x_1 \le 9", r"2 \le f(x) \le 9"],
+            "[2,9]": [
+                r"2\leqslant a\leqslant9", r"2 \le x \le 9", r"9 \geq x \geq 2", "2 ≤ x ≤ 9", r"2\leqq t\leqq 9", r"x \in [2,9]", "2<=x<=9", r"2 \le x_1 \le 9",
+                r"2 \le f(x) \le 9",
+            ],
             "(2,9)": [r"2<\mu<9", r"9 > \theta > 2", "2<x<9", r"2 < \lambda < 9", r"2 \lt x \lt 9", r"2 < \alpha_1 < 9"],
-            r"(5,\infty)": ["x>5", r"5 < y", r"\lambda > 5", r"x \gt 5", r"(5, +\infty)", r"5 < x < \infty"],
+            r"(5,\infty)": ["x>5", "5 < y", r"\lambda > 5", r"x \gt 5", r"(5, +\infty)", r"5 < x < \infty"],
             r"(-\infty, -\frac12]": [r"x \le -\frac12", r"x \leq -0.5", r"-\frac12 \geqslant k", r"-\infty < x \le -1/2"],
             r"\left(-\sqrt2,\sqrt2\right)": [r"-\sqrt2<x<\sqrt2", r"\sqrt2 > t > -\sqrt2", r"(-\sqrt{2}, \sqrt{2})"],
             r"1 \le x < 4": ["[1,4)", r"4 > x \ge 1", "1 <= x < 4", r"x \in [1,4)"],
             r"x \ge 3": [r"[3,\infty)", r"3 \le x", r"[3, +\infty)"],
         },
         "wrong": {
-            "[2,9]": ["(2,9)", r"2<a\le9", r"2\leqslant a<9", "[2,9)", r"2 \ge a \ge 9", r"[2,10]", r"a \le 9", r"2 \le a^2 \le 9"],
-            "(2,9)": [r"2\le\mu\le9", r"2<\mu", r"9<\mu<2", r"(9,2)", r"2 < 2\mu < 9", "[2,9]", "11", r"\{2,9\}"],
-            r"(5,\infty)": ["x<5", r"x \ge 5", "5", r"(-\infty,5)", r"x^2 > 5", "x = 5", r"[5,\infty)"],
+            "[2,9]": ["(2,9)", r"2<a\le9", r"2\leqslant a<9", "[2,9)", r"2 \ge a \ge 9", "[2,10]", r"a \le 9", r"2 \le a^2 \le 9"],
+            "(2,9)": [r"2\le\mu\le9", r"2<\mu", r"9<\mu<2", "(9,2)", r"2 < 2\mu < 9", "[2,9]", "11", r"\{2,9\}"],
+            r"(5,\infty)": ["x<5", r"x \ge 5", "5", r"(-\infty,5)", "x^2 > 5", "x = 5", r"[5,\infty)"],
             r"x \ge 3": ["x > 3", "x = 3", "3", r"x \le 3", r"(3,\infty)", r"x \ge 4"],
-            r"\left(-\sqrt2,\sqrt2\right)": [r"-\sqrt2\le x<\sqrt2", r"-2<x<2", r"x^2<2"],
+            r"\left(-\sqrt2,\sqrt2\right)": [r"-\sqrt2\le x<\sqrt2", "-2<x<2", "x^2<2"],
         },
     },
     "sets of numbers": {
         "right": {
-            "(2,9)": [r"\{y : 2 < y < 9\}", r"\{y \mid 2 < y < 9\}", r"\{y \in \mathbb{R} : 2<y<9\}", r"\{y | 2<y<9\}", r"(2,5)\cup[5,9)", r"y>2 \text{ and } y<9", r"\left\{ x \mid 2 < x < 9 \right\}"],
-            r"(-\infty,2)\cup(9,\infty)": [r"t<2\text{ or }t>9", r"(9,\infty)\cup(-\infty,2)", r"t > 9 \text{ or } t < 2", r"\{t : t<2 \text{ or } t>9\}", "t<2, t>9", r"x \in (-\infty,2)\cup(9,\infty)", r"t<2 \lor t>9"],
+            "(2,9)": [
+                r"\{y : 2 < y < 9\}", r"\{y \mid 2 < y < 9\}", r"\{y \in \mathbb{R} : 2<y<9\}", r"\{y | 2<y<9\}", r"(2,5)\cup[5,9)", r"y>2 \text{ and } y<9",
+                r"\left\{ x \mid 2 < x < 9 \right\}",
+            ],
+            r"(-\infty,2)\cup(9,\infty)": [
+                r"t<2\text{ or }t>9", r"(9,\infty)\cup(-\infty,2)", r"t > 9 \text{ or } t < 2", r"\{t : t<2 \text{ or } t>9\}", "t<2, t>9",
+                r"x \in (-\infty,2)\cup(9,\infty)", r"t<2 \lor t>9",
+            ],
             "[2,9]": [r"[2,5)\cup[5,9]", r"[2,5]\cup[3,9]", r"[2,5]\cup[5,9]", r"\{x : 2\le x\le 9\}", r"x \ge 2 \text{ and } x \le 9"],
             r"(-\infty,3)\cup(3,\infty)": [r"x \ne 3", r"x<3 \text{ or } x>3", r"\mathbb{R} \setminus \{3\}", r"x \neq 3"],
             r"(-\infty,\infty)": [r"\mathbb{R}", r"x \in \mathbb{R}", r"(-\infty,+\infty)"],
             r"(-\infty,-\sqrt3)\cup(\sqrt3,\infty)": [r"x<-\sqrt3 \text{ or } x>\sqrt3", r"x > \sqrt{3} \text{ or } x < -\sqrt{3}"],
             r"[0,1]\cup[2,3]": [r"0\le x\le1 \text{ or } 2\le x\le3", r"[2,3]\cup[0,1]", r"x \in [0,1] \cup [2,3]"],
-            r"\{1,2,3\}": [r"\{3,2,1\}", "1,2,3", r"x \in \{1,2,3\}", r"x=1,2,3", r"\{1\}\cup\{2,3\}"],
+            r"\{1,2,3\}": [r"\{3,2,1\}", "1,2,3", r"x \in \{1,2,3\}", "x=1,2,3", r"\{1\}\cup\{2,3\}"],
+            r"(-\infty,-1]\cup[6,\infty)": [r"\{x:x\le-1\}\cup\{x:x\ge6\}"],
+            r"\emptyset": [r"x<1\text{ and }x>2"],
+            "(-1,6)": [r"(-1,8)\cap(-4,6)"],
+            r"\{0\}\cup[3,5]": [r"x=0\text{ or }3\le x\le5"],
         },
         "wrong": {
-            "(2,9)": [r"\{y : 2 \le y \le 9\}", r"\{y : y > 2\}", r"(2,5)\cup(5,9)", r"y>2 \text{ or } y<9", r"\{2,9\}", r"\{y : 2<y<8\}", r"(2,5)\cup(6,9)", r"(2,9)\cup(10,11)"],
-            r"(-\infty,2)\cup(9,\infty)": [r"t<2\text{ and }t>9", "(2,9)", r"2<t<9", r"t\le2\text{ or }t\ge9", r"(-\infty,2)", "t<2", r"t>2 \text{ or } t<9", r"(-\infty,2]\cup[9,\infty)", r"(-\infty,2)\cup(8,\infty)"],
-            "[2,9]": [r"[2,5)\cup(5,9]", r"[2,5]\cup[6,9]", r"[2,9)", r"[2,5]\cup[5,9)"],
+            "(2,9)": [
+                r"\{y : 2 \le y \le 9\}", r"\{y : y > 2\}", r"(2,5)\cup(5,9)", r"y>2 \text{ or } y<9", r"\{2,9\}", r"\{y : 2<y<8\}", r"(2,5)\cup(6,9)",
+                r"(2,9)\cup(10,11)",
+            ],
+            r"(-\infty,2)\cup(9,\infty)": [
+                r"t<2\text{ and }t>9", "(2,9)", "2<t<9", r"t\le2\text{ or }t\ge9", r"(-\infty,2)", "t<2", r"t>2 \text{ or } t<9", r"(-\infty,2]\cup[9,\infty)",
+                r"(-\infty,2)\cup(8,\infty)",
+            ],
+            "[2,9]": [r"[2,5)\cup(5,9]", r"[2,5]\cup[6,9]", "[2,9)", r"[2,5]\cup[5,9)"],
             r"(-\infty,3)\cup(3,\infty)": [r"\mathbb{R}", "x=3", r"x \ne 4", "3", r"\mathbb{R} \setminus \{4\}"],
             r"(-\infty,\infty)": [r"\mathbb{Z}", r"(0,\infty)", r"\infty", r"\emptyset"],
-            r"\{1,2,3\}": [r"\{1,2\}", r"(1,2,3)", "6", r"\{1,2,3,4\}", r"[1,3]", "123", r"\{1,2,4\}"],
-            r"[0,1]\cup[2,3]": [r"[0,3]", r"[0,1]", r"[0,1]\cap[2,3]", r"(0,1)\cup(2,3)"],
+            r"\{1,2,3\}": [r"\{1,2\}", "(1,2,3)", "6", r"\{1,2,3,4\}", "[1,3]", "123", r"\{1,2,4\}"],
+            r"[0,1]\cup[2,3]": ["[0,3]", "[0,1]", r"[0,1]\cap[2,3]", r"(0,1)\cup(2,3)"],
         },
     },
     "unicode": {
         "right": {
-            "y^2": ["y²", r"y^{2}"],
+            "y^2": ["y²", "y^{2}"],
             "0.75": ["¾", r"\frac34", "3⁄4"],
             r"\pm6": ["±6", "6, −6", "-6, 6"],
             "[2,9]": ["y ∈ [2,9]", "[2, 9]"],
@@ -302,11 +330,11 @@ BOXED = {
             "-44": ["−44", "–44", "﹣44", "-44", "－44"],
             r"2\sqrt{3}": ["2√3", "√12", "2·√3"],
             r"\frac{\pi}{6}": ["π/6", "π⁄6", r"\pi/6"],
-            r"x_1": ["x₁", "x_{1}"],
+            "x_1": ["x₁", "x_{1}"],
             r"\infty": ["∞"],
             r"x \ge 3": ["x ≥ 3", "x ⩾ 3", "[3, ∞)"],
             r"A\cup B": ["A ∪ B"],
-            r"10^{-5}": ["10⁻⁵", "0.00001", "1e-5", r"1 \times 10^{-5}"],
+            "10^{-5}": ["10⁻⁵", "0.00001", "1e-5", r"1 \times 10^{-5}"],
         },
         "wrong": {
             "44": ["−44", "–44", "﹣44", "－44"],
@@ -329,7 +357,7 @@ BOXED = {
             r"\frac16": [r"0.1\overline{6}", "0.1666...", r"0.1\bar{6}", r"0.1\dot{6}"],
             r"\frac13": [r"0.\overline{3}", "0.333...", r"0.333\dots", r"0.\bar 3", "0.333…", "0.(3)"],
             "1": [r"0.\overline{9}", "0.999..."],
-            r"\frac{41}{333}": [r"0.\overline{123}", r"0.123123123..."],
+            r"\frac{41}{333}": [r"0.\overline{123}", "0.123123123..."],
             r"-\frac23": [r"-0.\overline{6}", "-0.666..."],
             r"\frac{7}{3}": [r"2.\overline{3}", "2.333..."],
         },
@@ -345,34 +373,43 @@ BOXED = {
     "dressing": {
         "right": {
             "96": [
-                r"\color{red}{96}", r"\boldsymbol{96}", r"\large 96", r"\mathsf{96}", r"\rm 96", r"\textcolor{blue}{96}", r"{\color{blue} 96}", r"\mathbf{96}", r"\textbf{96}",
-                r"\displaystyle 96", r"\text{96}", r"{\bf 96}", r"\underline{96}", r"\Large{96}", r"\, 96 \,", r"\colorbox{yellow}{96}", r"$96$", r"\(96\)", r"**96**",
-                r"\underline{\underline{96}}", r"\mathbf{\color{red}96}", r"\hspace{1cm} 96", r"\large\textbf{96}", r"\bm{96}", r"96\;", r"96.", r"\ 96", r"{{96}}", r"\textit{96}",
-                r"\mathit{96}", r"\displaystyle{96}", r"\small 96", r"\underbrace{96}", r"\overbrace{96}", r"\mathtt{96}", r"\phantom{0}96",
+                r"\color{red}{96}", r"\boldsymbol{96}", r"\large 96", r"\mathsf{96}", r"\rm 96", r"\textcolor{blue}{96}", r"{\color{blue} 96}", r"\mathbf{96}",
+                r"\textbf{96}", r"\displaystyle 96", r"\text{96}", r"{\bf 96}", r"\underline{96}", r"\Large{96}", r"\, 96 \,", r"\colorbox{yellow}{96}", "$96$",
+                r"\(96\)", "**96**", r"\underline{\underline{96}}", r"\mathbf{\color{red}96}", r"\hspace{1cm} 96", r"\large\textbf{96}", r"\bm{96}", r"96\;", "96.",
+                r"\ 96", "{{96}}", r"\textit{96}", r"\mathit{96}", r"\displaystyle{96}", r"\small 96", r"\underbrace{96}", r"\overbrace{96}", r"\mathtt{96}",
+                r"\phantom{0}96",
             ],
             r"\frac12": [r"\displaystyle\frac{1}{2}", r"\textstyle \frac12", r"\color{green}\frac12", r"\mathbf{\frac{1}{2}}", r"\boldsymbol{\dfrac{1}{2}}"],
         },
         "wrong": {
-            "96": [r"\color{red}{95}", r"\boldsymbol{69}", r"\cancel{96}", r"\sout{96}", r"\overline{96}7", r"9\color{red}{6}1", r"\hspace{96pt}", r"\large 960", r"\mathbb{R}", r"\phantom{96}", r"\underline{9}", r"\text{not }96"],
+            "96": [
+                r"\color{red}{95}", r"\boldsymbol{69}", r"\cancel{96}", r"\sout{96}", r"\overline{96}7", r"9\color{red}{6}1", r"\hspace{96pt}", r"\large 960",
+                r"\mathbb{R}", r"\phantom{96}", r"\underline{9}", r"\text{not }96",
+            ],
             r"\frac12": [r"\displaystyle\frac{2}{1}", r"\textcolor{blue}{\frac13}"],
         },
     },
     "names in front": {
         "right": {
             "96": [
-                r"y_{\max}=96", "|CD|=96", "[PQR]=96", "96=y", "h^{-1}(2)=96", r"f(3) = 96", r"S_{\triangle ABC}=96", r"\overline{AB}=96", r"m\angle A = 96^\circ", r"x_1 = 96",
-                r"\text{Area}=96", r"\text{Total cost} = 96", r"\text{The answer is } 96", r"N = 96", r"a_{10}=96", r"\angle B=96", r"V_{\text{max}} = 96", r"x = 96", r"E[X]=96",
-                r"P(A)=96", r"\mathbf{x} = 96", r"\mu = 96", r"n(A) = 96", r"f'(2)=96", r"\text{Answer: } 96", r"\text{Answer} = 96", r"x\,=\,96", r"(f \circ g)(2) = 96",
-                r"|A \cup B| = 96", r"n = 96", r"\text{max} = 96", r"f(g(2))=96", r"P(X > 2) = 96", r"S = 96\text{ cm}^2",
+                r"y_{\max}=96", "|CD|=96", "[PQR]=96", "96=y", "h^{-1}(2)=96", "f(3) = 96", r"S_{\triangle ABC}=96", r"\overline{AB}=96", r"m\angle A = 96^\circ",
+                "x_1 = 96", r"\text{Area}=96", r"\text{Total cost} = 96", r"\text{The answer is } 96", "N = 96", "a_{10}=96", r"\angle B=96", r"V_{\text{max}} = 96",
+                "x = 96", "E[X]=96", "P(A)=96", r"\mathbf{x} = 96", r"\mu = 96", "n(A) = 96", "f'(2)=96", r"\text{Answer: } 96", r"\text{Answer} = 96", r"x\,=\,96",
+                r"(f \circ g)(2) = 96", r"|A \cup B| = 96", "n = 96", r"\text{max} = 96", "f(g(2))=96", "P(X > 2) = 96", r"S = 96\text{ cm}^2",
             ],
             "96=y": ["96", "y=96"],
-            "g(x)=5x": ["g(t)=5t", "y=5x", "5x", "f(x)=5x", "g(x) = 5x", r"g(u) = 5u", r"g(\theta)=5\theta"],
+            "g(x)=5x": ["g(t)=5t", "y=5x", "5x", "f(x)=5x", "g(x) = 5x", "g(u) = 5u", r"g(\theta)=5\theta"],
             "f(x)=x^2+1": ["f(t)=t^2+1", "x^2+1", "y = x^2+1", "f(x)=1+x^2", "y=x^2+1"],
             "y=3x-1": ["f(x)=3x-1", "3x-1", "y = -1+3x", "3x-y=1"],
             "x=5": ["5", "x = 5", r"x=\frac{10}{2}", "5 = x"],
+            "54": [r"\text{Ans: }54", "x=y=54"],
+            "f(n)=n^2": ["a_n=n^2", "a_k=k^2"],
         },
         "wrong": {
-            "96": ["y=69", "y+1=96", "2y=96", "96=2y", "y^2 = 96", "96 = y^2", "y=96z", r"y_{96}=1", "96=95", "f(96)=1", "y=96=97", "y<96", "96y", "2 = 96", "a - b = 96x"],
+            "96": [
+                "y=69", "y+1=96", "2y=96", "96=2y", "y^2 = 96", "96 = y^2", "y=96z", "y_{96}=1", "96=95", "f(96)=1", "y=96=97", "y<96", "96y", "2 = 96",
+                "a - b = 96x",
+            ],
             "g(x)=5x": ["g(x)=5t", "g(t)=5x", "y=5", "g(x)=6x", "x=5y", "g(5)=x", "5t", "5y", "x=5x", "g(t) = 5t + 1", "y=5t"],
             "f(x)=x^2+1": ["f(t)=x^2+1", "f(t)=t^2-1", "x=y^2+1", "f(x)=x^2"],
             "y=3x-1": ["x=3y-1", "3y-x=1", "y=3x+1"],
@@ -383,16 +420,33 @@ BOXED = {
     "notation": {
         "right": {
             r"\emptyset": [r"\varnothing", r"\{\}", "∅", r"\text{empty set}", r"\{ \}"],
-            "35": [r"{7\choose 3}", r"\binom{7}{3}", r"\dbinom73", r"\tbinom{7}{3}", r"\binom74", r"{7 \choose 4}", r"\frac{7!}{3!4!}", r"^7C_3", r"_7C_3", r"C(7,3)", r"\sum_{k=5}^{9} k"],
-            r"\sqrt[4]{5}": [r"\sqrt[4]5", r"5^{1/4}", r"5^{\frac14}", r"5^{0.25}", r"\sqrt{\sqrt5}"],
-            "3012_4": ["(3012)_4", r"3012_{4}", "3012", r"3012_{\text{four}}", r"(3012)_{4}"],
-            "21": [r"21^{\text{st}}", "21st", r"21^{st}", r"21\text{st}", r"\text{21st}"],
-            "96": ["96_{10}", "{}96", r"(96)_{10}", r"96_{\text{ten}}", r"\lfloor 96.5 \rfloor", r"\lceil 95.5 \rceil", "|-96|", r"\left|-96\right|", r"\max(96, 3)", r"\min(96,100)", "9.6e1", r"9.6\times10^1", r"192/2", "+96", "096", "96.0", "(96)", "[96]"],
-            "0.75": [r"\left.\frac34\right.", "3/4", r"{3\over 4}", r"\frac{3}{4}", "75%", r"75\%", ".75", "0.750", r"\frac{.75}{1}", r"3 \div 4", r"\nicefrac{3}{4}", r"\sfrac34", r"{}^3/_4"],
+            "35": [
+                r"{7\choose 3}", r"\binom{7}{3}", r"\dbinom73", r"\tbinom{7}{3}", r"\binom74", r"{7 \choose 4}", r"\frac{7!}{3!4!}", "^7C_3", "_7C_3", "C(7,3)",
+                r"\sum_{k=5}^{9} k",
+            ],
+            r"\sqrt[4]{5}": [r"\sqrt[4]5", "5^{1/4}", r"5^{\frac14}", "5^{0.25}", r"\sqrt{\sqrt5}"],
+            "3012_4": ["(3012)_4", "3012_{4}", "3012", r"3012_{\text{four}}", "(3012)_{4}"],
+            "21": [r"21^{\text{st}}", "21st", "21^{st}", r"21\text{st}", r"\text{21st}"],
+            "96": [
+                "96_{10}", "{}96", "(96)_{10}", r"96_{\text{ten}}", r"\lfloor 96.5 \rfloor", r"\lceil 95.5 \rceil", "|-96|", r"\left|-96\right|", r"\max(96, 3)",
+                r"\min(96,100)", "9.6e1", r"9.6\times10^1", "192/2", "+96", "096", "96.0", "(96)", "[96]",
+            ],
+            "0.75": [
+                r"\left.\frac34\right.", "3/4", r"{3\over 4}", r"\frac{3}{4}", "75%", r"75\%", ".75", "0.750", r"\frac{.75}{1}", r"3 \div 4", r"\nicefrac{3}{4}",
+                r"\sfrac34", "{}^3/_4",
+            ],
             "0.96": ["96 percent", r"96\%", r"96\text{ percent}", r"\frac{24}{25}", r"96\text{ per cent}", r"96\,\%"],
-            "12": [r"\gcd(48,36)", r"\text{gcd}(48,36)", r"\operatorname{gcd}(48, 36)", r"\text{lcm}(4,6)", r"\operatorname{lcm}(4,6)", r"\gcd(24,36)", r"\text{LCM}(4,6)", r"\text{GCD}(24,36)", r"\mathrm{lcm}(4,6)", r"\mathrm{lcm}[4,6]"],
-            "2": [r"17 \bmod 5", r"17 \mod 5", r"\det\begin{pmatrix}2&0\\0&1\end{pmatrix}", r"\begin{vmatrix}2&0\\0&1\end{vmatrix}", r"\lim_{x\to 0}\frac{2x}{x}", r"\int_0^1 2\,dx", r"\prod_{k=1}^2 k", r"|2|"],
-            "16": [r"2^4", r"2^{4}", "2**4", "(-2)^4", r"4^{2}", r"4\times4", r"4 * 4", r"(\sqrt{2})^8", r"256^{1/2}", r"\frac{32}{2}", r"\frac{2^5}{2}"],
+            "12": [
+                r"\gcd(48,36)", r"\text{gcd}(48,36)", r"\operatorname{gcd}(48, 36)", r"\text{lcm}(4,6)", r"\operatorname{lcm}(4,6)", r"\gcd(24,36)",
+                r"\text{LCM}(4,6)", r"\text{GCD}(24,36)", r"\mathrm{lcm}(4,6)", r"\mathrm{lcm}[4,6]",
+            ],
+            "2": [
+                r"17 \bmod 5", r"17 \mod 5", r"\det\begin{pmatrix}2&0\\0&1\end{pmatrix}", r"\begin{vmatrix}2&0\\0&1\end{vmatrix}", r"\lim_{x\to 0}\frac{2x}{x}",
+                r"\int_0^1 2\,dx", r"\prod_{k=1}^2 k", "|2|",
+            ],
+            "16": ["2^4", "2^{4}", "2**4", "(-2)^4", "4^{2}", r"4\times4", "4 * 4", r"(\sqrt{2})^8", "256^{1/2}", r"\frac{32}{2}", r"\frac{2^5}{2}"],
+            r"\sqrt[5]{7}": ["7^{0.2}"],
+            "9": [r"\max\{9,2\}"],
         },
         "wrong": {
             r"\emptyset": ["0", r"\{0\}", r"\{\emptyset\}", r"\phi"],
@@ -400,7 +454,7 @@ BOXED = {
             r"\sqrt[4]{5}": [r"4\sqrt5", r"\sqrt5", r"\sqrt[5]4", r"\sqrt{45}"],
             "3012_4": ["3012_5", "(3012)_{10}", "3012_8", "3013"],
             "198": ["3012_5", "198_9"],
-            "21": ["22nd", r"21_3", r"\frac{21}{2}", "2^1"],
+            "21": ["22nd", "21_3", r"\frac{21}{2}", "2^1"],
             "96": ["96_{11}", "96_8", "|-95|", "-96", "960", "9.6", "96!", r"\lceil 96.5 \rceil", "0.96", "9 6", "96/2", "69"],
             "0.75": [r"\frac43", "75", "7.5", r"7.5\%", r"\left.\frac{3}{5}\right."],
             "0.96": ["96", "9.6 percent", "960"],
@@ -411,7 +465,10 @@ BOXED = {
     },
     "trigonometry of degrees": {
         "right": {
-            "0.5": [r"\cos 60^\circ", r"\sin 30^\circ", r"\sin(30^\circ)", r"\cos{60^{\circ}}", r"\sin 30°", r"\cos\left(60^\circ\right)", r"\sin 150^{\circ}", r"\cos\frac{\pi}{3}", r"2\sin 15^\circ\cos 15^\circ", r"\cos 60\text{ degrees}", r"\cos(60\degree)"],
+            "0.5": [
+                r"\cos 60^\circ", r"\sin 30^\circ", r"\sin(30^\circ)", r"\cos{60^{\circ}}", r"\sin 30°", r"\cos\left(60^\circ\right)", r"\sin 150^{\circ}",
+                r"\cos\frac{\pi}{3}", r"2\sin 15^\circ\cos 15^\circ", r"\cos 60\text{ degrees}", r"\cos(60\degree)",
+            ],
             r"\frac{\sqrt3}{2}": [r"\sin 60^\circ", r"\cos 30^\circ", r"\sin\frac{\pi}{3}", r"\frac{\tan 60^\circ}{2}"],
             "1": [r"\tan 45^\circ", r"\sin^2 20^\circ + \cos^2 20^\circ", r"\sin 90^\circ", r"\tan\frac{\pi}{4}"],
             r"\sin 20^\circ": [r"\cos 70^\circ", r"\sin 160^\circ", r"\sin 20^{\circ}", r"\sin(20^\circ)"],
@@ -428,56 +485,64 @@ BOXED = {
     },
     "numbers in other spellings": {
         "right": {
-            "1234567": ["1,234,567", r"1{,}234{,}567", "1 234 567", "1.234567e6", r"1.234567 \times 10^6", r"1,\!234,\!567", "1234567.0"],
+            "1234567": ["1,234,567", "1{,}234{,}567", "1 234 567", "1.234567e6", r"1.234567 \times 10^6", r"1,\!234,\!567", "1234567.0"],
             "0.00012": ["1.2e-4", r"1.2\times 10^{-4}", "1.2E-4", r"1.2 \cdot 10^{-4}", r"\frac{3}{25000}", r"0.012\%", ".00012", r"12 \times 10^{-5}"],
             "0": ["46-46", "0.0", "-0", r"\frac{0}{5}", r"2-\sqrt4", "0%", r"\sin 0", "1-1", r"\frac12-0.5", r"\sqrt2-\sqrt2", "0_{10}"],
-            "-7": ["-7.0", "- 7", "(-7)", r"\frac{-7}{1}", r"-\frac{14}{2}", r"{-7}", r"-{7}", "−7"],
-            r"\frac{3}{8}": ["0.375", "3/8", r"\frac{6}{16}", r"37.5\%", ".375", r"\dfrac{3}{8}", r"3/8", r"\frac38", r"{3}/{8}", r"\frac{3}8", r"\frac3{8}"],
-            "11_2": ["11", r"11_{2}", "(11)_2"],
-            r"\$12.50": ["12.5", r"\$12.50", "12.50 dollars", "$12.5", r"12.50"],
+            "-7": ["-7.0", "- 7", "(-7)", r"\frac{-7}{1}", r"-\frac{14}{2}", "{-7}", "-{7}", "−7"],
+            r"\frac{3}{8}": ["0.375", "3/8", r"\frac{6}{16}", r"37.5\%", ".375", r"\dfrac{3}{8}", "3/8", r"\frac38", "{3}/{8}", r"\frac{3}8", r"\frac3{8}"],
+            "11_2": ["11", "11_{2}", "(11)_2"],
+            r"\$12.50": ["12.5", r"\$12.50", "12.50 dollars", "$12.5", "12.50"],
             "5": ["05", "5.", "5.000", "+5", "10/2", r"\frac{10}{2}", r"\sqrt{25}", "2+3", "x=5", "5e0", r"5\cdot1"],
         },
         "wrong": {
             "1234567": ["1,234,568", "1,23,4567", "123,4567", "1.234567", "12345670", "1, 234, 567"],
             "0.00012": ["1.2e4", "1.2e-5", "0.0012", "0.000121"],
-            "0": ["46-45", "1e-9", "0.001", r"\emptyset", "-1", "O", r"10^{-10}", "46,46", r"\frac{0}{0}", r"\frac10"],
+            "0": ["46-45", "1e-9", "0.001", r"\emptyset", "-1", "O", "10^{-10}", "46,46", r"\frac{0}{0}", r"\frac10"],
             "-7": ["7", "--7", "(7)", "+7", "1-7", "±7"],
             r"\frac{3}{8}": [r"\frac83", "0.38", "38", "3, 8", r"3\frac18", "-3/8", "0.374", r"\frac{3}{8}x"],
-            "3": ["11_2", "2.99999", "3.00001", "3i", "3x", "3 or 4", "3^2", "-3", "{3,4}", "(3,3)", "[3,4]", "3 = 4", r"\sqrt3", "3!", "3'", "3:1:1", r"\frac{3}{2}"],
+            "3": [
+                "11_2", "2.99999", "3.00001", "3i", "3x", "3 or 4", "3^2", "-3", "{3,4}", "(3,3)", "[3,4]", "3 = 4", r"\sqrt3", "3!", "3'", "3:1:1", r"\frac{3}{2}",
+            ],
             "11_2": ["3", "11_3", "10_2", "11_{10}"],
             r"\$12.50": ["1250", "12.05", r"12.50\text{ cents}"],
-            "5": ["5x", "5!", r"\pm5", "(5,5)", "5,6", "5+x", "5=6", "-5", "5/2", "05.1", "5\\text{ or }6", "x>5", "[5]^2", "5, -5"],
+            "5": ["5x", "5!", r"\pm5", "(5,5)", "5,6", "5+x", "5=6", "-5", "5/2", "05.1", r"5\text{ or }6", "x>5", "[5]^2", "5, -5"],
         },
     },
     "lists, tuples, matrices": {
         "right": {
-            "3,4": ["4,3", r"3 \text{ and } 4", r"\{3,4\}", "x=3,4", r"x=3 \text{ or } x=4", "3;4", r"3, \, 4", "(3,4)", r"x_1=3, x_2=4"],
-            "(1,-2)": ["(1, -2)", r"\left(1,-2\right)", "(1.0,-2)", r"(x,y)=(1,-2)", "x=1, y=-2", r"(\frac22,-2)", "(1,−2)", "(2-1,-2)"],
-            r"\begin{pmatrix}1&2\\3&4\end{pmatrix}": [r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\left(\begin{matrix}1&2\\3&4\end{matrix}\right)", r"\begin{pmatrix} 1 & 2 \\ 3 & 2+2 \end{pmatrix}", r"\left[\begin{array}{cc}1&2\\3&4\end{array}\right]"],
+            "3,4": ["4,3", r"3 \text{ and } 4", r"\{3,4\}", "x=3,4", r"x=3 \text{ or } x=4", "3;4", r"3, \, 4", "(3,4)", "x_1=3, x_2=4"],
+            "(1,-2)": ["(1, -2)", r"\left(1,-2\right)", "(1.0,-2)", "(x,y)=(1,-2)", "x=1, y=-2", r"(\frac22,-2)", "(1,−2)", "(2-1,-2)"],
+            r"\begin{pmatrix}1&2\\3&4\end{pmatrix}": [
+                r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\left(\begin{matrix}1&2\\3&4\end{matrix}\right)", r"\begin{pmatrix} 1 & 2 \\ 3 & 2+2 \end{pmatrix}",
+                r"\left[\begin{array}{cc}1&2\\3&4\end{array}\right]",
+            ],
             r"\begin{pmatrix}1\\2\end{pmatrix}": [r"\begin{bmatrix}1\\2\end{bmatrix}", r"\begin{pmatrix}1.0\\2\end{pmatrix}"],
-            r"1,\frac12,-3": [r"-3,0.5,1", r"\frac12, 1, -3"],
-            r"(1,2),(3,4)": ["(3,4),(1,2)", r"\{(1,2),(3,4)\}", r"(1,2)\text{ and }(3,4)"],
-            r"2,2": ["2,2"],
+            r"1,\frac12,-3": ["-3,0.5,1", r"\frac12, 1, -3"],
+            "(1,2),(3,4)": ["(3,4),(1,2)", r"\{(1,2),(3,4)\}", r"(1,2)\text{ and }(3,4)"],
+            "2,2": ["2,2"],
         },
         "wrong": {
             "3,4": ["3", "3,5", "3,4,5", "34", "3.4", "[3,4)", "3,-4", "7", "12", "3,3"],
             "(1,-2)": ["(-2,1)", "1", "(1,2)", "(1,-2,0)", "[1,-2]", r"\{1,-2\}", "x=-2, y=1", "-1"],
-            r"\begin{pmatrix}1&2\\3&4\end{pmatrix}": [r"\begin{pmatrix}1&3\\2&4\end{pmatrix}", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", "-2", "1,2,3,4", r"\begin{pmatrix}1&2&3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"],
+            r"\begin{pmatrix}1&2\\3&4\end{pmatrix}": [
+                r"\begin{pmatrix}1&3\\2&4\end{pmatrix}", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", "-2", "1,2,3,4", r"\begin{pmatrix}1&2&3&4\end{pmatrix}",
+                r"\begin{pmatrix}1&2\\3&5\end{pmatrix}",
+            ],
             r"\begin{pmatrix}1\\2\end{pmatrix}": [r"\begin{pmatrix}2\\1\end{pmatrix}", r"\begin{pmatrix}1\\2\\0\end{pmatrix}", "12"],
-            r"(1,2),(3,4)": ["(1,3),(2,4)", "(1,2)", "(2,1),(4,3)", "1,2,3,4", "(1,2,3,4)"],
-            r"1,\frac12,-3": [r"1,\frac12,3", r"1,2,-3", r"1,\frac12"],
+            "(1,2),(3,4)": ["(1,3),(2,4)", "(1,2)", "(2,1),(4,3)", "1,2,3,4", "(1,2,3,4)"],
+            r"1,\frac12,-3": [r"1,\frac12,3", "1,2,-3", r"1,\frac12"],
         },
     },
     "expressions": {
         "right": {
-            "x^2-1": ["(x-1)(x+1)", "-1+x^2", r"x\cdot x-1", r"(x+1)(x-1)"],
-            r"\frac{1}{x+1}": [r"(x+1)^{-1}", r"\frac{1}{1+x}", r"1/(x+1)"],
+            "x^2-1": ["(x-1)(x+1)", "-1+x^2", r"x\cdot x-1", "(x+1)(x-1)"],
+            r"\frac{1}{x+1}": ["(x+1)^{-1}", r"\frac{1}{1+x}", "1/(x+1)"],
             r"2\sqrt{3}": [r"\sqrt{12}", r"2 \cdot 3^{1/2}", r"2\cdot\sqrt3", r"\frac{6}{\sqrt3}"],
             r"\frac{\pi}{2}": [r"\pi/2", r"0.5\pi", r"\frac12\pi", r"\frac{3\pi}{6}"],
-            r"e^{2x}": [r"(e^x)^2", r"\exp(2x)", r"e^{x}e^{x}"],
-            r"x^3+C": ["C+x^3", "x^3+C"],
+            "e^{2x}": ["(e^x)^2", r"\exp(2x)", "e^{x}e^{x}"],
+            "x^3+C": ["C+x^3", "x^3+C"],
             r"\sin^2 x": [r"1-\cos^2 x", r"(\sin x)^2"],
-            r"2^{100}": [r"4^{50}", r"2\cdot2^{99}"],
+            "2^{100}": ["4^{50}", r"2\cdot2^{99}"],
             "y=2x+3": ["2x-y=-3", "y - 2x = 3", "y=3+2x"],
             "n(n+1)": ["n^2+n", "(n+1)n"],
         },
@@ -486,8 +551,8 @@ BOXED = {
             r"\frac{1}{x+1}": [r"\frac1x+1", "x+1", r"\frac{1}{x-1}"],
             r"2\sqrt{3}": [r"3\sqrt2", r"\sqrt6", r"-2\sqrt3", "23", "3.46"],
             r"\frac{\pi}{2}": [r"2\pi", "1.57", "90", r"\frac{2}{\pi}"],
-            r"e^{2x}": [r"e^{x^2}", r"2e^x", r"e^2x", "e^{-2x}"],
-            r"2^{100}": ["2^{101}", "2^{99}", "100^2", "200", r"2^{100}+1"],
+            "e^{2x}": ["e^{x^2}", "2e^x", "e^2x", "e^{-2x}"],
+            "2^{100}": ["2^{101}", "2^{99}", "100^2", "200", "2^{100}+1"],
             "y=2x+3": ["y=2x-3", "x=2y+3", "y=3x+2", "2x+3=0"],
             "n(n+1)": ["n(n-1)", "n^2+1", "m(m+1)"],
         },
@@ -508,121 +573,255 @@ TEXTS = {
             "120": ["This gives 5!"],
             "81": ["It weighs 81 g/m^3", "It costs $81.", "It weighs 81 kg."],
             "10": [r"There are \binom{5}{2} ways.", "x_1 = 10"],
+            "7n": ["So the total is 7n", "The total is $7n$"],
+            "23": ["23 is what we get.", "We get 20+3 = 23", "which gives $x = 23$."],
+            r"\sqrt{23}": [r"We find \sqrt{23}", r"which is $\sqrt{23}$"],
+            "(3,8)": ["Therefore (3, 8)"],
+            "w^7": ["we obtain w^7"],
         },
         "wrong": {
             "9": ["So the slope is 9k", "the area is 9π", "It is 9i.", "It is 9%x"],
             "19": [r"which leaves \sqrt{19}", "which leaves √19", r"so it is $\sqrt{19}$", "The time is 7:19"],
             "6": ["we get w^6", "It is w^{6}", r"It is \frac{\pi}{6}", "It is π/6", "we have y > 6", "we have y ≥ 6", "we have y ≠ 6", "Thus |x| < 6", "x^2 = 6"],
-            "35": ["hence (12, 35)", "hence [12, 35]", "hence {12, 35}", r"hence \{12, 35\}", "hence the pair is (12,35).", "between 12 and 35", "from 12 to 35", "It is 12:35", "12 - 35", "12/35", "12, 35", "12; 35", "12 × 35"],
-            "3": ["It weighs 81 g/m^3", "the answer is 3x", "the answer is x/3", "we get 3!", "f(3)", "hence f(3) is maximal", "It is -3", "It is 3/5.", "It is 0.3", "It is 3.5", "x_3", "It is $x_3$", "log 3", "It is 1e3", "2^3", "5 choose 3", "C(5,3)", "It is ±3."],
-            "5": ["the result is 3x + 5", "[0, 5)", "5!", "the interval is (2,5]", "10 mod 5", "x - 5", "so 2x = 5", r"\frac{2}{5}", "2 + 5", "3 - 5", "3 1/5", "It is 5 squared.", "x ≤ 5", "5x + 2y", "the ratio is 2:5", "12 and 5", "It is 5^2."],
+            "35": [
+                "hence (12, 35)", "hence [12, 35]", "hence {12, 35}", r"hence \{12, 35\}", "hence the pair is (12,35).", "between 12 and 35", "from 12 to 35",
+                "It is 12:35", "12 - 35", "12/35", "12, 35", "12; 35", "12 × 35",
+            ],
+            "3": [
+                "It weighs 81 g/m^3", "the answer is 3x", "the answer is x/3", "we get 3!", "f(3)", "hence f(3) is maximal", "It is -3", "It is 3/5.", "It is 0.3",
+                "It is 3.5", "x_3", "It is $x_3$", "log 3", "It is 1e3", "2^3", "5 choose 3", "C(5,3)", "It is ±3.",
+            ],
+            "5": [
+                "the result is 3x + 5", "[0, 5)", "5!", "the interval is (2,5]", "10 mod 5", "x - 5", "so 2x = 5", r"\frac{2}{5}", "2 + 5", "3 - 5", "3 1/5",
+                "It is 5 squared.", "x ≤ 5", "5x + 2y", "the ratio is 2:5", "12 and 5", "It is 5^2.",
+            ],
             "1": ["x^2 + 1", "It is 1/2", "It is 1.5", "n - 1", "It is $x^2+1$"],
             "234": ["In total 1,234.", "In total 1 234."],
             "2": [r"It is 3\sqrt{2}", "It is 3√2", "log_2", "x^2", "it is n/2", "H_2O", "It is 3 1/2", "CO2"],
+            "7": [
+                "So the total is 7n", "It's 7√2", "We find that 7 < x", "so it's x^7", "It is 7/9", "Its speed is 30 m/s^7", "gives $7y$", "it is 7 mod 9",
+                "the ratio is 7:9", "so log_7 x", "which is 7i", "We have {5, 7}", "f(7)", "a_7", "7 + 2k", r"we obtain \frac{1}{7}", "and 7!", "4 & 7",
+                "n ≡ 7 (mod 9)", "(7, 9)", "7 × 10^3", "7e3", "0.7", "7.5", "17", "x = 7y", "x ≥ 7", "x/7", "|x - 7|", "7 ± 1", "7%x", "H7", "m7", "7th root of 2",
+                "it is 7^2", r"it is \sqrt[7]{2}", "it is 7π.", "(−7)",
+            ],
+            "8": [
+                "Therefore (3, 8)", "Therefore [3, 8]", r"\{3, 8\}", "3 and 8", "3, 8", "3 or 8", "from 3 to 8", "3/8", "3-8", "3:8", "3.8", "5 choose 8",
+                r"\binom{3}{8}",
+            ],
         },
     },
     "minus signs": {
         "right": {
-            "-44": ["The result is −44", "The result is -44", "The result is –44.", "x = −44", "The answer is −44.", "The answer is $-44$", "It drops to −44 °C.", "It is $−44$.", "20 − 64 = −44", "The result is: −44", "<answer>−44</answer>", "#### −44", "The answer is - 44", "the result is **−44**", "It is minus 44.", "It is negative 44.", r"\boxed{−44}"],
+            "-44": [
+                "The result is −44", "The result is -44", "The result is –44.", "x = −44", "The answer is −44.", "The answer is $-44$", "It drops to −44 °C.",
+                "It is $−44$.", "20 − 64 = −44", "The result is: −44", "<answer>−44</answer>", "#### −44", "The answer is - 44", "the result is **−44**",
+                "It is minus 44.", "It is negative 44.", r"\boxed{−44}",
+            ],
             "-0.5": ["It is −1/2.", "It is −0.5", "It is -.5"],
             "44": ["The result — 44", "Result: 44", "- 44"],
+            "-15": [
+                "It equals −15.", "It equals -15", "equals –15", "y = −15", "The answer: −15", "<answer>-15</answer>", "$−15$", "#### -15", "5 − 20 = −15",
+                r"The final answer is $\boxed{−15}$.",
+            ],
         },
         "wrong": {
-            "44": ["The result is −44", "The result is –44", "The answer is −44.", "The answer is $-44$", "It is −44 °C", "<answer>−44</answer>", "#### −44", "It is minus 44.", "It is negative 44.", "20 − 64 = −44", "the result is **−44**", "The answer is - 44", "−$44", "(−44)", "It is ﹣44", r"\boxed{−44}"],
+            "44": [
+                "The result is −44", "The result is –44", "The answer is −44.", "The answer is $-44$", "It is −44 °C", "<answer>−44</answer>", "#### −44",
+                "It is minus 44.", "It is negative 44.", "20 − 64 = −44", "the result is **−44**", "The answer is - 44", "−$44", "(−44)", "It is ﹣44",
+                r"\boxed{−44}",
+            ],
             "0.5": ["It is −1/2.", "It is −0.5", "It is -.5"],
             "-44": ["The result is 44", "10-44", "10 − 44"],
+            "15": [
+                "It equals −15.", "equals –15", "y = −15", "The answer: −15", "<answer>−15</answer>", "$−15$", "#### −15", "minus 15", "The result is negative 15",
+                r"\boxed{−15}", "5 − 20 = −15",
+            ],
         },
     },
     "hedges and negations": {
         "right": {
             "27": [
-                "It is 27.", "It is not 26. It is 27.", "It is not 26 but 27.", "The answer isn't 26, it's 27.", "At first I got 26, but the answer is 27.", "The answer is definitely 27.", "Not 26! The answer is 27.",
-                "Therefore the answer is 27.", "I was unsure at first. The answer is 27.", "The answer is 27 because it is odd.", "So exactly 27 of them.", "Wait, that is wrong. It is 27.",
-                "There is no other way: 27.", "He could take 3, so 30 - 3 = 27.",
+                "It is 27.", "It is not 26. It is 27.", "It is not 26 but 27.", "The answer isn't 26, it's 27.", "At first I got 26, but the answer is 27.",
+                "The answer is definitely 27.", "Not 26! The answer is 27.", "Therefore the answer is 27.", "I was unsure at first. The answer is 27.",
+                "The answer is 27 because it is odd.", "So exactly 27 of them.", "Wait, that is wrong. It is 27.", "There is no other way: 27.",
+                "He could take 3, so 30 - 3 = 27.",
+            ],
+            "41": [
+                "It is not 40, it is 41.", "Not 40 but 41.", "We get 41, as required.", "Therefore, exactly 41.", "The answer must be 41.", "So it has to be 41.",
+                "We conclude that it is 41.", "I am sure it is 41.", "Clearly it is 41.", "It turns out to be 41.", "The correct value is 41.",
+                "Thus the answer is surely 41.", "This is at most 50 and in fact it is 41.",
             ],
         },
         "wrong": {
             "27": [
-                "It is not 27", "The answer is 26, or 27", "The answer is 26 or perhaps 27", "It isn't 27.", "It is certainly not 27.", "It can't be 27", "It cannot be 27.", "maybe 27", "Maybe it is 27.", "perhaps 27?",
-                "Is it 27?", "27?", "The answer is not 27.", "The answer isn't 27", "either 26 or 27", "neither 26 nor 27", "27 or 28", "27 or so", "about 27", "roughly 27", "around 27.", "It is close to 27.", "between 26 and 27",
-                "more than 27", "less than 27", "at least 27", "at most 27", "no more than 27", "27 is wrong", "27 is not the answer", "27 is incorrect.", "The answer is 27, or maybe 28", "26 and 27", "26, 27", "It was never 27.",
-                "I doubt that it is 27.", "It might be 27", "It could be 27", "It may be 27.", "I guess 27", "probably 27", "approximately 27", "up to 27", "nearly 27", "anything but 27", "The answer is 26/27", "It would be 27 if the die were fair.",
-                "If it were 27 the sum would be odd.", "not equal to 27", "x != 27", "x ≠ 27", "It is hard to say, 27 or 28", "The answer is 27 or 28.", "The answer is neither 26 nor 27.", "It should not be 27.", "It is false that it is 27.", "it is wrong to say 27",
-                "The answer lies between 20 and 27.", "It is almost 27.", "The answer is unlikely to be 27.", "26 or 27", "The answer is anything except 27.", "The answer is 26. Or 27.", "Possible answers: 26, 27", "26 / 27", "It won't be 27.", "The answer is 26 and 27.",
+                "It is not 27", "The answer is 26, or 27", "The answer is 26 or perhaps 27", "It isn't 27.", "It is certainly not 27.", "It can't be 27",
+                "It cannot be 27.", "maybe 27", "Maybe it is 27.", "perhaps 27?", "Is it 27?", "27?", "The answer is not 27.", "The answer isn't 27",
+                "either 26 or 27", "neither 26 nor 27", "27 or 28", "27 or so", "about 27", "roughly 27", "around 27.", "It is close to 27.", "between 26 and 27",
+                "more than 27", "less than 27", "at least 27", "at most 27", "no more than 27", "27 is wrong", "27 is not the answer", "27 is incorrect.",
+                "The answer is 27, or maybe 28", "26 and 27", "26, 27", "It was never 27.", "I doubt that it is 27.", "It might be 27", "It could be 27",
+                "It may be 27.", "I guess 27", "probably 27", "approximately 27", "up to 27", "nearly 27", "anything but 27", "The answer is 26/27",
+                "It would be 27 if the die were fair.", "If it were 27 the sum would be odd.", "not equal to 27", "x != 27", "x ≠ 27", "It is hard to say, 27 or 28",
+                "The answer is 27 or 28.", "The answer is neither 26 nor 27.", "It should not be 27.", "It is false that it is 27.", "it is wrong to say 27",
+                "The answer lies between 20 and 27.", "It is almost 27.", "The answer is unlikely to be 27.", "26 or 27", "The answer is anything except 27.",
+                "The answer is 26. Or 27.", "Possible answers: 26, 27", "26 / 27", "It won't be 27.", "The answer is 26 and 27.",
+            ],
+            "41": [
+                "It surely isn't 41", "It is by no means 41", "not quite 41", "hardly 41", "somewhere near 41", "It's about 41.", "approx. 41", "~41", "≈ 41",
+                "at least 41", "40 or 41", "40 to 41", "either 40 or 41", "41 or 42", "41, or 40", "Perhaps it's 41", "I'm guessing 41", "might be 41",
+                "I am not sure, 41?", "could be 41", "The answer is 41?", "under 41", "over 41", "The answer is 40 or maybe 41", "The answer is probably 41",
+                "The answer cannot be 41.", "anything between 40 and 41", "41 is impossible", "41 is not correct", "It should be 41, but it is not.",
+                "it is never 41", "The answer is not 40 or 41", "Is 41 the answer?", "The answer is 40/41", "The answer is one of 40, 41",
+                "The answer is 40, 41, or 42",
             ],
         },
     },
     "whole sentences": {
         "right": {
             "12": [
-                "Therefore, the total number of apples is 5 + 7 = 12 apples.", "So the answer is 12 dollars.", "Thus, John has $12 left.", "The final answer is 12.⏎⏎Let me know if you need help!", "The answer is 12. This is because 3 * 4 = 12.",
-                "Answer: 12 (since 3*4=12)", "The answer is:⏎⏎12", "**Final Answer**: 12", "Final Answer: $12$", "So x equals 12.", "which equals 12", "She has a total of 12 apples.", "Solution: 12.", "Result = 12", "= 12", "12 is the answer.", "Hence 12.",
-                r"\[ x = 12 \]", r"So \( x = 12 \).", "$$x=12$$", "x=12 is the solution.", "Therefore, $x = 12$ is the only solution.", "Only 12 works.", "He needs 12 more apples.", "The number of students who did not pass is 12.",
-                "So the number of people who do not like tea is 12.", "The distance between A and B is 12.", "The average speed around the track is 12 km/h.", "The maximum number that could be reached is 12.", "It would cost $12.",
-                "The most likely outcome is 12 heads.", "So, in total, there are 12 of those that are not broken.", "If x = 3, then y = 12.", "If he works 9 hours, he earns $12.", "After that he has 12.", "It takes 12 minutes and that is all.",
-                "The answer is 12, because 3 is not even.", "The answer is **12**.", "The answer is $\\boldsymbol{12}$.", "Answer:12", "ANSWER: 12", "The Answer is 12", "The answer to the problem is 12.", "answer = 12", "There are twelve, that is 12.", "Finally, we get 12.",
-                "The answer is 12.<|im_end|>", "The answer is 12</s>", "The answer is 12. <|endoftext|>Human: What is 3+4?", "The answer is 12.0", "So we have 4 x 3 = 12", "The 3 boys have 12.", "Step 3: 12", "1. We add.⏎2. We get 12.", "- The total is 12",
+                "Therefore, the total number of apples is 5 + 7 = 12 apples.", "So the answer is 12 dollars.", "Thus, John has $12 left.",
+                "The final answer is 12.⏎⏎Let me know if you need help!", "The answer is 12. This is because 3 * 4 = 12.", "Answer: 12 (since 3*4=12)",
+                "The answer is:⏎⏎12", "**Final Answer**: 12", "Final Answer: $12$", "So x equals 12.", "which equals 12", "She has a total of 12 apples.",
+                "Solution: 12.", "Result = 12", "= 12", "12 is the answer.", "Hence 12.", r"\[ x = 12 \]", r"So \( x = 12 \).", "$$x=12$$", "x=12 is the solution.",
+                "Therefore, $x = 12$ is the only solution.", "Only 12 works.", "He needs 12 more apples.", "The number of students who did not pass is 12.",
+                "So the number of people who do not like tea is 12.", "The distance between A and B is 12.", "The average speed around the track is 12 km/h.",
+                "The maximum number that could be reached is 12.", "It would cost $12.", "The most likely outcome is 12 heads.",
+                "So, in total, there are 12 of those that are not broken.", "If x = 3, then y = 12.", "If he works 9 hours, he earns $12.", "After that he has 12.",
+                "It takes 12 minutes and that is all.", "The answer is 12, because 3 is not even.", "The answer is **12**.", r"The answer is $\boldsymbol{12}$.",
+                "Answer:12", "ANSWER: 12", "The Answer is 12", "The answer to the problem is 12.", "answer = 12", "There are twelve, that is 12.",
+                "Finally, we get 12.", "The answer is 12.<|im_end|>", "The answer is 12</s>", "The answer is 12. <|endoftext|>Human: What is 3+4?",
+                "The answer is 12.0", "So we have 4 x 3 = 12", "The 3 boys have 12.", "Step 3: 12", "1. We add.⏎2. We get 12.", "- The total is 12",
             ],
-            "1/2": ["The probability is 1/2.", "The probability is $\\frac{1}{2}$.", "So it is 1/2 of it.", "P = 1/2"],
+            "1/2": ["The probability is 1/2.", r"The probability is $\frac{1}{2}$.", "So it is 1/2 of it.", "P = 1/2"],
             "50": ["It is 50%.", "So 50 percent.", "That is 50 %."],
             "x+1": ["The answer is $x+1$.", "The polynomial is x + 1.", "So f(x) = x + 1."],
         },
         "wrong": {
-            "12": ["The answer is 13, not 12.", "There are 12 or 13.", "12 is not enough.", "It is not true that it is 12.", "It isn't the case that we have 12.", "Not all of the 12 passed, only 11.", "The answer is 12 times that of 3.", "The answer is 12 more than x, so x + 12.",
-                   "I do not think it is 12.", "I don't believe that the answer is 12.", "12 doesn't work.", "If we had 12, all would be fine.", "The answer is not exactly 12.", "He has less than 12.", "12 + x", "Between 11 and 12.", "We know that it cannot possibly be 12.", "No more than 12.", "The answer is 1/12.", "The answer is 12:30.", "x in {11, 12}",
-                   "The answer is 12 if n is even.", "The answer is 12 or 13, I am not sure.", "Suppose it is 12.", "the answer is -12", "answer is 12x", "the twelve apostles", "There is no solution.", "Step 12: we are done.⏎So 13."],
+            "12": [
+                "The answer is 13, not 12.", "There are 12 or 13.", "12 is not enough.", "It is not true that it is 12.", "It isn't the case that we have 12.",
+                "Not all of the 12 passed, only 11.", "The answer is 12 times that of 3.", "The answer is 12 more than x, so x + 12.", "I do not think it is 12.",
+                "I don't believe that the answer is 12.", "12 doesn't work.", "If we had 12, all would be fine.", "The answer is not exactly 12.",
+                "He has less than 12.", "12 + x", "Between 11 and 12.", "We know that it cannot possibly be 12.", "No more than 12.", "The answer is 1/12.",
+                "The answer is 12:30.", "x in {11, 12}", "The answer is 12 if n is even.", "The answer is 12 or 13, I am not sure.", "Suppose it is 12.",
+                "the answer is -12", "answer is 12x", "the twelve apostles", "There is no solution.", "Step 12: we are done.⏎So 13.",
+            ],
             "1/2": ["The probability is 1/2 + 1/3.", "It is 1/20.", "It is 11/2."],
         },
     },
     "sentences in answer tags": {
         "right": {
             "96": [
-                "<answer>The barn holds 96 bales.</answer>", "<answer>90 + 6 = 96</answer>", "<answer>Answer: 96</answer>", "<answer>The answer is 96.</answer>", "<answer>96</answer>", "<answer> 96 bales </answer>", "<answer>x = 96</answer>",
-                "<answer>$96$</answer>", "<answer>$96</answer>", "<answer>She pays $96.</answer>", "<answer>The total is $90 + 6 = 96$.</answer>", "<answer>There are 90 + 6 = 96 bales.</answer>", "<answer>\\(96\\)</answer>", "<answer>96.</answer>",
-                "<answer>So it's 96.</answer>", "<answer>**96**</answer>", "<answer>The final answer: 96</answer>", "<answer>⏎96⏎</answer>", "<answer>Total = 96</answer>", "<answer>The train needs 96 minutes.</answer>",
-                "<answer>12 * 8 = 96 apples</answer>", "<answer>\\boxed{96}</answer>", "<think>12</think><answer>It is 96.</answer>", "<answer>The area is 96 square meters.</answer>", "<answer>He earns $96 a week.</answer>", "<answer>= 96</answer>",
+                "<answer>The barn holds 96 bales.</answer>", "<answer>90 + 6 = 96</answer>", "<answer>Answer: 96</answer>", "<answer>The answer is 96.</answer>",
+                "<answer>96</answer>", "<answer> 96 bales </answer>", "<answer>x = 96</answer>", "<answer>$96$</answer>", "<answer>$96</answer>",
+                "<answer>She pays $96.</answer>", "<answer>The total is $90 + 6 = 96$.</answer>", "<answer>There are 90 + 6 = 96 bales.</answer>",
+                r"<answer>\(96\)</answer>", "<answer>96.</answer>", "<answer>So it's 96.</answer>", "<answer>**96**</answer>",
+                "<answer>The final answer: 96</answer>", "<answer>⏎96⏎</answer>", "<answer>Total = 96</answer>", "<answer>The train needs 96 minutes.</answer>",
+                "<answer>12 * 8 = 96 apples</answer>", r"<answer>\boxed{96}</answer>", "<think>12</think><answer>It is 96.</answer>",
+                "<answer>The area is 96 square meters.</answer>", "<answer>He earns $96 a week.</answer>", "<answer>= 96</answer>",
             ],
             "(1,2)": ["<answer>(1, 2)</answer>", "<answer>The point is (1, 2).</answer>"],
             "x^2+1": ["<answer>x^2 + 1</answer>", "<answer>The polynomial is $x^2+1$.</answer>", "<answer>f(x) = x^2 + 1</answer>"],
             "3,4": ["<answer>3, 4</answer>", "<answer>3 and 4</answer>", "<answer>x = 3, x = 4</answer>", "<answer>$3$ and $4$</answer>"],
             "Monday": ["<answer>Monday</answer>", "<answer>monday.</answer>"],
+            "62": [
+                "<answer>The shop sold 62 cakes.</answer>", "<answer>60+2=62</answer>", "<answer>Final answer: 62</answer>", "<answer>It's 62</answer>",
+                "<answer>x equals 62</answer>", "<answer>So we need 62 tiles in all.</answer>", "<answer>62 tiles</answer>", "<answer>The result: 62.</answer>",
+                "<answer>$62$ tiles</answer>", "<answer>We have 31 * 2 = 62.</answer>", "<answer>The sum is 62, as required.</answer>",
+                "<answer>**Answer:** 62</answer>", r"<answer>\text{62}</answer>", "<answer>62 (sixty-two)</answer>", "<answer>sixty-two, i.e. 62</answer>",
+                "<answer>Total: 62 apples</answer>",
+            ],
+            "E": ["<answer>The answer is E.</answer>", "<answer>E.</answer>", "<answer>(E) 5</answer>", "<answer>Option E</answer>"],
         },
         "wrong": {
             "96": [
-                "<answer>The barn holds 95 bales.</answer>", "<answer>It is not 96.</answer>", "<answer>96, or 97</answer>", "<answer>26, or 96</answer>", "<answer>maybe 96</answer>", "<answer>96 or 97</answer>", "<answer>96x</answer>", "<answer>96 and 97</answer>", "<answer>90 + 96</answer>",
-                "<answer>96</answer><answer>97</answer>", "<answer>96", "<answer>96 + 1 = 97</answer>", "<answer>96?</answer>", "<answer>-96</answer>", "<answer>95, 96</answer>", "<answer>more than 96</answer>", "<answer></answer> 96", "<answer>I don't know, 96?</answer>", "<answer>(0, 96)</answer>",
-                "<answer>x > 96</answer>", "<answer>96 = 95</answer>", "<answer>The time is 7:96</answer>", "<answer>96 million</answer>", "<answer>96!</answer>", "<answer>\\sqrt{96}</answer>", "<answer>It is 95. Not 96.</answer>", "<answer>between 95 and 96</answer>", "<answer>about 96</answer>", "<answer>2 * 96</answer>",
+                "<answer>The barn holds 95 bales.</answer>", "<answer>It is not 96.</answer>", "<answer>96, or 97</answer>", "<answer>26, or 96</answer>",
+                "<answer>maybe 96</answer>", "<answer>96 or 97</answer>", "<answer>96x</answer>", "<answer>96 and 97</answer>", "<answer>90 + 96</answer>",
+                "<answer>96</answer><answer>97</answer>", "<answer>96", "<answer>96 + 1 = 97</answer>", "<answer>96?</answer>", "<answer>-96</answer>",
+                "<answer>95, 96</answer>", "<answer>more than 96</answer>", "<answer></answer> 96", "<answer>I don't know, 96?</answer>", "<answer>(0, 96)</answer>",
+                "<answer>x > 96</answer>", "<answer>96 = 95</answer>", "<answer>The time is 7:96</answer>", "<answer>96 million</answer>", "<answer>96!</answer>",
+                r"<answer>\sqrt{96}</answer>", "<answer>It is 95. Not 96.</answer>", "<answer>between 95 and 96</answer>", "<answer>about 96</answer>",
+                "<answer>2 * 96</answer>",
             ],
             "3": ["<answer>3, 4</answer>", "<answer>3 and 4</answer>", "<answer>3 or 4</answer>"],
             "x^2+1": ["<answer>x^2</answer>", "<answer>1</answer>"],
+            "62": [
+                "<answer>The shop sold 26 cakes.</answer>", "<answer>60 or 62</answer>", "<answer>perhaps 62</answer>", "<answer>not 62</answer>",
+                "<answer>62n</answer>", "<answer>60, or 62</answer>", "<answer>62 = 61</answer>", "<answer>60 + 62</answer>", "<answer>about 62 tiles</answer>",
+                "<answer>62 or 63 tiles</answer>", "<answer>√62</answer>", "<answer>62/3</answer>", "<answer>(1,62)</answer>", "<answer>more than 62 tiles</answer>",
+            ],
         },
     },
     "choices": {
         "right": {
-            "E": ["The answer is (E).", "Answer: E", "The answer is E.", "Answer: (E)", "the answer is E", "**Answer: E**", "The correct answer is (E).", "The correct option is E.", r"The answer is $\boxed{E}$.", r"\boxed{\text{(E)}}", r"\boxed{\textbf{(E)}}", "<answer>E</answer>", "<answer>(E)</answer>", "The answer is option E", "#### E", "Answer: E.", "The answer is **E**.", r"The answer is $\text{(E)}$.", "(E)", "E", "Final answer: E", "So the correct choice is (E).", "<answer>The answer is (E).</answer>", r"The answer is (E) 5.", r"\boxed{(E)\ 5}", "Answer: E) 5", "So, the answer is: E"],
+            "E": [
+                "The answer is (E).", "Answer: E", "The answer is E.", "Answer: (E)", "the answer is E", "**Answer: E**", "The correct answer is (E).",
+                "The correct option is E.", r"The answer is $\boxed{E}$.", r"\boxed{\text{(E)}}", r"\boxed{\textbf{(E)}}", "<answer>E</answer>",
+                "<answer>(E)</answer>", "The answer is option E", "#### E", "Answer: E.", "The answer is **E**.", r"The answer is $\text{(E)}$.", "(E)", "E",
+                "Final answer: E", "So the correct choice is (E).", "<answer>The answer is (E).</answer>", "The answer is (E) 5.", r"\boxed{(E)\ 5}", "Answer: E) 5",
+                "So, the answer is: E",
+            ],
             r"\text{(B)}": ["The answer is (B).", "B", r"\boxed{B}", "Answer: B"],
+            "C": [
+                "The answer is (C).", "Answer: C", "answer: (C)", "The answer is C", "The correct answer is C.", "The correct choice is (C)", "Hence option C.",
+                "**C**", "(C)", "C.", r"The answer is $\textbf{(C)}$", r"Answer: $\boxed{C}$", "Therefore, the answer is (C).", "The answer is (C) 12.",
+                "Answer: **C**", "The best answer is C.",
+            ],
         },
         "wrong": {
-            "E": ["The answer is (D).", "Answer: D", "The answer is not E.", "The answer is E or D.", "Exactly.", "It is either D or E", "Answer: e^x", "The answer isn't (E).", "The answer is A, B and E", r"\boxed{D}", "Answer: D, not E", "Everyone knows.", "#### D", "<answer>D</answer>", "The answer is (D) or (E).", "Maybe E", "The answer is E?", r"\boxed{DE}", r"\boxed{D,E}", "The vitamin E"],
+            "E": [
+                "The answer is (D).", "Answer: D", "The answer is not E.", "The answer is E or D.", "Exactly.", "It is either D or E", "Answer: e^x",
+                "The answer isn't (E).", "The answer is A, B and E", r"\boxed{D}", "Answer: D, not E", "Everyone knows.", "#### D", "<answer>D</answer>",
+                "The answer is (D) or (E).", "Maybe E", "The answer is E?", r"\boxed{DE}", r"\boxed{D,E}", "The vitamin E",
+            ],
+            "C": [
+                "The answer is (B).", "Answer: B", "The answer is not C.", "The answer is B or C", "Answer: c", "Maybe C", "Could be C", "The answer is BC",
+                "The answer is A and C", "Vitamin C", "C is wrong.", "The answer is D. Not C.",
+            ],
         },
     },
     "broken and several boxes": {
         "right": {
-            "96": [r"\boxed{96}. Again: \boxed{9", r"\boxed{96} \boxed{?}", r"\boxed{96} and \boxed{}", r"\boxed{95} no, \boxed{96}", r"\boxed{96}. Please put it in \boxed{...}.", r"\boxed{96} \boxed", r"\boxed{96}\boxed{ }", r"\boxed{96} \boxed{\text{?}}", r"\boxed{96}⏎\boxed{\dots}", r"\fbox{96}", r"\boxed{96 }", r"$\boxed{96}$ <answer>95</answer>", r"\boxed{96} \boxed{\frac{9}{"],
+            "96": [
+                r"\boxed{96}. Again: \boxed{9", r"\boxed{96} \boxed{?}", r"\boxed{96} and \boxed{}", r"\boxed{95} no, \boxed{96}",
+                r"\boxed{96}. Please put it in \boxed{...}.", r"\boxed{96} \boxed", r"\boxed{96}\boxed{ }", r"\boxed{96} \boxed{\text{?}}",
+                r"\boxed{96}⏎\boxed{\dots}", r"\fbox{96}", r"\boxed{96 }", r"$\boxed{96}$ <answer>95</answer>", r"\boxed{96} \boxed{\frac{9}{",
+            ],
             "1,2": [r"\boxed{1} and \boxed{2}", r"\boxed{1}, \boxed{2}", r"$x=\boxed{1}$ or $x=\boxed{2}$"],
+            "77": [
+                r"\boxed{77} \boxed{", r"\boxed{77}. Then \boxed{\frac{1", r"\boxed{77} \boxed{?}", r"\boxed{77} \boxed{...}", r"\boxed{77} \boxed{}",
+                r"First \boxed{76}. Correction: \boxed{77}", r"\boxed{77} ... \boxed{7",
+            ],
         },
         "wrong": {
-            "96": [r"\boxed{96} \boxed{95}", r"\boxed{96", r"96 \boxed{}", r"\boxed{96}, wait, it is \boxed{95}.", r"\boxed{\boxed{95}}", r"<think>\boxed{96}</think> no", r"\boxed{96} and \boxed{95}", r"\boxed{9}6", r"\boxed{}96", r"<think>\boxed{96}", r"\boxed{96, 95}", r"\boxed{95} 96"],
+            "96": [
+                r"\boxed{96} \boxed{95}", r"\boxed{96", r"96 \boxed{}", r"\boxed{96}, wait, it is \boxed{95}.", r"\boxed{\boxed{95}}",
+                r"<think>\boxed{96}</think> no", r"\boxed{96} and \boxed{95}", r"\boxed{9}6", r"\boxed{}96", r"<think>\boxed{96}", r"\boxed{96, 95}",
+                r"\boxed{95} 96",
+            ],
             "2": [r"\boxed{1} and \boxed{2}", r"\boxed{1}, \boxed{2}"],
+            "77": [
+                r"\boxed{77}. Then \boxed{76}", r"\boxed{7}7", r"\boxed{77", r"77 \boxed{76}", r"\boxed{7 7}", r"\boxed{77?}", r"\boxed{not 77}",
+                r"\boxed{76 or 77}",
+            ],
         },
     },
     "four hashes": {
         "right": {
-            "96": ["#### The total is 96.", "####: 96", "#### 96", "####96", "so⏎#### 96⏎", "#### $96", "#### 96 bales", "#### x = 96", "#### **96**", "#### 90 + 6 = 96", "95⏎#### 96", "#### Answer: 96", "#### The answer is 96", "#### 96.", "#### 96.00", r"#### $96$", r"#### \boxed{96}", "#### = 96"],
+            "96": [
+                "#### The total is 96.", "####: 96", "#### 96", "####96", "so⏎#### 96⏎", "#### $96", "#### 96 bales", "#### x = 96", "#### **96**",
+                "#### 90 + 6 = 96", "95⏎#### 96", "#### Answer: 96", "#### The answer is 96", "#### 96.", "#### 96.00", "#### $96$", r"#### \boxed{96}", "#### = 96",
+            ],
             "1234": ["#### 1,234", "#### 1234"],
+            "19": [
+                "#### The answer is 19.", "#### 19 apples", "####   19", "#### = 19", "####:19", "#### **19**", "#### $19", "#### 10 + 9 = 19", "#### Total: 19",
+                "## Step 1⏎#### 19", "#### 19⏎", "#### So 19.",
+            ],
         },
         "wrong": {
-            "96": ["#### 95", "#### 96 or 97", "#### not 96", "#### -96", "#### 9 6", "#### 96%x", "#### ⏎95", "96⏎#### 95", "#### 96x", "#### 95, 96", "#### maybe 96", "#### 0.96", "#### 96 million", "#### The total is not 96.", "#### 96?", "#### −96"],
+            "96": [
+                "#### 95", "#### 96 or 97", "#### not 96", "#### -96", "#### 9 6", "#### 96%x", "#### ⏎95", "96⏎#### 95", "#### 96x", "#### 95, 96", "#### maybe 96",
+                "#### 0.96", "#### 96 million", "#### The total is not 96.", "#### 96?", "#### −96",
+            ],
+            "19": ["#### 18 or 19", "#### not 19", "#### 19x", "#### 18, 19", "#### perhaps 19", "#### 1.9", "#### 19/2", "#### 91", "#### (18, 19)", "#### √19"],
         },
     },
 }

@@ -77,14 +77,14 @@ _NOT_QUITE = re.compile(
 )
 """What makes of the expression right behind it no answer: "is not 7", "about 7"; but "those who do not smoke are 7"."""
 _BOUNDED = re.compile(
-    r"\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower|bigger) than|at (?:least|most)|over|under|above|below|beyond|up to|close to|near|from|anything but)\s+\S{0,3}$",
+    r"\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower|bigger) than|at (?:least|most)|over|under|above|below|beyond|up to|close to|near|from|anything but|approx\.?|approximately)\s+\S{0,3}$",
     re.IGNORECASE,
 )
 _UNKNOWN = re.compile(
     r"(?:don|can|couldn)['’]t (?:know|tell|say)|\bnot (?:sure|certain)\b|\bno idea\b|\bunsure\b", re.IGNORECASE
 )
 _LISTED = re.compile(
-    r"[0-9)}$%](?:[*\s]{0,3}|\s[a-zA-Z]{1,20}\s{0,2})[,.;]?\s{0,2}(?:and/or|and|or|nor|to|through|vs\.?|versus)\s+(?:[a-zA-Z]{1,12}\s+)?\S{0,3}$",
+    r"[0-9)}$%](?:[*\s]{0,3}|\s[a-zA-Z]{1,20}\s{0,2})[,.;]?\s{0,2}(?:and/or|and|or|nor|to|through|vs\.?|versus|&)\s+(?:[a-zA-Z]{1,12}\s+)?\S{0,3}$",
     re.IGNORECASE,
 )
 _REASON = re.compile(r"(?<=[0-9])\W{1,4}(?:because|since)\b", re.IGNORECASE)
@@ -102,7 +102,7 @@ _CHANGES = re.compile(
 )
 """What makes of the number in front of it a part of something."""
 _TAKEN_BACK = re.compile(
-    r"(?:\s*\S+){0,2}?\s*\b(?:or|nor|if|unless)\b"
+    r"(?:\s*\S+){0,2}?\s*\b(?:or|nor|if|unless)\b|\W*but\s(?:\S+\s){0,3}(?:not|wrong|incorrect|false|impossible)\b"
     r"|(?:\s*\S+){0,3}?(?:\s*\(?\b(?:not|wrong|incorrect|false|impossible|maybe|perhaps|possibly|probably|at (?:least|most))\b|n['’]t\b|\?)",
     re.IGNORECASE,
 )
@@ -266,7 +266,7 @@ def _last_in(text: str, said: str = "") -> tuple[str | None, bool]:
     else:
         return None, False
     before = f"{said} {text[:start]}"
-    if _is_doubted(before, text[end:]) or _is_part(before, text[end:]):
+    if found[0] in "≈~" or _is_doubted(before, text[end:]) or _is_part(before, text[end:]):
         return None, True
     answer = _last_side(found).strip(BLANKS)
     return f"-{answer}" if answer and answer[0].isdigit() and _NEGATIVE.search(before) else answer or None, False
@@ -298,7 +298,7 @@ def _last_run(text: str, at: int) -> tuple[int, int] | None:
             or (
                 kind == "word"
                 and text[token.start() - 1 : token.start()] == "("
-                and text[token.end() : token.end() + 1] == " "
+                and (text[token.end() : token.end() + 1] == " " or text[token.start() - 2 : token.start() - 1] == " ")
             )
         ):
             close()
@@ -364,9 +364,9 @@ def _is_doubted(before: str, after: str) -> bool:
     before, after = before[-120:], after[:60]
     sentence = re.split(r"[.!?\n](?=\s)|\n", before)[-1]
     clause = _CLAUSE.split(before)[-1]
-    rest = re.split(r"[.;!\n](?:\s|$)|,(?! ?(?:or|not|maybe|perhaps|possibly))|\b(?:and|because|since|so|as)\b", after)[
-        0
-    ]
+    rest = re.split(
+        r"[.;!\n](?:\s|$)|,(?! ?(?:or|not|but|maybe|perhaps|possibly))|\b(?:and|because|since|so|as)\b", after
+    )[0]
     return bool(
         _DOUBTED.search(clause)
         or _NOT_QUITE.search(clause)

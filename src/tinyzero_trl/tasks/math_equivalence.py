@@ -66,7 +66,7 @@ def compare(gold: str, answer: str) -> tuple[bool, bool]:
         if _are_numbers(expected[0], parsed[0]) and _is_zero(expected[0]):
             return True, _is_zero(parsed[0])  # math-verify calls `0` and `46-46` different
         is_equal = verify(expected, parsed, strict=True, timeout_seconds=None, raise_on_error=True)
-        return True, is_equal and not _is_far(expected[0], parsed[0])
+        return True, (is_equal and not _is_far(expected[0], parsed[0])) or _is_same(expected[0], parsed[0])
     except UndecidedError:
         raise
     except Exception as error:  # sympy raises what it likes on what a model writes: RecursionError, AttributeError
@@ -120,9 +120,23 @@ def _is_zero(number: Any) -> bool:
     return bool(number.equals(0))
 
 
-def _is_far(a: Any, b: Any) -> bool:
-    """Both are numbers, and they differ by more than `RELATIVE`; by sympy's floats, which end neither at 1e308 nor at 1e-308."""
+def _is_same(a: Any, b: Any) -> bool:
+    """What math-verify does not see: `7^{0.2}` is `7^{1/5}`, and `1*x` is `x`."""
+    from sympy import Expr, Float, Symbol
+
+    if _are_numbers(a, b):
+        return (a.has(Float) or b.has(Float)) and not _is_far(a, b, within=1e-12)
+    return (
+        isinstance(a, Expr)
+        and isinstance(b, Expr)
+        and (isinstance(a, Symbol) or isinstance(b, Symbol))
+        and (a - b).expand() == 0
+    )
+
+
+def _is_far(a: Any, b: Any, *, within: float = RELATIVE) -> bool:
+    """Both are numbers, and they differ by more than `within`, relatively; by sympy's floats, which end neither at 1e308 nor at 1e-308."""
     if not _are_numbers(a, b):
         return False
     x, y = a.doit().evalf(15), b.doit().evalf(15)
-    return bool(abs(x - y).evalf(15) > RELATIVE * max(abs(x).evalf(15), abs(y).evalf(15)))
+    return bool(abs(x - y).evalf(15) > within * max(abs(x).evalf(15), abs(y).evalf(15)))

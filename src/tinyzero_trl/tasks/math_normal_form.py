@@ -32,9 +32,13 @@ NAMED = (
 )
 """What an answer may be the value of: `x`, `f^{-1}(2)`, `y_{\\max}`, `|AB|`, `[ABC]`; no function of a name."""
 _NAME = re.compile(rf"^\s*({NAMED}(?:\s*:\s*[a-zA-Z][a-zA-Z0-9_{{}}]*)?)\s*=(?!=)\s*")
+_SAME = re.compile(r"^\s*[a-zA-Z]\s*=(?!=)")
+"""The second name of `x = y = 5`."""
 _NAME_LAST = re.compile(rf"^\s*([^=]*[0-9][^=]*?)\s*=\s*({NAMED})\s*$")
 """`96 = y`."""
-_SAID = re.compile(r"\s*\\text\s*\{\s*(?:the )?(?:final )?answer(?:\s+is)?\s*:?\s*\}\s*[:=]?\s*", re.IGNORECASE)
+_SAID = re.compile(
+    r"\s*\\text\s*\{\s*(?:the )?(?:final )?(?:answer|ans)\.?(?:\s+is)?\s*:?\s*\}\s*[:=]?\s*", re.IGNORECASE
+)
 _OF = re.compile(r"^\s*(?:[a-zA-Z]\w*\s*\\in(?![a-zA-Z])|\([a-zA-Z_0-9, ]*[a-zA-Z][a-zA-Z_0-9, ]*\)\s*=)\s*")
 """What says of a set, tuple or interval whose it is: `x \\in`, `(p,q) =`."""
 _SUM = r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
@@ -152,7 +156,7 @@ def _single(text: str) -> Form:
     if (named := _NAME_LAST.match(text)) and not re.search("[<>]|\\\\[lg]e", text):
         text = f"{named[2]}={named[1]}"
     if named := _NAME.match(text):
-        name, text = re.sub(r"\s|\\text|[{}]", "", named[1]), text[named.end() :].strip()
+        name, text = re.sub(r"\s|\\text|[{}]", "", named[1]), _SAME.sub("", text[named.end() :], count=1).strip()
     is_percent = text.endswith("%")
     text = text.removesuffix("%").removesuffix("\\").strip()
     text, unit = without_unit(scaled(text))

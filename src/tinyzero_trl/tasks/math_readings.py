@@ -18,7 +18,8 @@ from tinyzero_trl.tasks.math_normal_form import Form, form_of
 _DECIMAL_COMMA = re.compile(r"[-+]?(?:[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})|(?:0|[0-9]{4,}),[0-9]{3})")
 _LETTER_UNIT = re.compile(r"([-+]?[0-9][0-9.,]*)\s+([mgsh])")
 _CHOSEN = re.compile(r"\(?([A-J])(?:\)|[.:])\s*\S.*", re.DOTALL)
-_FUNCTION = re.compile(r"[a-zA-Z]\w*'*\(\s*(\\?[a-zA-Z]+)\s*\)")
+_FUNCTION = re.compile(r"[a-zA-Z]\w*'*\(\s*(\\?[a-zA-Z]+)\s*\)|[a-zA-Z]_([a-z])")
+"""`f(x)` and `a_n`."""
 _LETTER = re.compile(r"\\?[a-zA-Z]+")
 
 
@@ -42,14 +43,14 @@ def alike(gold: Form, form: Form, *, written: str) -> tuple[Form, Form]:
 def _as_functions(gold: Form, form: Form) -> tuple[Form, Form]:
     """The two with one name, where both say what a function is: of `g(x)`, of `h(t)`, of `y`."""
     one, other = _FUNCTION.fullmatch(gold.name), _FUNCTION.fullmatch(form.name)
-    if one is None and other is None:
-        return gold, form
     if one is not None and other is not None:
-        source = _exchanged(form.source, one[1], other[1])
-        return gold, replace(form, name=gold.name, source=source, text=source if one[1] != other[1] else form.text)
-    plain, argument = (form, one) if one is not None else (gold, other)
-    assert argument is not None
-    if len(plain.name) != 1 or plain.name == argument[1] or plain.name in _letters(plain.source):
+        mine, theirs = one[1] or one[2], other[1] or other[2]
+        source = _exchanged(form.source, mine, theirs)
+        return gold, replace(form, name=gold.name, source=source, text=source if mine != theirs else form.text)
+    if (argument := one or other) is None:
+        return gold, form
+    plain = gold if one is None else form
+    if len(plain.name) != 1 or plain.name in (argument[1], argument[2]) or plain.name in _letters(plain.source):
         return gold, form
     name = gold.name if one is not None else form.name
     return replace(gold, name=name), replace(form, name=name)

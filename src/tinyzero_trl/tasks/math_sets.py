@@ -20,7 +20,7 @@ _GREEK = r"\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|io
 _NAME = rf"(?:[a-zA-Z]|{_GREEK})\s*(?:_(?:\{{[0-9a-zA-Z]{{1,8}}\}}|[0-9a-zA-Z]))?(?:\s*\((?:[a-zA-Z]|{_GREEK})\s*\))?"
 _RELATION = re.compile(r"\\[lg]e(?![a-zA-Z])|[<>]")
 _IS_SET = re.compile(
-    r"[<>]|\\\{|\\(?:in|[lgn]e|c[au]p|setminus|mathbb|lor|land|vee|wedge)(?![a-zA-Z])|^\s*[(\[].*,.*[)\]]\s*$",
+    r"[<>]|\\\{|\\(?:in|[lgn]e|c[au]p|setminus|emptyset|mathbb|lor|land|vee|wedge)(?![a-zA-Z])|^\s*[(\[].*,.*[)\]]\s*$",
     re.DOTALL,
 )
 """What a text must have that is worth reading here."""
@@ -98,9 +98,6 @@ def read(text: str) -> Numbers | None:
     >>> read(r"x<2\text{ or }x\ge 9").spelled(), read(r"\{t : 1 < t < 5/2\}").spelled(), read("x^2<4")
     ('(-\\infty,2)\\cup [9,\\infty)', '(1,5/2)', None)
     """
-    if builder := _BUILDER.fullmatch(text.strip()):
-        inside = read(builder[2])
-        return Numbers(inside.pieces, inside.names | {_bare(builder[1])}, is_sure=True) if inside is not None else None
     alternatives = split_at(text, _OR)
     if len(alternatives) > MAX_PIECES:
         return None
@@ -136,6 +133,11 @@ def _conjunction(text: str) -> Numbers | None:
 def _one(text: str) -> Numbers | None:
     """An interval, an inequality, numbers in braces, or all real numbers."""
     text = text.strip()
+    if (builder := _BUILDER.fullmatch(text)) and "\\{" not in builder[2]:
+        inside = read(builder[2])
+        return Numbers(inside.pieces, inside.names | {_bare(builder[1])}, is_sure=True) if inside is not None else None
+    if text == r"\emptyset":
+        return Numbers((), frozenset(), is_sure=True)
     names: frozenset[str] = frozenset()
     if member := _MEMBER.match(text):
         names, text = frozenset((_bare(member[1]),)), text[member.end() :]

@@ -99,7 +99,7 @@ _GOING_ON = re.compile(
 
 _MACROS = {
     **dict.fromkeys(
-        ["left", "right", "boldsymbol", "bm", "mathsf", "mathit", "mathtt", "mathcal", "mathnormal", "pmb", "underline", "emph", "uline", "underbrace", "overbrace"], ""
+        ["left", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr", "right", "boldsymbol", "bm", "mathsf", "mathit", "mathtt", "mathcal", "mathnormal", "pmb", "underline", "emph", "uline", "underbrace", "overbrace"], ""
     ),
     **dict.fromkeys(
         ["big", "bigg", "Big", "Bigg", "displaystyle", "textstyle", "scriptstyle", "limits", "quad", "qquad", "large", "Large", "LARGE", "huge", "Huge", "small",
@@ -114,7 +114,7 @@ _MACROS = {
     **dict.fromkeys(["leq", "le", "leqslant", "leqq"], r"\le "),
     **dict.fromkeys(["geq", "ge", "geqslant", "geqq"], r"\ge "),
     **dict.fromkeys(["neq", "ne"], r"\ne "),
-    **{"bmod": r"\mod ", "div": "/", "lt": "<", "gt": ">", "phi": r"\varphi ", "epsilon": r"\varepsilon ", "inf": r"\infty ", "degree": r"^\circ "},
+    **{"bmod": r"\mod ", "div": "/", "lt": "<", "gt": ">", "phi": r"\varphi ", "epsilon": r"\varepsilon ", "inf": r"\infty ", "lg": r"\log_{10} ", "degree": r"^\circ "},
 }  # fmt: skip
 """What a command without an argument of its own is."""
 _MACRO = re.compile(r"\\([a-zA-Z]+)")
@@ -145,6 +145,8 @@ _SPELLINGS: tuple[tuple[str, str, str | Callable[[re.Match[str]], str]], ...] = 
         ("\\", r"\\color\s*(?:\{[^{}]{0,32}\}|\[[^\[\]]{0,32}\]\{[^{}]{0,32}\})|\\(?:textcolor|colorbox)\s*\{[^{}]{0,32}\}", ""),
         ("\\", r"\\[hv]?phantom\s*\{[^{}]{0,64}\}|\\[hv]space\*?\s*\{[^{}]{0,16}\}", ""),
         ("{", r"(?<!\\)\{\}", ""),
+        ("{", r"(?<=[0-9])\{\s*:\s*\}(?=[0-9])", ":"),
+        ("\\", r"^\s*\\text\s*\{\s*(-?[0-9][^{}]*)\}\s*$", r"\1"),
         ("**", r"\*\*(?=[^*]*\*\*\s*$)|(?<=[^*\s])\*\*\s*$", ""),
         ("\\", r"\\(?:text(?:bf|it|rm|sf|tt|normal|up|sl)?|mathrm|mbox|mathbf|hbox)(?=\s*\{[^{}]*\\[a-zA-Z])", ""),  # around a formula
         ("\\", r"\\operatorname\*(?=\s*\{)", r"\\text"),
@@ -152,7 +154,7 @@ _SPELLINGS: tuple[tuple[str, str, str | Callable[[re.Match[str]], str]], ...] = 
         # Functions.
         ("\\", r"(?i)\\text\s*\{\s*(gcd|lcm|max|min|sin|cos|tan|cot|sec|csc|log|ln|det)\s*\}", lambda match: f"\\{match[1].lower()} "),
         ("c", r"(?<![a-zA-Z\\])(gcd|lcm)(?=\s*[(\[])", r"\\\1 "),
-        ("\\", r"(\\(?:gcd|lcm))\s*\[([^\[\]()]{1,64})\]", r"\1(\2)"),
+        ("\\", r"(\\(?:gcd|lcm|max|min))\s*(?:\[([^\[\]()]{1,64})\]|\\\{([^{}()\\]{1,64})\\\})", r"\1(\2\3)"),
         ("\\", r"\\(sin|cos|tan)\s*\^\s*\{\s*-\s*1\s*\}", r"\\arc\1 "),
         # Marks that make another thing: primes, transposes, bases.
         ("\\", r"\^\s*\{\s*((?:\\prime\s*)+)\}|\^\s*\\prime(?![a-zA-Z])|\\prime(?![a-zA-Z])", lambda match: "'" * match[0].count("prime")),
@@ -198,7 +200,8 @@ _SPELLINGS: tuple[tuple[str, str, str | Callable[[re.Match[str]], str]], ...] = 
         ("\\", r"\\sqrt\s*(\[[^\[\]]{1,16}\])\s*([0-9a-zA-Z])", r"\\sqrt\1{\2}"),
         ("\\", r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
         # Products without a sign.
-        ("\\", r"\\log\s*_\s*(\{[^{}]{1,16}\}|[0-9a-zA-Z])\s*(?:\{\s*([0-9]+)\s*\}|([0-9]+))(?![0-9.^!{])", r"\\log_\1(\2\3)"),
+        ("\\", r"\\log\s*_\s*(\{[^{}]{1,16}\}|[0-9a-zA-Z])\s*(?:\{\s*([0-9]+(?:\.[0-9]+)?)\s*\}|([0-9]+(?:\.[0-9]+)?))(?![0-9.^!{])", r"\\log_\1(\2\3)"),
+        ("(", r"\\pi\s*\(", r"\\pi*("),
         ("(", r"(?<![_0-9.,a-zA-Z^{])([0-9]+(?:\.[0-9]+)?)\s*\(", r"\1*("),
         ("[", r"(?<![_0-9.,a-zA-Z^{])([0-9]+)\s*\[([^\[\],]{1,32})\]", r"\1*(\2)"),
         (")", r"(?<=[0-9])\)\s*(?:\((?=[-0-9\\])|(?=[0-9]))", lambda match: ")*(" if match[0][-1] == "(" else ")*"),

@@ -37,14 +37,14 @@ SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**
 
 _UNIT = re.compile(r"(?<=[0-9a-zA-Z})])\s*\\text\s*\{([^{}]*)\}((?:\s*\^\s*\{?[0-9]\}?)?)\s*\.?\s*$")
 _PLAIN_UNIT = re.compile(
-    r"^(\$?-?[0-9][0-9.,/:]*)\s+([a-zA-Z][a-zA-Z]+(?:[ /][a-zA-Z]+){0,4}|[a-zA-Z]{1,3}/[a-zA-Z]{1,4})((?:\^\{?[0-9]\}?)?)\s*\.?$"
+    r"^(\$?-?[0-9][0-9.,/:]*)\s+([a-zA-Z][a-zA-Z]+(?:[ /][a-zA-Z]+){0,4}|[a-zA-Z]{1,3}/[a-zA-Z]{1,4}|[ap]\.m)((?:\^\{?[0-9]\}?)?)\s*\.?$"
 )
 _CLOSE_UNIT = re.compile(r"^(-?[0-9][0-9.]*)([a-zA-Z]{2,12}|[a-zA-Z]{1,3}/[a-zA-Z]{1,4})((?:\^\{?[0-9]\}?)?)$")
 _CHANGES = re.compile(
     r"\b(?:is|are|was|were|be|not|no|or|and|nor|more|less|fewer|greater|least|most|impossible|wrong|incorrect|approximately|about|minus|plus|times|"
     r"squared|cubed|over|under|divided|half|halves|thirds?|fourths?|fifths?|quarters? of|times|twice|if|but|except|mod|modulo|base|factorial|to|through|than|"
     r"remainder|off|too|million|billion|thousand|hundred|dozen|trillion|percent|root|power|maybe|perhaps|possibly|negative|short|choose|unless|when|where|for|"
-    r"below|above|tenths?|hundredths?|thousandths?|sixths?|sevenths?|eighths?|ninths?|fails?|works?|does|do|did|has|have|had|can|could|should|would|will|"
+    r"below|above|tenths?|hundredths?|thousandths?|sixths?|sevenths?|eighths?|ninths?|millionths?|billionths?|elevenths?|twelfths?|[a-z]+teenths?|twentieths?|fails?|works?|does|do|did|has|have|had|can|could|should|would|will|"
     r"may|might|beyond|excluded|modulus|quarters?|degrees? off|to the)\b|n['’]t\b",
     re.IGNORECASE,
 )

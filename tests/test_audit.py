@@ -113,7 +113,7 @@ def test_what_is_no_evaluation_or_has_no_second_grader_is_not_audited(tmp_path, 
     (folder / "summary.json").write_text(json.dumps(summary))
     assert evaluation.main(["--audit", str(folder)]) == 2
     error = capsys.readouterr().err
-    assert "there is no second grader of own; there is countdown, math, multiplication" in error
+    assert f"there is no second grader of {file}:TASK; there is countdown, math, multiplication" in error
     assert error.count("\n") == 1
 
 

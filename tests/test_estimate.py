@@ -77,15 +77,22 @@ def test_what_is_no_dense_decoder_or_not_known_is_refused(monkeypatch: pytest.Mo
         shape_of("Qwen/Qwen2.5-4B")
 
 
-@pytest.mark.parametrize(("stage", "published"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.88)])
-def test_model_states_are_those_of_the_zero_paper(stage: int, published: float) -> None:
-    """Figure 1: 7.5 B weights on 64 devices, Adam in mixed precision, gigabytes of 10^9 bytes."""
+@pytest.mark.parametrize(
+    ("stage", "published", "of_sums"), [(0, 120.0, 0.0), (1, 31.4, 4.0), (2, 16.6, 2 / 64), (3, 1.88, 2 / 64)]
+)
+def test_model_states_are_those_of_the_zero_paper_and_what_float32_sums_take(
+    stage: int, published: float, of_sums: float
+) -> None:
+    """Figure 1: 7.5 B weights on 64 devices, Adam in mixed precision, gigabytes of 10^9 bytes.
+
+    of_sums: bytes a weight, as the paper's gradients have two and the sum of several micro-batches four; ZeRO-1 holds both.
+    """
     sharding = Sharding(64, "deepspeed", stage)
     paper = replace(plan("trainer.optim=adamw_torch", sharding=sharding), shape=_of_size(7_500_000_000))
     weights, gradients, states, _ = _model_states(paper)
     if stage == 3:
         weights -= 2.0 * 1_000_000_000  # what DeepSpeed keeps gathered while it works, which the figure leaves out
-    assert (weights + gradients + states) / 1e9 == pytest.approx(published, rel=0.01)
+    assert (weights + gradients + states) / 1e9 == pytest.approx(published + 7.5 * of_sums, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +152,20 @@ def test_offload_moves_states_to_the_host() -> None:
     here, there = (memory_of(plan(sharding=Sharding(8, "deepspeed", 2, offloads_optimizer=o))) for o in (False, True))
     assert there.on_host == here.phases["generation"]["optimizer"] > 0
     assert there.phases["generation"]["optimizer"] == 0
+    sums = memory_of(plan(sharding=Sharding(8, "deepspeed", 3, offloads_optimizer=True)))
+    assert sums.on_host == here.phases["generation"]["optimizer"] + 4.0 * plan().shape.num_parameters / 8
+    assert sums.phases["optimizer step"]["gradients"] == 0
+
+
+def test_a_bucket_of_weights_on_its_way_to_a_server_is_counted_where_it_goes_by_nccl() -> None:
+    words = ("generation.engine=server", "generation.devices='7'")
+    sent = [
+        memory_of(plan(*words, *more)).phases["generation"].get("weights sent")
+        for more in ([], ["generation.weight_transfer=file"])
+    ]
+    shape = plan(*words).shape
+    assert sent == [2**30 + 4.0 * shape.vocab * shape.hidden, None]
+    assert "weights sent" not in memory_of(plan(*words, sharding=Sharding(8, "deepspeed", 3))).phases["generation"]
 
 
 def test_what_waits_on_the_host_between_phases_is_counted_there() -> None:

@@ -506,10 +506,10 @@ def test_what_the_model_cannot_take_is_said_before_its_weights_are_read(model_fo
 def test_a_tokenizer_that_is_missing_or_cannot_end_or_chat_is_said(model_folder, tmp_path, capsys):
     bare = make_model(tmp_path / "bare", chat_template=None)
     assert evaluate(bare, tmp_path, "--format", "instruct") == 2
-    assert "has no chat template; use --format base" in capsys.readouterr().err
+    assert "has no chat template; use a plain-text format such as base" in capsys.readouterr().err
     endless = make_model(tmp_path / "endless", eos=None)
     assert evaluate(endless, tmp_path) == 2
-    assert "has no end-of-text token" in capsys.readouterr().err
+    assert "has no eos token, so no completion could end" in capsys.readouterr().err
     for file in bare.glob("tokenizer*"):
         file.unlink()
     assert evaluate(bare, tmp_path) == 2
@@ -521,10 +521,10 @@ def test_weights_that_are_cut_off_or_missing_are_said(tmp_path, capsys):
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert evaluate(broken, tmp_path) == 2
-    assert "broken cannot be loaded" in capsys.readouterr().err
+    assert "broken: model.safetensors, of 1,000 bytes, is cut off or damaged" in capsys.readouterr().err
     weights.unlink()
     assert evaluate(broken, tmp_path) == 2
-    assert "broken cannot be loaded" in capsys.readouterr().err
+    assert "broken has no weights: there is no model.safetensors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 
 import pytest
 import torch
 
+from tinyzero_trl import failures
 from tinyzero_trl.failures import ConfigError, DiskFull, NumericFailure, RewardFailure, RunLocked, exit_code_of
 
 
@@ -41,9 +44,18 @@ def test_of_a_mistake_that_all_processes_find_only_the_first_speaks(
     def program(words: Sequence[str]) -> int:
         raise ConfigError("no key x")
 
+    monkeypatch.setattr(failures, "PATIENCE", 0)
+    monkeypatch.setattr(os, "_exit", sys.exit)
     monkeypatch.setenv("RANK", "1")
-    assert exit_code_of(program, []) == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        exit_code_of(program, [])
+    assert ended.value.code == 2
     assert capsys.readouterr().err == ""
+    # A rank that no launcher of several can have given is a left-over, and nobody else is there to speak.
+    monkeypatch.delenv("WORLD_SIZE")
+    assert exit_code_of(program, []) == 2
+    assert capsys.readouterr().err == "error (process 1): no key x\n"
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), NumericFailure("not numbers")])

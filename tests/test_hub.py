@@ -17,11 +17,11 @@ from huggingface_hub import constants
 from tinyzero_trl import hub
 from tinyzero_trl.config import compose, model_path
 from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.policy import checked_start
 from tinyzero_trl.row_files import read_source
-from tinyzero_trl.tokens import tokenizer_of
 
-LIMIT = 5.0
-"""Seconds for the whole answer."""
+LIMIT = 60.0
+"""Seconds for the whole answer, however busy the machine is; idle, it takes those of hub.SECONDS."""
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_misspelt_model_without_network_is_one_line_with_the_nearest_name(at: 
     at("http://127.0.0.1:1")
     cfg = config_of("tinny")
     capfd.readouterr()
-    said = refused(tokenizer_of, cfg)
+    said = refused(checked_start, cfg)
     assert said.startswith(
         "model.model_name_or_path=tinny: there is no such folder, and http://127.0.0.1:1 does not answer"
     )
@@ -81,7 +81,7 @@ def test_a_hub_that_never_answers_is_given_up_in_time(at: Any, silent: str, capf
     at(silent)
     cfg = config_of("Qwen/Qwen2.5-0.5B")
     capfd.readouterr()
-    said = refused(tokenizer_of, cfg)
+    said = refused(checked_start, cfg)
     assert f"{silent} does not answer: " in said
     assert "did you mean" not in said
     assert capfd.readouterr() == ("", "")
@@ -108,7 +108,7 @@ def test_a_name_near_a_folder_or_a_cached_model_is_told_that(
     assert hub.nearest_model("models/countdwn-3b") == "; did you mean models/countdown-3b?"
     assert hub.nearest_model("./models/countdown-3") == "; did you mean models/countdown-3b?"
     assert hub.nearest_model("meta-llama/Llama-3") == ""
-    assert refused(tokenizer_of, config_of("./models/countdwn-3b")).endswith("did you mean models/countdown-3b?")
+    assert refused(checked_start, config_of("./models/countdwn-3b")).endswith("did you mean models/countdown-3b?")
 
 
 def test_a_model_in_the_cache_loads_without_network(at: Any, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_model_in_the_cache_loads_without_network(at: Any, tmp_path: Path) -> 
     (repo / "refs" / "main").write_text(commit)
     shutil.copytree(model_path("tiny"), repo / "snapshots" / commit)
     start = time.monotonic()
-    assert tokenizer_of(config_of("someone/small")).eos_token_id is not None
+    assert checked_start(config_of("someone/small")).tokenizer.eos_token_id is not None
     assert time.monotonic() - start < LIMIT
 
 
@@ -154,7 +154,7 @@ def test_offline_that_a_person_asked_for_asks_nobody(at: Any, monkeypatch: pytes
     monkeypatch.setattr(hub, "_fault_of", lambda *_: pytest.fail("the hub was asked"))
     assert hub.reached() == (False, "HF_HUB_OFFLINE is set")
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set; did you mean tiny"):
-        tokenizer_of(config_of("tinny"))
+        checked_start(config_of("tinny"))
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "http://", "http://127.0.0.1:99999", "ftp://127.0.0.1"])

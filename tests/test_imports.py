@@ -32,7 +32,7 @@ MIDDLE = 5
 ENTRY_POINTS = {"grpo", "sft", "cli", "demo"}
 GENERATES = {"answering", "policy", "generation"}
 """Modules beside the entry points that may import `generation`: `answering` and `policy` run models for them."""
-NO_TASKS = {"statistics", "report", "manifest", "storage"}
+NO_TASKS = {"statistics", "report", "manifest", "storage", "trust", "failures", "redaction"}
 """Modules that read files or numbers and know no task."""
 LIGHT = {*LAYERS, "statistics", "report"}
 """Modules that must not import what takes seconds."""
@@ -155,12 +155,7 @@ def test_a_file_beside_grpo_named_like_a_library_is_kept_off_the_path():
             )
 
 
-def test_importing_the_tasks_is_quick_and_loads_nothing_heavy():
-    code = (
-        "import sys, time; start = time.process_time(); import tinyzero_trl.tasks; "
-        "print(time.process_time() - start, *sys.modules)"
-    )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
-    outputs = [run.stdout.split() for run in runs]
-    assert min(float(output[0]) for output in outputs) < 0.2
-    assert not (HEAVY | {"datasets", "numpy", "pyarrow"}) & set(outputs[0])
+def test_importing_the_tasks_loads_nothing_heavy():
+    code = "import sys, tinyzero_trl.tasks; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not (HEAVY | {"datasets", "numpy", "scipy", "pyarrow", "sympy", "rich"}) & set(run.stdout.split())

@@ -122,7 +122,7 @@ def test_rows_are_dealt_into_batches_of_like_length_without_loss() -> None:
         (["stages=[{seed: 1, countdown: {}}]"], "countdown takes num_rows (required)"),
         (["stages=[{countdown: {num_rows: 5}}]"], "stage 1 needs seed"),
         (["stages=[{seed: 1, chess: {num_rows: 5}}]"], "draws from 'chess'; there is countdown, multiplication"),
-        (["model.model_name_or_path=no/such/folder"], "there is no folder no/such/folder"),
+        (["model.model_name_or_path=no/such/folder"], "no/such/folder: there is no such folder, and it is no hub id"),
         (["stages=[]"], "stages is empty"),
         (["stages=[1]"], "stage 1 must have a seed and, by task, num_rows; got 1"),
         (["format=nonsense"], "format: task countdown has no 'nonsense'"),

@@ -106,26 +106,24 @@ def test_whatever_a_reward_does_costs_its_sample_only(
     reward, _ = pooled()
     texts = ["a", bad, "b", bad, "c"]
     for _ in range(2):
-        start = time.monotonic()
         numbers, logged = call(reward, texts)
         assert numbers == [0.01, None, 0.03, None, 0.05]
-        assert time.monotonic() - start < 12
         other = "rejected" if metric == "lost" else "lost"
         assert logged[f"rewards/{reward.__name__}/{metric}"] == 0.4
         assert logged[f"rewards/{reward.__name__}/{other}"] == 0
     assert [line in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_a_batch_has_a_limit_and_the_next_one_is_not_held_up(pooled: Any) -> None:
-    reward, _ = pooled(seconds_per_batch=3.0)
-    start = time.monotonic()
+def test_a_batch_has_a_limit_and_the_next_one_is_not_held_up(pooled: Any, caplog: pytest.LogCaptureFixture) -> None:
+    reward, pool = pooled(seconds_per_batch=900.0)
+    call(reward, ["a"])  # the workers start
+    pool.settings.seconds_per_batch = 3.0
     numbers, logged = call(reward, ["a", *["hangs"] * 30])
-    assert time.monotonic() - start < 4
+    assert "a batch took more than reward_workers.seconds_per_batch 3" in caplog.text
     assert numbers == [0.01, *[None] * 30]
     assert logged[f"rewards/{reward.__name__}/lost"] == 30 / 31
-    start = time.monotonic()
+    pool.settings.seconds_per_batch = 900.0
     assert call(reward, ["a", "b"])[0] == [0.01, 0.02]
-    assert time.monotonic() - start < 2
 
 
 def test_a_worker_killed_from_outside_costs_nothing_busy_or_idle(pooled: Any) -> None:
@@ -144,14 +142,16 @@ def test_a_worker_killed_from_outside_costs_nothing_busy_or_idle(pooled: Any) ->
 
 
 def test_what_was_submitted_is_computed_while_the_trainer_does_other_things(pooled: Any) -> None:
-    reward, _ = pooled()
+    reward, pool = pooled()
     call(reward, ["a"])
     texts = ["sleeps"] * 10
     reward.submit(texts, {"n": list(range(1, 11))})
-    time.sleep(0.8)
-    start = time.monotonic()
+    end = time.monotonic() + 60
+    while pool._num_done < 11:
+        assert time.monotonic() < end
+        time.sleep(0.05)
     assert call(reward, texts)[0] == [n / 100 for n in range(1, 11)]
-    assert time.monotonic() - start < 0.1
+    assert pool._num_done == 11, "nothing is computed twice"
     reward.submit(["something else"], {"n": [7]})
     assert call(reward, ["a"])[0] == [0.01]
     reward.submit(["a"], {})  # no column yet: nothing begins
@@ -205,7 +205,7 @@ def test_no_worker_outlives_a_trainer_that_is_killed(tmp_path: Path) -> None:
         f"    pool.score('{tmp_path}/odd.py:odd', [Job('a', {{'n': 1}})])\n"
         f"    pool.submit('{tmp_path}/odd.py:odd', [Job('hangs', {{'n': 1}})])\n"
         "    print('ready', flush=True)\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(900)\n"
     )
     trainer = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
     assert trainer.stdout is not None
@@ -214,7 +214,7 @@ def test_no_worker_outlives_a_trainer_that_is_killed(tmp_path: Path) -> None:
     assert len(children) >= 2
     os.kill(trainer.pid, signal.SIGKILL)
     trainer.wait()
-    _, alive = psutil.wait_procs(children, timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
 
 

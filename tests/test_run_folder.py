@@ -260,6 +260,20 @@ def test_a_run_of_two_processes_is_not_continued_by_one(tmp_path: Path) -> None:
         run_folder.choose(compose([TINY, f"trainer.resume_from_checkpoint={path}"]), num_processes=2)
 
 
+def test_what_a_killed_process_was_writing_is_removed_as_a_run_goes_on(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "run")
+    (path / "rollouts").mkdir()
+    parts = [
+        path / ".run.yaml.0123456789abcdef.part",
+        path / "rollouts" / ".train-00000001.parquet.0123456789abcdef.part",
+    ]
+    for part in parts:
+        part.touch()
+    cfg = compose([TINY, f"trainer.resume_from_checkpoint={path}"])
+    with run_folder.opened(cfg, num_processes=1, data={}, seeds={}):
+        assert not any(part.exists() for part in parts)
+
+
 def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from tinyzero_trl.lock import locked\n"

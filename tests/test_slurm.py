@@ -20,7 +20,7 @@ SCRIPT = REPO / "scripts" / "slurm" / "train.sbatch"
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys
 words = sys.argv[1:]
-options = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word and words.index(word) < 8)
+options = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word and words.index(word) < 10)
 command = words[next(i for i, word in enumerate(words) if not word.startswith("--")):]
 hosts = options["nodelist"].split(",")
 assert len(hosts) == int(options["nodes"]) == int(options["ntasks"]), options
@@ -75,6 +75,30 @@ def test_nodes_that_do_not_add_up_are_refused(words: list[str], message: str, en
     assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.parametrize("has_gpus", [True, False])
+def test_every_step_has_all_cpus_and_gpus_of_its_nodes(
+    has_gpus: bool, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """With an srun that notes what it is told and ends; the script then says that the server ended."""
+    told = tmp_path / "told"
+    (tmp_path / "bin" / "srun").write_text(f'#!/usr/bin/env bash\necho "PORT=${{PET_MASTER_PORT:-}} $*" >>{told}\n')
+    environment |= {"SLURM_CPUS_ON_NODE": "96", "SLURM_JOB_ID": "12345"}
+    environment.pop("SLURM_GPUS_ON_NODE", None)
+    if has_gpus:
+        environment["SLURM_GPUS_ON_NODE"] = "4"
+    for nodes in (["--train-nodes", "2"], ["--train-nodes", "1", "--generation-nodes", "1"]):
+        words = ["bash", str(SCRIPT), *nodes, "+countdown=grpo-tiny"]
+        subprocess.run(words, env=environment, capture_output=True, cwd=REPO, timeout=60)
+    train, serve = told.read_text().splitlines()
+    node = "--cpus-per-task=96 --gpus-per-node=4 " if has_gpus else "--cpus-per-task=96 "
+    assert train.startswith(f"PORT=24690 --nodes=2 --ntasks=2 --nodelist=127.0.0.1,127.0.0.2 {node}bash -c")
+    assert (
+        f" --nodes=1 --ntasks=1 --nodelist=127.0.0.2 --kill-on-bad-exit=0 {node}tinyzero serve +countdown=grpo-tiny "
+        in serve
+    )
+    assert " --port 24691 " in serve
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_the_script_is_clean_by_shellcheck() -> None:
     done = subprocess.run(["shellcheck", SCRIPT], capture_output=True, text=True)
@@ -101,17 +125,17 @@ def test_a_job_that_is_preempted_saves_goes_back_into_the_queue_and_ends_its_run
             return subprocess.Popen(["bash", SCRIPT, *words], env=environment, cwd=REPO, stdout=file, stderr=file)
 
     first = submit(tmp_path / "first.log")
-    end = time.monotonic() + 180
+    end = time.monotonic() + 600
     while not (tmp_path / "run" / "rollouts" / "train-00000002.parquet").exists():
         assert first.poll() is None, (tmp_path / "first.log").read_text()[-3000:]
         assert time.monotonic() < end
         time.sleep(0.05)
     first.send_signal(signal.SIGTERM)  # to the script alone, as --signal=B:TERM does
-    assert first.wait(timeout=60) == 0, (tmp_path / "first.log").read_text()[-3000:]
+    assert first.wait(timeout=300) == 0, (tmp_path / "first.log").read_text()[-3000:]
     assert "back into the queue" in (tmp_path / "first.log").read_text()
     assert (tmp_path / "requeued").read_text().split() == [environment["SLURM_JOB_ID"]]
     second = submit(tmp_path / "second.log")
-    assert second.wait(timeout=180) == 0, (tmp_path / "second.log").read_text()[-3000:]
+    assert second.wait(timeout=600) == 0, (tmp_path / "second.log").read_text()[-3000:]
     assert "continuing checkpoint-" in (tmp_path / "second.log").read_text()
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     assert len((tmp_path / "requeued").read_text().split()) == 1

@@ -47,6 +47,8 @@ LEFT_OUT = {
         *("scipy/datasets/*", "scipy/misc/*", "scipy/stats/_unuran/unuran_wrapper.*"),
     ),
     "pandas": ("pandas/tests/*",),
+    # The checkout's own code runs: of the package only what pip knows of it is asked for.
+    "tinyzero-trl": ("tinyzero_trl/*",),
     "plotly": ("plotly/labextension/*", "*.data/*", "plotly/package_data/widgetbundle.js"),
 }
 """By package, patterns of the files that are not carried."""

@@ -40,7 +40,7 @@ def build(words: list[str], *, folder: Path, is_ours: bool) -> Any:
     from trl import GRPOTrainer
 
     from tinyzero_trl import checks, config
-    from tinyzero_trl.policy import init_arguments, policy, rollout_function
+    from tinyzero_trl.policy import checked_start, init_arguments, policy, rollout_function
     from tinyzero_trl.rewards import for_trl
     from tinyzero_trl.settings import features
     from tinyzero_trl.trainer import TinyZeroTrainer
@@ -56,7 +56,7 @@ def build(words: list[str], *, folder: Path, is_ours: bool) -> Any:
         "reward_funcs": [for_trl(reward, name=name) for name, reward in chosen.rewards.items()],
         "args": args,
         "train_dataset": rows,
-        "processing_class": checks.tokenizer_of(cfg),
+        "processing_class": checked_start(cfg).tokenizer,
     }
     if is_ours:
         return TinyZeroTrainer(**common, rollout_func=rollout_function(cfg), task=chosen.task, **features(cfg))

@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from tinyzero_trl import storage
-from tinyzero_trl.model_location import locate
+from tinyzero_trl import model_faults, storage, tokens
+from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.model_location import EVALUATED, ModelLocation, locate
 
 
 def merge(model_path: str, to: Path) -> Path:
-    """Write the merged model of a run, checkpoint or adapter folder to `to`, in the precision of the model below; returns `to`.
+    """Write the merged model of a run, checkpoint or adapter folder to `to`; returns `to`.
+
+    Raises: ConfigError where there is no adapter, something is wrong with it, or `to` is there already.
+    """
+    location = locate(model_path, typed="")
+    if location.adapter is None:
+        raise ConfigError(f"{model_path} has no adapter: {location.path} is a whole model already")
+    if to.exists():
+        raise ConfigError(f"{to} is there already; choose another folder")
+    model_faults.empty_model(location, model_faults.config_of(location, typed=""), typed="")
+    write_merged(location, to)
+    return to
+
+
+def write_merged(location: ModelLocation, to: Path) -> None:
+    """The model of `location` with its adapter in it, written to the folder `to`, in the precision of the model below.
 
     A base that was trained in 4 bits is loaded whole: the adapter learned on its rounded weights, and differs from what
-    training saw by that rounding. Raises: ValueError where there is no adapter, or `to` is there already.
+    training saw by that rounding.
     """
-    location = locate(model_path)
-    if location.adapter is None:
-        raise ValueError(f"{model_path} has no adapter: {location.path} is a whole model already")
-    if to.exists():
-        raise ValueError(f"{to} is there already; choose another folder")
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(location.path, dtype="auto")
-    merged = PeftModel.from_pretrained(model, location.adapter).merge_and_unload()
+    tokenizer = tokens.tokenizer_of(location, typed="")
+    model = whole(location, dtype="auto")
     with storage.replacing_folder(to) as beside:
-        merged.save_pretrained(beside)
-        AutoTokenizer.from_pretrained(location.adapter).save_pretrained(beside)
-    return to
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+
+
+def whole(location: ModelLocation, *, dtype: Any) -> Any:
+    """The model of `location`, loaded, its adapter added to its weights."""
+    model = model_faults.class_of(model_faults.config_of(location, typed=EVALUATED)).from_pretrained(
+        location.path, dtype=dtype
+    )
+    if location.adapter is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, location.adapter).merge_and_unload()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyzero_trl import hub
+from tinyzero_trl import adapters, model_faults, tokens
 from tinyzero_trl.evaluation_plan import Plan
-from tinyzero_trl.model_location import ModelLocation
+from tinyzero_trl.failures import ConfigError, first_line
+from tinyzero_trl.model_location import EVALUATED, ModelLocation
 from tinyzero_trl.task import Row
 
 if TYPE_CHECKING:
@@ -24,50 +24,32 @@ Draw = Callable[..., list[dict[str, Any]]]
 """(*, prompt_ids, seeds, max_new_tokens, temperature, top_p, on_progress) -> text, length and `is_truncated` of each completion."""
 
 
-def tokenizer_of(location: ModelLocation) -> PreTrainedTokenizerBase:
-    """The adapter's tokenizer, or else the model's. Raises: ValueError where there is none that can end a text."""
-    from transformers import AutoTokenizer
+def checked_tokenizer(location: ModelLocation) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, once nothing is found wrong with either. Raises: ConfigError."""
+    config = model_faults.config_of(location, typed=EVALUATED)
+    tokenizer = tokens.tokenizer_of(location, typed=EVALUATED)
+    model_faults.check_vocabulary(tokenizer, config, subject=f"{EVALUATED}{location.shown}")
+    model_faults.empty_model(location, config, typed=EVALUATED)
+    return tokenizer
 
-    is_at_hub = not Path(location.path).is_dir()
-    if is_at_hub:
-        hub.reached()
-    failures = []
-    for place in filter(None, (location.adapter, location.path)):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            failures.append(f"{place}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
-            continue
-        # It warns of one prompt longer than the model; `room` refuses it and says which.
-        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-        if tokenizer.eos_token_id is None:
-            raise ValueError(f"the tokenizer of {place} has no end-of-text token, so that no response could end")
-        return tokenizer
-    if is_at_hub and not location.adapter:
-        raise ValueError(f"--model_path {location.path}: {hub.missing_model(location.path)}")
-    raise ValueError(f"--model_path {location.shown} has no tokenizer that can be loaded ({'; '.join(failures)})")
+
+def fitted(rows: list[Row], tokenizer: PreTrainedTokenizerBase, location: ModelLocation) -> list[Row]:
+    """The rows with their prompts as the model's chat template takes them, as training does it."""
+    prompts = tokens.fitted([row["prompt"] for row in rows], tokenizer, name=location.shown)
+    return [{**row, "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
 
 
 def prompt_ids_of(tokenizer: PreTrainedTokenizerBase, rows: list[Row], plan: Plan) -> list[list[int]]:
-    """The prompts as training tokenises them."""
-    from tinyzero_trl.checks import prompts_ids
-
-    if not isinstance(rows[0]["prompt"], str) and not tokenizer.chat_template:
-        raise ValueError(
-            f"format {plan.format} is made of chat messages, and the tokenizer of {plan.location.shown} "
-            "has no chat template; use --format base"
-        )
-    return prompts_ids(tokenizer, [row["prompt"] for row in rows])
+    """The prompts as training tokenises them. Raises: ConfigError where the chat template does not take them."""
+    prompts = [row["prompt"] for row in rows]
+    config = model_faults.config_of(plan.location, typed=EVALUATED)
+    tokens.check_prompts(prompts, tokenizer, config, name=plan.location.shown, format_name=plan.format)
+    return tokens.prompts_ids(tokenizer, prompts)
 
 
 def context_of(location: ModelLocation) -> int | None:
-    """Tokens of a prompt with its response that the model takes, where it says. Raises: ValueError where it is no model."""
-    from transformers import AutoConfig
-
-    try:
-        context = getattr(AutoConfig.from_pretrained(location.path), "max_position_embeddings", None)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"--model_path {location.path} is not a model: {str(error).splitlines()[0]}") from error
+    """Tokens of a prompt with its response that the model takes, where it says. Raises: ConfigError where it is no model."""
+    context = getattr(model_faults.config_of(location, typed=EVALUATED), "max_position_embeddings", None)
     return None if context is None else int(context)
 
 
@@ -91,19 +73,20 @@ def opened(
     tokenizer: Any,
     *,
     max_length: int,
+    dtype: str = "auto",
     batch_size: int | None = None,
     stop: Sequence[str] = (),
 ) -> Iterator[Draw]:
     """The model, loaded, as a function that draws completions.
 
-    max_length: tokens of the longest prompt with its completion. stop: strings that end a completion.
+    max_length: tokens of the longest prompt with its completion. dtype: as in Plan; a CPU computes in float32. stop: strings that end a completion.
     Raises: MemoryError where the device has too little memory for the batch; Failure where vLLM does not do its part.
     """
     from tinyzero_trl.generation.answers import Asked
     from tinyzero_trl.stopping import StopStrings
 
     stop_strings = StopStrings(stop, tokenizer) if stop else None
-    with _sampler(engine, location, tokenizer, max_length, batch_size, stop_strings) as sampled_of:
+    with _sampler(engine, location, tokenizer, max_length, dtype, batch_size, stop_strings) as sampled_of:
 
         def draw(**asked: Any) -> list[dict[str, Any]]:
             sampled = sampled_of(Asked(**asked))
@@ -122,11 +105,12 @@ def _sampler(
     location: ModelLocation,
     tokenizer: Any,
     max_length: int,
+    dtype: str,
     batch_size: int | None,
     stop: StopStrings | None,
 ) -> Iterator[Callable[[Asked], Sampled]]:
     if engine == "transformers":
-        yield _transformers(location, tokenizer, batch_size, stop)
+        yield _transformers(location, tokenizer, max_length, dtype, batch_size, stop)
         return
     from transformers import AutoConfig, GenerationConfig
 
@@ -139,21 +123,44 @@ def _sampler(
     ends = _ends(tokenizer, generation_config)
     with tempfile.TemporaryDirectory(prefix="tinyzero-merged-") as merged:
         if location.adapter:
-            _model(location).save_pretrained(merged)
+            # On the CPU: vLLM is about to measure the memory of the GPU, and float32 rounds nothing of the adapter away.
+            _model(location, "float32", device="cpu").save_pretrained(merged)
             tokenizer.save_pretrained(merged)
-        spec = answers.Answering(merged if location.adapter else location.path, ends, max_length, batch_size, stop)
+        path = merged if location.adapter else location.path
+        spec = answers.Answering(path, ends, max_length, _dtype_of_files(location.path, dtype), batch_size, stop)
         with answers.opened(engine, spec) as sampled_of:
             yield sampled_of
 
 
+def _dtype_of_files(path: str, dtype: str) -> str:
+    """The precision by name: vLLM's own `auto` halves float32, which transformers does not."""
+    from transformers import AutoConfig
+
+    if dtype != "auto":
+        return dtype
+    return "float32" if str(AutoConfig.from_pretrained(path).dtype) == "torch.float32" else "auto"
+
+
 def _transformers(
-    location: ModelLocation, tokenizer: Any, batch_size: int | None, stop: StopStrings | None
+    location: ModelLocation,
+    tokenizer: Any,
+    max_length: int,
+    dtype: str,
+    batch_size: int | None,
+    stop: StopStrings | None,
 ) -> Callable[[Asked], Sampled]:
     import torch
 
+    from tinyzero_trl.engine import has_gpu
     from tinyzero_trl.generation.sampler import sample
 
-    model = _model(location)
+    if has_gpu():
+        model = _model(location, dtype, device="cuda")
+        if batch_size is None:
+            batch_size = rows_at_once(model.config, model.dtype.itemsize, max_length, torch.cuda.mem_get_info()[0])
+    else:
+        # Half precision on a CPU without AMX is slower than single, and differs from what the tiny model trains in.
+        model = _model(location, "float32", device="cpu")
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ends = _ends(tokenizer, model.generation_config)
 
@@ -184,24 +191,26 @@ def _ends(tokenizer: Any, generation_config: Any) -> list[int]:
     return sorted({tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None})
 
 
-def _model(location: ModelLocation) -> Any:
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+def rows_at_once(config: Any, itemsize: int, max_length: int, free_bytes: int) -> int:
+    """The rows that transformers answers at once: as many as our sampler takes, or as their keys and values fit into a third of the memory.
+
+    A third: while the cache doubles, old and new are there. config: of transformers. itemsize: bytes of a number of the cache.
+    """
+    from tinyzero_trl.generation.sampler import DEFAULT_BATCH_SIZE
+
+    of_text = config.get_text_config()
+    head = getattr(of_text, "head_dim", None) or of_text.hidden_size // of_text.num_attention_heads
+    heads = getattr(of_text, "num_key_value_heads", None) or of_text.num_attention_heads
+    of_row = 2 * of_text.num_hidden_layers * heads * head * itemsize * max_length
+    return max(1, min(DEFAULT_BATCH_SIZE, free_bytes // 3 // of_row))
+
+
+def _model(location: ModelLocation, dtype: str, *, device: str) -> Any:
     from transformers.utils import logging
 
-    from tinyzero_trl.engine import has_gpu
-
     logging.disable_progress_bar()
-    device = "cuda" if has_gpu() else "cpu"
-    # Half precision on a CPU without AMX is slower than single, and differs from what the tiny model trains in.
-    dtype = "auto" if device == "cuda" else torch.float32
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(location.path, dtype=dtype)
-        if location.adapter:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, location.adapter).merge_and_unload()
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"--model_path {location.shown} cannot be loaded: {str(error).splitlines()[0]}") from error
+        model = adapters.whole(location, dtype=dtype)
+    except (OSError, ValueError) as error:  # of the hub, whose files are not checked before they come
+        raise ConfigError(f"{EVALUATED}{location.shown} cannot be loaded: {first_line(error)}") from error
     return model.to(device).eval()

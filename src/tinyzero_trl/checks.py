@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl import reward_parameters
-from tinyzero_trl.config import model_path, nearest
+from tinyzero_trl.config import nearest
 from tinyzero_trl.earned import FROM_TRL, is_for_trl
 from tinyzero_trl.failures import ConfigError, first_line
 from tinyzero_trl.method import check_method
+from tinyzero_trl.policy import Start
 from tinyzero_trl.rewards import columns_of, reward_fault
 from tinyzero_trl.schema import DATA_KEYS
 from tinyzero_trl.task import FormatFn, RewardFn, Row, Task, loaded, prompts, resolve
 from tinyzero_trl.tasks import find_task
-from tinyzero_trl.tokens import prompt_ids, prompts_ids, tokenizer_of
+from tinyzero_trl.tokens import check_prompts, fitted, prompt_ids, prompts_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Parts", "check_method", "check_rows", "parts", "prompt_ids", "prompts_ids", "rows", "tokenizer_of"]
+__all__ = ["Parts", "check_method", "check_rows", "parts", "prompt_ids", "prompts_ids", "rows"]
 
 
 BOS_BYTES = 64
@@ -70,15 +71,27 @@ def parts(cfg: DictConfig) -> Parts:
     return Parts(task, format_fn, named)
 
 
-def rows(cfg: DictConfig, chosen: Parts) -> tuple[Dataset, Dataset | None]:
-    """Training and evaluation rows, worded. Raises: ConfigError for data that is not there or not fit."""
+def rows(
+    cfg: DictConfig, chosen: Parts, *, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[Dataset, Dataset | None]:
+    """Training and evaluation rows, worded; with a tokenizer, as its chat template takes them. Raises: ConfigError for data that is not there or not fit."""
     from datasets import disable_progress_bars
 
     disable_progress_bars()
     data = OmegaConf.to_container(cfg.data)
     assert isinstance(data, dict)
     arguments = {str(key): value for key, value in data.items() if key not in ("num_train_rows", "num_eval_rows")}
-    train = _load(chosen, split="train", num_rows=cfg.data.num_train_rows, **arguments)
+    name = str(cfg.model.model_name_or_path)
+
+    def load(split: str, num_rows: int | None) -> Dataset:
+        dataset = _load(chosen, split=split, num_rows=num_rows, **arguments)
+        if tokenizer is None:
+            return dataset
+        worded = dataset["prompt"][:]
+        as_taken = fitted(worded, tokenizer, name=name)
+        return dataset if as_taken is worded else dataset.remove_columns("prompt").add_column("prompt", as_taken)
+
+    train = load("train", cfg.data.num_train_rows)
     if cfg.trainer.eval_strategy == "no" or not cfg.data.num_eval_rows:
         if str(cfg.trainer.eval_strategy) != "no":
             raise ConfigError(
@@ -89,14 +102,14 @@ def rows(cfg: DictConfig, chosen: Parts) -> tuple[Dataset, Dataset | None]:
                 "trainer.eval_on_start=true needs an evaluation: set trainer.eval_strategy, or it to false"
             )
         return train, None
-    return train, _load(chosen, split="validation", num_rows=cfg.data.num_eval_rows, **arguments)
+    return train, load("validation", cfg.data.num_eval_rows)
 
 
 def check_rows(
     cfg: DictConfig,
     chosen: Parts,
     dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
+    start: Start,
     *,
     generation_batch_size: int,
     name: str = "train",
@@ -128,12 +141,8 @@ def check_rows(
         fault = _prompt_fault(prompt)
         if fault:
             raise ConfigError(f"{name} row {index}: the prompt {fault}: {_shown_row(dataset[index], chosen.task)}")
-    if not isinstance(dataset[0]["prompt"], str) and not tokenizer.chat_template:
-        raise ConfigError(
-            f"format {cfg.format} makes chat messages, and the tokenizer of {cfg.model.model_name_or_path} has no chat template; "
-            "use a plain-text format such as base, or an instruct model"
-        )
-    _check_lengths(cfg, worded, tokenizer, name=name)
+    check_prompts(worded, start.tokenizer, start.config, name=start.location.shown, format_name=str(cfg.format))
+    _check_lengths(cfg, worded, start, name=name)
 
 
 def check_curriculum(cfg: DictConfig, dataset: Dataset, *, num_needed: int) -> None:
@@ -206,15 +215,8 @@ def _load(chosen: Parts, *, split: str, num_rows: int | None, **arguments: Any) 
         raise ConfigError(f"data ({split}): {first_line(error)}") from error
 
 
-def _check_lengths(cfg: DictConfig, worded: list[Any], tokenizer: Any, *, name: str) -> None:
-    from transformers import AutoConfig
-
-    model_config = AutoConfig.from_pretrained(
-        model_path(cfg.model.model_name_or_path),
-        revision=cfg.model.model_revision,
-        trust_remote_code=bool(cfg.trainer.trust_remote_code),
-    )
-    context = getattr(model_config, "max_position_embeddings", None)
+def _check_lengths(cfg: DictConfig, worded: list[Any], start: Start, *, name: str) -> None:
+    context = getattr(start.config, "max_position_embeddings", None)
     if cfg.trainer.use_vllm and cfg.trainer.vllm_max_model_length:
         context = min(context or cfg.trainer.vllm_max_model_length, cfg.trainer.vllm_max_model_length)
     if context is None:
@@ -223,15 +225,15 @@ def _check_lengths(cfg: DictConfig, worded: list[Any], tokenizer: Any, *, name: 
     # A token is at least a byte, so most prompts are known to fit without tokenising them (a minute for the real set).
     doubtful = [index for index, prompt in enumerate(worded) if _num_bytes(prompt) > room]
     too_long: list[tuple[int, int]] = []
-    for start in range(0, len(doubtful), 1000):
-        indices = doubtful[start : start + 1000]
-        lengths = map(len, prompts_ids(tokenizer, [worded[index] for index in indices]))
+    for first in range(0, len(doubtful), 1000):
+        indices = doubtful[first : first + 1000]
+        lengths = map(len, prompts_ids(start.tokenizer, [worded[index] for index in indices]))
         too_long += [(index, length) for index, length in zip(indices, lengths, strict=True) if length > room]
     if too_long:
         index, length = max(too_long, key=lambda item: item[1])
         raise ConfigError(
             f"{len(too_long)} of {len(worded)} {name} prompts do not fit: row {index} has {length} tokens, and "
-            f"{cfg.model.model_name_or_path} takes {context} with max_completion_length {cfg.trainer.max_completion_length}"
+            f"{start.location.shown} takes {context} with max_completion_length {cfg.trainer.max_completion_length}"
         )
 
 

@@ -9,12 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tinyzero_trl import storage
+from tinyzero_trl import processes, storage, trust
 from tinyzero_trl.failures import Failure, explained, nearest
-from tinyzero_trl.launch import launch, visible_gpus
+from tinyzero_trl.launch import CONFIGS, launch, visible_gpus
 from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 MISTAKE = 2
 """Exit code of a person's mistake, as argparse has it."""
 
@@ -83,35 +82,85 @@ def train(argv: Sequence[str]) -> int:
         "  tinyzero train +countdown=grpo-qwen-2.5-3b-base --processes 4 --accelerate_config zero2\n"
         "  tinyzero train +countdown=grpo-tiny --cfg job        prints the whole resolved run and stops",
     )
-    parser.add_argument(
-        "--processes", type=int, metavar="N", help="processes on this machine (default: one for each GPU, or 1)"
-    )
-    parser.add_argument(
-        "--accelerate_config",
-        "--accelerate-config",
-        metavar="NAME",
-        help=f"a file, or one of {', '.join(_accelerate_configs())} (default: on GPUs what the recipe's own command names; "
-        "cpu for one process without a GPU, ddp for several)",
+    _add_placement(
+        parser,
+        processes="one for each GPU, or 1",
+        accelerate_config="on GPUs what the recipe's own command names; cpu for one process without a GPU, ddp for several",
     )
     arguments, words = parser.parse_known_args(argv)
     if not any(word.startswith("+") for word in words):
         print(parser.format_usage() + "tinyzero train: no recipe given; `tinyzero recipes` lists them", file=sys.stderr)
         return MISTAKE
-    num_processes = arguments.processes
+    program = (
+        "sft" if any(word.startswith("+") and word.partition("=")[2].startswith("sft-") for word in words) else "grpo"
+    )
+    return _launch(program, words, num_processes=arguments.processes, accelerate_config=arguments.accelerate_config)
+
+
+def resume(argv: Sequence[str]) -> int:
+    """go on with a run that was stopped, by the words it was started with"""
+    parser = _parser(
+        "resume",
+        resume,
+        usage="tinyzero resume RUN [key=value ...] [--processes N] [--accelerate_config NAME] [--trust-code]",
+        example="tinyzero resume outputs/countdown/grpo-tiny-20260101-120000\n"
+        "  tinyzero resume outputs/countdown/grpo-tiny-20260101-120000 trainer.max_steps=80      to go further",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, or a checkpoint in one to go on from")
+    parser.add_argument(
+        "words", nargs="*", metavar="key=value", help="what is to be otherwise, such as trainer.max_steps"
+    )
+    _add_placement(parser, processes="as many as the run had", accelerate_config="the run's")
+    parser.add_argument(
+        trust.OPTION,
+        action="store_true",
+        help="run the code that a run folder of somebody else's names, once you have read it",
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    from tinyzero_trl import resuming
+
+    found = resuming.launch_of(arguments.run, arguments.words)
+    is_own = trust.is_own_file(resuming.run_of(arguments.run) / "run.yaml")
+    words, config = found.words, arguments.accelerate_config or found.accelerate_config
+    if arguments.trust_code:
+        words = [*words, trust.OPTION]
+    elif not is_own:
+        resuming.check_no_code(found, arguments.run)
+        # A file that the folder names is its sender's; a name is one of ours.
+        config = config if config in _accelerate_configs() else arguments.accelerate_config
+    if is_own and found.working_directory.is_dir():
+        os.chdir(found.working_directory)
+    return _launch(
+        found.program, words, num_processes=arguments.processes or found.num_processes, accelerate_config=config
+    )
+
+
+def _add_placement(parser: argparse.ArgumentParser, *, processes: str, accelerate_config: str) -> None:
+    """`--processes` and `--accelerate_config`, with what they are when nobody gives them."""
+    parser.add_argument("--processes", type=int, metavar="N", help=f"processes on this machine (default: {processes})")
+    parser.add_argument(
+        "--accelerate_config",
+        "--accelerate-config",
+        metavar="NAME",
+        help=f"a file, or one of {', '.join(_accelerate_configs())} (default: {accelerate_config})",
+    )
+
+
+def _launch(program: str, words: Sequence[str], *, num_processes: int | None, accelerate_config: str | None) -> int:
+    """Start a training program on this machine; None is what fits its GPUs and the recipe. Returns its exit code."""
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"--processes must be at least 1, got {num_processes}")
     gpus = _gpus_to_train_on(words)
     of_hardware = _config_of_recipe(words) if gpus else "ddp" if (num_processes or 1) > 1 else "cpu"
-    name = arguments.accelerate_config or of_hardware
+    name = accelerate_config or of_hardware
     config = _accelerate_config(name)
-    if config.parent == RECIPES / "accelerate_configs":
+    processes.read_accelerate_config(config, num_processes=num_processes)
+    processes.check_to_launch()
+    if config.parent == CONFIGS:
         # Ours say 8 because accelerate wants a number; a person's own file says what that person means.
         num_processes = num_processes or len(gpus) or 1
     if gpus:
         print(f"{num_processes or 'as many as the file says'} processes on GPU {', '.join(gpus)}, {name}", flush=True)
-    program = (
-        "sft" if any(word.startswith("+") and word.partition("=")[2].startswith("sft-") for word in words) else "grpo"
-    )
     return launch(program, words, config=config, num_processes=num_processes)
 
 
@@ -205,6 +254,7 @@ VERBS: dict[str, Verb] = {
     "demo": demo,
     "prepare": prepare,
     "train": train,
+    "resume": resume,
     "serve": serve,
     "evaluate": evaluate,
     "report": report,
@@ -235,12 +285,12 @@ def _parser(name: str, verb: Verb, *, example: str, usage: str | None = None) ->
 
 
 def _accelerate_configs() -> list[str]:
-    return sorted(path.stem for path in (RECIPES / "accelerate_configs").glob("*.yaml"))
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
 def _accelerate_config(name: str) -> Path:
     """The file `name` stands for. Raises: ValueError that lists those there are."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / "accelerate_configs" / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIGS / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(
             f"there is no accelerate config {name!r}; there is {', '.join(_accelerate_configs())}, or give a file"

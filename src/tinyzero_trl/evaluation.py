@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_trl import audit, benchmarks, contamination, model_identity, scores, storage, unfinished
-from tinyzero_trl.answering import Draw, opened, tokenizer_of
-from tinyzero_trl.engine import check_engine_of_evaluation
+from tinyzero_trl.answering import Draw, checked_tokenizer, opened
+from tinyzero_trl.engine import engine_of_evaluation
 from tinyzero_trl.evaluation_arguments import parser_of
 from tinyzero_trl.evaluation_plan import Settings, make_plan, refuse_changed
 from tinyzero_trl.evaluation_shown import show, show_comparison
@@ -77,9 +77,9 @@ def _probe(asked: Sequence[Settings]) -> Path:
     first, chosen = asked[0], [settings.benchmark for settings in asked if settings.benchmark]
     if not chosen:
         raise ValueError("--contamination is about the texts of --benchmarks; name one")
-    check_engine_of_evaluation(first.engine)
+    engine = engine_of_evaluation(first.engine)
     folder = make_plan(replace(first, overwrite=True)).folder.parent
-    return contamination.probe(first.model_path, chosen, n=first.n, seed=first.seed, engine=first.engine, output=folder)
+    return contamination.probe(first.model_path, chosen, n=first.n, seed=first.seed, engine=engine, output=folder)
 
 
 def evaluate(settings: Settings) -> Path:
@@ -98,11 +98,12 @@ def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    check_engine_of_evaluation(asked[0].engine)
+    engine = engine_of_evaluation(asked[0].engine)
+    asked = [replace(settings, engine=engine) for settings in asked]
     plans = [make_plan(settings) for settings in asked]
     storage.probe(plans[0].folder)
     problems = [rows_of(plan, settings) for plan, settings in zip(plans, asked, strict=True)]
-    tokenizer = tokenizer_of(plans[0].location)
+    tokenizer = checked_tokenizer(plans[0].location)
     works = [work_of(*parts, tokenizer) for parts in zip(plans, asked, problems, strict=True)]
     for work in works:
         _refuse_others_samples(work)
@@ -123,8 +124,10 @@ def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
                 if draw is None and len(known) < work.num_samples:
                     length = max(one.max_length for one in works)
                     place, batch_size = work.plan.location, work.settings.batch_size
-                    engine, stop = work.settings.engine, work.plan.stop
-                    model = opened(engine, place, tokenizer, max_length=length, batch_size=batch_size, stop=stop)
+                    dtype, stop = work.plan.dtype, work.plan.stop
+                    model = opened(
+                        engine, place, tokenizer, max_length=length, dtype=dtype, batch_size=batch_size, stop=stop
+                    )
                     draw = stack.enter_context(model)
                 is_whole = not known  # the seconds are those of all its tokens
                 completions, seconds = completed(work, known, draw, console)
@@ -154,6 +157,7 @@ def _write(
         "num_completion_tokens": num_tokens,
         "batch_size": settings.batch_size,
         "device": device(),
+        "dtype": "float32" if device() == "cpu" else plan.dtype,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "metrics": {name: e.as_dict() for name, e in scores.metrics(samples, task=plan.task).items()},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tinyzero_trl import benchmarks
+from tinyzero_trl import benchmarks, trust
 from tinyzero_trl.engine import ENGINES
 from tinyzero_trl.evaluation_plan import DEFAULT_NUM_PROBLEMS
 from tinyzero_trl.tasks import TASKS
@@ -64,8 +64,8 @@ def parser_of(task: str | None) -> argparse.ArgumentParser:
     add(
         "--engine",
         choices=ENGINES,
-        default=ENGINES[0],
-        help="who generates: the model in transformers, or vLLM as a server of its own or in this process (default: %(default)s)",
+        help="who generates: the model in transformers, or vLLM as a server of its own or in this process (default: colocate where "
+        "there is a GPU and vLLM, else transformers)",
     )
     add("--format", help="wording of the prompt (default: the run's, or base)")
     add(
@@ -76,6 +76,11 @@ def parser_of(task: str | None) -> argparse.ArgumentParser:
     )
     add("--name", help="name of the evaluation (default: base, final or checkpoint-N)")
     add("--overwrite", action="store_true", help="replace an evaluation of this name made with other settings")
+    add(
+        trust.OPTION,
+        action="store_true",
+        help="run the code that the run.yaml of somebody else's run names, once you have read it",
+    )
     add("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two evaluation folders: the paired gain of B over A")
     add(
         "--audit",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl import scores
+from tinyzero_trl import scores, trust
 from tinyzero_trl.benchmarks import Chosen
 from tinyzero_trl.model_location import ModelLocation, locate, read_record
 from tinyzero_trl.redaction import redacted
@@ -56,14 +56,16 @@ class Settings:
     """Draws the problems and the samples."""
     batch_size: int | None = None
     """Sequences generated at once; the sampler's choice."""
-    engine: str = "transformers"
-    """Who generates: transformers, server (vLLM in processes of its own) or colocate (vLLM in this one)."""
+    engine: str | None = None
+    """Who generates: transformers, server (vLLM in processes of its own) or colocate (vLLM in this one); None as engine_of_evaluation says."""
     output: Path | None = None
     """Folder that gets evaluation/<name>/; the run folder, or outputs/<task>/<model>."""
     name: str | None = None
     """Name of the evaluation; base, final or checkpoint-N."""
     overwrite: bool = False
     """Replace an evaluation of this name that was made with other settings."""
+    trust_code: bool = False
+    """Run the code that the record of another user's run names."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Plan:
     max_new_tokens: int | None
     """None is default_max_new_tokens, or what the model has room for."""
     default_max_new_tokens: int
+    dtype: str
+    """What the model computes in on a GPU: what the run's forward passes do; `auto`, the precision of its files, where there is no run."""
     folder: Path
     """The evaluation folder."""
     benchmark: str | None = None
@@ -98,8 +102,14 @@ def make_plan(settings: Settings) -> Plan:
     # What is written into a run folder is there to be compared with it: a base model then answers the run's problems.
     is_beside_run = not location.run and settings.output is not None and (settings.output / "run.yaml").is_file()
     run = read_record(settings.output) if is_beside_run and settings.output else location.run
-    task = _task(settings, run)
-    is_of_run = run.get("task") == task.name
+    run_folder = settings.output if is_beside_run else location.run_folder
+    name = _task_name(settings, run)
+    if run and run_folder:
+        is_named_by_run = {"task": settings.task is None, "format": settings.format is None}
+        used = [str(run.get(key)) for key, is_used in is_named_by_run.items() if is_used and run.get("task") == name]
+        trust.check_code(used, run_folder, run, trusts_code=settings.trust_code)
+    task = _task(settings, run, name)
+    is_of_run = run.get("task") in (name, task.name)
     format_name = settings.format or (run.get("format") if is_of_run else None) or _default_format(task)
     resolve(format_name, among=task.formats, kind="format")
     benchmark = settings.benchmark.benchmark if settings.benchmark else None
@@ -133,6 +143,7 @@ def make_plan(settings: Settings) -> Plan:
         stop=tuple(_first(settings.stop, (run.get("generation") or {}).get("stop") if is_of_run else None, ())),
         max_new_tokens=settings.max_new_tokens or trainer.get("max_completion_length"),
         default_max_new_tokens=benchmark.max_new_tokens if benchmark else DEFAULT_MAX_NEW_TOKENS,
+        dtype=_dtype(run),
         folder=output.joinpath("evaluation", settings.name or location.name, *([benchmark.name] if benchmark else [])),
         benchmark=benchmark.name if benchmark else None,
     )
@@ -140,20 +151,38 @@ def make_plan(settings: Settings) -> Plan:
     return plan
 
 
-def _task(settings: Settings, run: dict[str, Any]) -> Task:
-    """Raises: ValueError where nobody names a task, or one that is not the run's, or the benchmark's."""
+def _task_name(settings: Settings, run: dict[str, Any]) -> str:
+    """Raises: ValueError where nobody names a task."""
     task_name = settings.task or ("math" if settings.benchmark else run.get("task"))
     if task_name is None:
         raise ValueError(
             f"{settings.model_path} comes from no run that names its task; give --task ({', '.join(TASKS)})"
         )
-    task = find_task(str(task_name))
+    return str(task_name)
+
+
+def _task(settings: Settings, run: dict[str, Any], name: str) -> Task:
+    """Raises: ValueError where there is no task of this name, or it is not the run's, or the benchmark's."""
+    task = find_task(name)
     if settings.benchmark:
         if task.columns != ("answer",):
             raise ValueError(f"--benchmarks have problems and answers; the task {task.name} reads {task.columns}")
     elif run and settings.task and run.get("task") != settings.task:
         raise ValueError(f"{settings.model_path} was trained on {run.get('task')}, not on {settings.task}")
     return task
+
+
+def _dtype(run: Mapping[str, Any]) -> str:
+    """The precision of a run's forward passes: autocast's where it was on, otherwise that of its weights."""
+    if not run:
+        return "auto"
+    trainer, model = run.get("trainer") or {}, run.get("model") or {}
+    if not trainer.get("use_cpu"):
+        if trainer.get("fp16"):
+            return "float16"
+        if trainer.get("bf16") is not False:
+            return "bfloat16"
+    return str(model.get("dtype") or "float32")
 
 
 def _default_format(task: Task) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyzero_trl import benchmarks, unfinished
-from tinyzero_trl.answering import Draw, prompt_ids_of, room
+from tinyzero_trl.answering import Draw, fitted, prompt_ids_of, room
 from tinyzero_trl.evaluation_plan import Plan, Settings, request
 from tinyzero_trl.stopping import check_stop
 from tinyzero_trl.task import Row, loaded, prompts, resolve
@@ -53,6 +53,8 @@ class Work:
         plan = self.plan
         what = self.settings.benchmark.name if self.settings.benchmark else plan.task.name
         how = "greedy" if plan.temperature == 0 else f"temperature {plan.temperature:g}, top-p {plan.top_p:g}"
+        if self.settings.engine != "transformers":
+            how += f", by vLLM ({self.settings.engine})"
         if plan.stop:
             how += f", stop at {' or '.join(map(repr, plan.stop))}"
         line = f"{what}: {len(self.rows)} problems x {plan.k}, format {plan.format}, {how}, up to {self.max_new_tokens} tokens"
@@ -79,6 +81,7 @@ def rows_of(plan: Plan, settings: Settings) -> list[Row]:
 def work_of(plan: Plan, settings: Settings, rows: list[Row], tokenizer: Any) -> Work:
     """The plan with its problems tokenised. Raises: ValueError where the model has no room for them."""
     check_stop(plan.stop, name="--stop", tokenizer=tokenizer)
+    rows = fitted(rows, tokenizer, plan.location)
     prompt_ids = prompt_ids_of(tokenizer, rows, plan)
     return Work(plan, settings, rows, prompt_ids, room(plan, prompt_ids))
 
@@ -99,6 +102,7 @@ def completed(
 
     k, seconds = work.plan.k, 0.0
     missing = [place for place in range(work.num_samples) if place not in known]
+    assert work.settings.engine is not None
     size = SHARD[work.settings.engine]
     if work.settings.engine == "transformers":
         size = work.settings.batch_size or size

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
 
@@ -111,8 +112,6 @@ def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) 
     What every process finds alike (a mistake in the recipe, Ctrl-C) is said by the first alone. Memory runs out, and numbers break, on
     one of them, which then is the only one to know.
     """
-    import torch
-
     hide_in_tracebacks(words)
     is_everyones = False
     try:
@@ -126,7 +125,10 @@ def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) 
             raise
         message, code = str(failure_of_disk), failure_of_disk.exit_code
         is_everyones = isinstance(failure_of_disk, ConfigError)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")  # importing it here would keep a misspelt recipe waiting for seconds
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
         message, code = f"{OUT_OF_MEMORY_ADVICE} ({str(error).splitlines()[0]})", OUT_OF_MEMORY_EXIT
     except KeyboardInterrupt as interrupt:
         # A signal handler of ours says which signal it was; Python's own means Ctrl-C.
@@ -134,11 +136,13 @@ def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) 
         message, code = "stopped at once; the last sealed checkpoint is what there is", 128 + int(number)
         is_everyones = True
     message = without_secrets(message, secrets_in_words(words) | secrets_in_environment())
-    rank = os.environ.get("RANK", "0")
-    if rank == "0" or not is_everyones:
+    rank, size = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
+    # Where the variables are nonsense, which may be what the message is about, there is nobody else to say it.
+    is_one_of_many = rank.isdigit() and size.isdigit() and int(rank) < int(size) != 1
+    if rank == "0" or not (is_everyones and is_one_of_many):
         print(f"error{'' if rank == '0' else f' (process {rank})'}: {message}", file=sys.stderr, flush=True)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if os.environ.get("RANK", "0") != "0":
+    if is_one_of_many:
+        if rank != "0":
             time.sleep(PATIENCE)  # the launcher ends rank 0 as soon as this one is gone, and rank 0 has yet to say why
         # The other processes may wait for this one in a collective for ever; the launcher ends them once it is gone.
         sys.stdout.flush()
@@ -183,3 +187,13 @@ def _marks(word: str) -> list[str]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def kind_of(content: Any) -> str:
+    """What a file holds in the place of what it should: `nothing`, `a list`, `an int`.
+
+    >>> kind_of(None), kind_of({}), kind_of([1]), kind_of(3)
+    ('nothing', 'nothing', 'a list', 'an int')
+    """
+    name = type(content).__name__
+    return "nothing" if content is None or content == {} else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

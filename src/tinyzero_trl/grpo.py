@@ -20,18 +20,23 @@ from tinyzero_trl import (
     config,
     engine,
     estimate,
+    processes,
     record,
     reward_parameters,
     run_folder,
     stopping,
+    trust,
 )
 from tinyzero_trl.failures import exit_code_of
 from tinyzero_trl.launch import end_with_launcher
+from tinyzero_trl.policy import checked_start, init_arguments, policy, rollout_function, settle_adapter
 
 
 def train(words: Sequence[str]) -> int:
     """Run what a command line says; returns the exit code: 0, or 128 + the number of the signal that stopped it."""
     end_with_launcher()
+    processes.check_environment()
+    words, trusts_code = trust.without_option(words)
     words, is_only_shown = config.without_options(words, program="grpo")
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -45,22 +50,21 @@ def train(words: Sequence[str]) -> int:
     engine.check_engine(cfg, num_processes=num_processes)
     engine.check_installed(cfg)
     combinations.check_installed(cfg)
+    start = checked_start(cfg)
     if os.environ.get("RANK", "0") == "0":
         warnings = estimate.warnings(cfg, num_processes=num_processes)
         for line in [*combinations.advice(cfg, num_processes=num_processes), *engine.notes(cfg), *warnings]:
             print(f"note: {line}", file=sys.stderr, flush=True)
         print(f"batch: {batch_sizes.shown(cfg, num_processes=num_processes)}", flush=True)
-    tokenizer = checks.tokenizer_of(cfg)
-    stopping.check_stop(cfg.generation.stop, name="generation.stop", tokenizer=tokenizer)
-    train_rows, eval_rows = checks.rows(cfg, chosen)
+    stopping.check_stop(cfg.generation.stop, name="generation.stop", tokenizer=start.tokenizer)
+    train_rows, eval_rows = checks.rows(cfg, chosen, tokenizer=start.tokenizer)
     args = config.trainer_arguments(cfg, program="grpo", reward_weights=list(cfg.rewards.values()))
     combinations.check_optimizer(args)
-    checks.check_rows(cfg, chosen, train_rows, tokenizer, generation_batch_size=args.generation_batch_size)
+    checks.check_rows(cfg, chosen, train_rows, start, generation_batch_size=args.generation_batch_size)
     if eval_rows is not None:
-        checks.check_rows(cfg, chosen, eval_rows, tokenizer, generation_batch_size=0, name="evaluation")
+        checks.check_rows(cfg, chosen, eval_rows, start, generation_batch_size=0, name="evaluation")
 
     from tinyzero_trl.generation import engines
-    from tinyzero_trl.policy import init_arguments, policy, rollout_function
     from tinyzero_trl.reward_pool import reward_functions
     from tinyzero_trl.settings import features
     from tinyzero_trl.trainer import TinyZeroTrainer
@@ -72,10 +76,11 @@ def train(words: Sequence[str]) -> int:
         "num_test": len(eval_rows) if eval_rows is not None else 0,
     }
     seeds = {"trainer": cfg.trainer.seed, "data": cfg.data.seed}
-    with run_folder.opened(cfg, num_processes=num_processes, data=data, seeds=seeds) as folder:
+    with run_folder.opened(cfg, num_processes=num_processes, data=data, seeds=seeds, trusts_code=trusts_code) as folder:
         run_folder.announce(folder)
         if folder.is_finished:
             return 0
+        settle_adapter(cfg, start.location, folder.path)
         args.output_dir = str(folder.path)
         args.model_init_kwargs = init_arguments(cfg)
         with engines.engine(cfg, folder.path) as vllm_generation:
@@ -85,7 +90,7 @@ def train(words: Sequence[str]) -> int:
                 args=args,
                 train_dataset=train_rows,
                 eval_dataset=eval_rows,
-                processing_class=tokenizer,
+                processing_class=start.tokenizer,
                 rollout_func=rollout_function(cfg),
                 vllm_generation=vllm_generation,
                 task=chosen.task,
@@ -99,7 +104,7 @@ def train(words: Sequence[str]) -> int:
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.end_training()
     signal, step = trainer.interrupted_by, trainer.state.global_step
-    run_folder.say_what_next(folder, words, task=chosen.task.name, signal=signal, step=step)
+    run_folder.say_what_next(folder, task=chosen.task.name, signal=signal, step=step)
     return 128 + signal if signal else 0
 
 

@@ -18,6 +18,7 @@ from tinyzero_trl.failures import RunLocked
 def locked(path: Path) -> Iterator[None]:
     """Hold the run folder; the kernel frees the lock of a process that dies, so a stale run.lock is simply taken over.
 
+    What a process that was killed was writing in `path` is removed.
     Raises: RunLocked, naming the process that holds it; OSError where there can be no lock (`failures.explained`).
     """
     path.mkdir(parents=True, exist_ok=True)
@@ -38,6 +39,7 @@ def locked(path: Path) -> Iterator[None]:
         except OSError as error:
             error.filename = str(lock)  # a write that fails names no file
             raise
+        storage.sweep(path)
         try:
             yield
         finally:

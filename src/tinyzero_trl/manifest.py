@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl import storage
+from tinyzero_trl import storage, trust
 
 MANIFEST = "MANIFEST.json"
 NUM_HASHERS = 8
@@ -32,13 +32,14 @@ class Found:
 
 
 def seal(folder: Path, **facts: Any) -> None:
-    """Flush every file of `folder` to disk, then write its manifest: name, size and sha256 of each, and `facts`."""
+    """Flush every file of `folder` to disk, then write its manifest: name, size and sha256 of each, `facts`, a signature."""
     paths = sorted(item for item in folder.rglob("*") if item.is_file() and item.name != MANIFEST)
     # The other processes wait for this one, and a large model's checkpoint has hundreds of files; hashing leaves the interpreter free.
     with ThreadPoolExecutor(NUM_HASHERS) as threads:
         entries = list(threads.map(_flushed, paths))
     files = {str(path.relative_to(folder)): entry for path, entry in zip(paths, entries, strict=True)}
     content = {"schema": 1, **facts, "files": files}
+    content["signature"] = trust.signature(trust.canonical(content))
     storage.write_text(folder / MANIFEST, json.dumps(content, indent=1), is_flushed=True)
     _flush(folder)
     _flush(folder.parent)
@@ -64,7 +65,13 @@ def is_sealed(folder: Path) -> bool:
 def facts(folder: Path) -> dict[str, Any]:
     """What the manifest says about the folder as a whole (step, world size, ...)."""
     content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return {key: value for key, value in content.items() if key != "files"}
+    return {key: value for key, value in content.items() if key not in ("files", "signature")}
+
+
+def check_trusted(checkpoint: Path, *, trusts_code: bool) -> None:
+    """Raises: ConfigError where a checkpoint without a fault has pickles that no run of this user wrote."""
+    content = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    trust.check_pickles(checkpoint, content, trusts_code=trusts_code)
 
 
 def fault(folder: Path) -> str | None:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tinyzero_trl import hub, storage
+from tinyzero_trl import hub, storage, tokens
 from tinyzero_trl.benchmarks import BENCHMARKS, chosen, load
 from tinyzero_trl.failures import explained
 from tinyzero_trl.overlap import overlaps
 from tinyzero_trl.rewards import columns_of, for_trl, reward_fault
 from tinyzero_trl.rows import CARD
-from tinyzero_trl.task import Task, loaded, prompts, resolve
+from tinyzero_trl.task import Task, loaded, prompts, raised, resolve
 from tinyzero_trl.tasks import find_task
 
 if TYPE_CHECKING:
@@ -210,11 +210,14 @@ def rendered(prompt: str | list[dict[str, str]], tokenizer_name: str | None) -> 
         hub.reached()
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
-    except OSError as error:
-        raise ValueError(f"--tokenizer {tokenizer_name}: {hub.missing_model(tokenizer_name)}") from error
+    except Exception as error:  # transformers, tokenizers and sentencepiece each have their own
+        why = raised(error) if Path(tokenizer_name).is_dir() else hub.missing_model(tokenizer_name)
+        raise ValueError(f"--tokenizer {tokenizer_name}: {why}") from error
+    (taken,) = tokens.fitted([prompt], tokenizer, name=tokenizer_name)
+    tokens.check_prompts([taken], tokenizer, name=tokenizer_name, format_name="of this task")
     return str(
         tokenizer.apply_chat_template(
-            prompt, tokenize=False, continue_final_message=is_open, add_generation_prompt=not is_open
+            taken, tokenize=False, continue_final_message=is_open, add_generation_prompt=not is_open
         )
     )
 

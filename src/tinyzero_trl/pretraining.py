@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinyzero_trl.config import model_path
+from tinyzero_trl import adapters
 from tinyzero_trl.failures import ConfigError, nearest
+from tinyzero_trl.policy import Start
 from tinyzero_trl.scratch import fixed_sentences, new_llama, train_tokenizer
 from tinyzero_trl.tasks import TASKS, countdown_traces, math_traces, multiplication_traces
 
@@ -98,17 +99,13 @@ def stage(
     return texts
 
 
-def start(cfg: Any, texts: Sequence[Text], *, tokenizer: Any) -> tuple[Any, Any]:
+def start(cfg: Any, texts: Sequence[Text], begun: Start | None) -> tuple[Any, Any]:
     """The model and tokenizer that training starts with.
 
-    tokenizer: of the model that `model.model_name_or_path` names; None makes both anew, in the shape of `scratch`, for `texts`.
+    begun: what `model.model_name_or_path` names; None makes both anew, in the shape of `scratch`, for `texts`.
     """
-    if tokenizer is not None:
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM.from_pretrained(
-            model_path(cfg.model.model_name_or_path), dtype="float32"
-        ), tokenizer
+    if begun is not None:
+        return adapters.whole(begun.location, dtype="float32"), begun.tokenizer
     shape = dict(cfg.scratch)
     tokenizer = tokenizer_for(texts, vocab_size=shape.pop("vocab_size"), max_length=shape["max_length"])
     return new_llama(tokenizer, seed=cfg.trainer.seed, **shape), tokenizer

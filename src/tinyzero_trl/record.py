@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinyzero_trl import storage
+from tinyzero_trl import storage, trust
 from tinyzero_trl.config import model_path
+from tinyzero_trl.failures import kind_of
+from tinyzero_trl.keys import MAPPINGS
+from tinyzero_trl.launch import accelerate_config_in_use
 from tinyzero_trl.redaction import redacted, redacted_command, secrets_in, secrets_in_environment, secrets_in_words
 
 if TYPE_CHECKING:
@@ -56,6 +59,10 @@ def write_record(
     provenance = {
         **_git(),
         "command": redacted_command(sys.argv, also=secrets),
+        "working_directory": os.getcwd(),
+        "processes": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),  # on this machine
+        "accelerate_config": accelerate_config_in_use(),
+        "code": trust.code_of(code_names(content)),
         "python": platform.python_version(),
         "packages": packages(),
         "hardware": _hardware(),
@@ -67,10 +74,21 @@ def write_record(
     target = path / "run.yaml"
     if target.exists():
         previous = OmegaConf.to_container(OmegaConf.load(target))
-        history = previous.get("provenance", {})  # type: ignore[union-attr]
-        earlier = history.pop("earlier", [])
+        history = previous.get("provenance") or {}  # type: ignore[union-attr]
+        earlier = history.pop("earlier", None) or []
         provenance["earlier"] = [*earlier, history]
-    storage.write_text(target, OmegaConf.to_yaml(OmegaConf.create({**content, "provenance": provenance})))
+    text = OmegaConf.to_yaml(OmegaConf.create({**content, "provenance": provenance}))
+    storage.write_text(target, trust.signed_text(text))
+
+
+def code_names(content: Mapping[str, Any]) -> list[str]:
+    """What a run's config names that may be code of one's own: its task, its format and its rewards."""
+    rewards = content.get("rewards")
+    return [
+        str(content.get("task")),
+        str(content.get("format")),
+        *map(str, rewards if isinstance(rewards, dict) else ()),
+    ]
 
 
 def fingerprint(dataset: Dataset, columns: Sequence[str]) -> str:
@@ -121,7 +139,7 @@ def cut_metrics(path: Path, *, step: int) -> float:
         if entry["step"] <= step and "train_runtime" not in entry:
             kept.append(entry)
     storage.write_text(file, "".join(json.dumps(entry) + "\n" for entry in kept))
-    return max((float(entry["seconds"]) for entry in kept if type(entry.get("seconds")) in (int, float)), default=0.0)
+    return max((float(entry["seconds"]) for entry in kept if is_number(entry.get("seconds"))), default=0.0)
 
 
 def metric_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -135,29 +153,48 @@ def metric_lines(file: Path) -> Iterator[dict[str, Any]]:
             yield entry
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a finite number."""
+    # JSON has whole numbers of any length, and math.isfinite knows none above 1e308.
+    return type(value) in (int, float) and -1e300 < value < 1e300
+
+
 def plain_record(file: Path) -> dict[str, Any]:
     """Content of a run.yaml. Raises: ValueError that names the file, where it is not what `write_record` writes."""
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        has_aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        content = yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{file} is not YAML ({' '.join(str(error).split())[:120]}); {_ANOTHER}") from error
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{file} is not the record of a run: it holds {_kind_of(content)}; {_ANOTHER}")
-    for name in ("trainer", "data", "model", "provenance"):
-        if not isinstance(content.get(name) or {}, dict):
+        raise ValueError(f"{file} is not the record of a run: it holds {kind_of(content)}; {_ANOTHER}")
+    if has_aliases:  # we write none, and a page of aliases of aliases stands for more copies than memory holds
+        raise ValueError(f"{file} is not the record of a run: it has YAML aliases; {_ANOTHER}")
+    sections = {name: content.get(name) for name in (*sorted(MAPPINGS), "provenance")}
+    origin = sections["provenance"] if isinstance(sections["provenance"], dict) else {}
+    sections |= {f"provenance.{name}": origin.get(name) for name in ("data", "hardware", "model", "packages", "seeds")}
+    for name, section in sections.items():
+        if not isinstance(section or {}, dict):
             raise ValueError(
-                f"{file} is not the record of a run: {name} must be a section, not {_kind_of(content[name])}; {_ANOTHER}"
+                f"{file} is not the record of a run: {name} must be a section, not {kind_of(section)}; {_ANOTHER}"
             )
+    trainer = sections["trainer"] or {}
+    numbers = {f"trainer.{name}": trainer.get(name) for name in NUMBERS}
+    for name, value in (numbers | {"max_generated_tokens": content.get("max_generated_tokens")}).items():
+        is_whole = name != "trainer.max_completion_length" or type(value) is int
+        if value is not None and not (is_number(value) and is_whole):
+            raise ValueError(f"{file} is not the record of a run: {name} is {value!r:.80} and no number; {_ANOTHER}")
+    if not isinstance(origin.get("earlier") or [], list):
+        raise ValueError(f"{file} is not the record of a run: provenance.earlier must be a list; {_ANOTHER}")
     return content
 
 
+NUMBERS = ("temperature", "max_completion_length", "max_steps", "num_train_epochs")
+"""Of `trainer`: what evaluation and resuming calculate with."""
 _ANOTHER = "put back the file that the run wrote, or use another run"
-
-
-def _kind_of(content: Any) -> str:
-    return "nothing" if content in (None, {}) else f"a {type(content).__name__}"
 
 
 def _content_hash(path: Path) -> str:

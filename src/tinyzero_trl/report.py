@@ -9,7 +9,7 @@ from typing import Any
 
 from tinyzero_trl import storage
 from tinyzero_trl.report_benchmarks import read_benchmarks
-from tinyzero_trl.report_charts import OUTCOMES, charts, is_number
+from tinyzero_trl.report_charts import OUTCOMES, charts
 from tinyzero_trl.report_data import RunFiles, metric, read_run
 
 ASSETS = Path(__file__).parent / "report_assets"
@@ -68,7 +68,7 @@ def facts(files: RunFiles) -> list[tuple[str, str]]:
     """The run in a few numbers: label and figure."""
     seconds = max((float(line.get("seconds", 0)) for line in files.train), default=0.0)
     tokens = max((float(line.get("num_tokens", 0)) for line in files.train), default=0.0)
-    speeds = [line["tokens_per_second"] for line in files.train if is_number(line.get("tokens_per_second"))]
+    speeds = [line["tokens_per_second"] for line in files.train if "tokens_per_second" in line]
     known = [
         ("training steps", f"{files.num_steps:,}" if files.num_steps else ""),
         ("minutes of training", f"{seconds / 60:.1f}" if seconds else ""),
@@ -114,8 +114,7 @@ def seconds_by_part(files: RunFiles) -> list[tuple[str, float]]:
     for line in files.train:
         # A logged figure is the mean over the steps since the line before.
         for name in spent:
-            value = line.get(f"seconds/{name}", 0.0)
-            spent[name] += float(value) * (line["step"] - before) if is_number(value) else 0.0
+            spent[name] += float(line.get(f"seconds/{name}", 0.0)) * (line["step"] - before)
         before = line["step"]
     if not any(spent.values()):
         return []

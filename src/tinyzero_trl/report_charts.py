@@ -175,9 +175,5 @@ def _smooth(y: Sequence[float]) -> list[float]:
 
 def _series(lines: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
     """Steps and values, steps without a number left out."""
-    known = [(int(line["step"]), float(line[key])) for line in lines if is_number(line.get(key))]
+    known = [(int(line["step"]), float(line[key])) for line in lines if key in line]
     return [step for step, _ in known], [value for _, value in known]
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

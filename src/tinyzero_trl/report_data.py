@@ -1,19 +1,27 @@
-"""A run folder's files -> what a report shows; a file that is missing or cut off leaves a note, never an error."""
+"""A run folder's files -> what a report shows; a file that is missing, cut off or not what we write leaves a note, never an error."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinyzero_trl import scores
+from tinyzero_trl.record import is_number, metric_lines, plain_record
 from tinyzero_trl.redaction import redacted
+from tinyzero_trl.scores import Sample
 from tinyzero_trl.statistics import Comparison, Estimate, compare, share
 
 NUM_PROBLEMS_SHOWN = 6
 NUM_STEPS_SHOWN = 4
+NUM_FILES_NAMED = 3
+"""Of the shards that cannot be read."""
+MAX_STEP = 10**9
+"""More steps than any run has; a larger number in a file is damage."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,18 @@ class RunFiles:
     """One line for each thing that is not there."""
 
     @property
+    def task(self) -> str:
+        """Name of the run's task; empty where run.yaml does not say it."""
+        name = self.run.get("task")
+        return name if isinstance(name, str) else ""
+
+    @property
+    def model(self) -> str:
+        """What the run began with, in the last two parts of its path."""
+        name = (self.run.get("model") or {}).get("model_name_or_path")
+        return "/".join(name.split("/")[-2:]) if isinstance(name, str) else "the model"
+
+    @property
     def base(self) -> dict[str, Any] | None:
         """Summary of the model before training."""
         return self.evaluations.get("base")
@@ -84,7 +104,7 @@ def read_run(folder: Path) -> RunFiles:
     _read_record(files)
     _read_metrics(files)
     for kind, found in (("train", files.batches), ("eval", files.checks)):
-        for step, table in _shards(folder, kind):
+        for step, table in _shards(files, kind, ("problem", "outcome")):
             rates: dict[int, list[float]] = defaultdict(list)
             for problem, outcome in zip(table["problem"], table["outcome"], strict=True):
                 rates[problem].append(float(outcome == "correct"))
@@ -115,83 +135,94 @@ def metric(summary: dict[str, Any] | None, key: str) -> Estimate | None:
 
 
 def _read_record(files: RunFiles) -> None:
-    import yaml
-
     try:
-        content = redacted(yaml.safe_load((files.folder / "run.yaml").read_text(encoding="utf-8")))
-        files.provenance = content.pop("provenance", None) or {}
-        files.run = content
-    except (OSError, AttributeError, yaml.YAMLError):
-        files.missing.append("run.yaml cannot be read: configuration, versions and hardware are unknown.")
+        content = redacted(plain_record(files.folder / "run.yaml"))
+    except (OSError, ValueError) as error:
+        files.missing.append(f"run.yaml cannot be read, so configuration, versions and hardware are unknown: {error}.")
+        return
+    files.run, files.provenance = content, content.pop("provenance", None) or {}
 
 
 def _read_metrics(files: RunFiles) -> None:
     path = files.folder / "metrics.jsonl"
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # the line a stopped run was writing
-        if isinstance(line, dict) and "step" in line:
-            if any(name.startswith("eval_") for name in line):
-                files.evals.append({name.removeprefix("eval_"): value for name, value in line.items()})
-            elif "reward" in line or "accuracy" in line:
-                files.train.append(line)
+    for line in metric_lines(path) if path.is_file() else ():
+        if not 0 <= line["step"] <= MAX_STEP:
+            continue
+        numbers = {name: value for name, value in line.items() if is_number(value)}
+        if any(name.startswith("eval_") for name in line):
+            files.evals.append({name.removeprefix("eval_"): value for name, value in numbers.items()})
+        elif "reward" in line or "accuracy" in line:
+            files.train.append(numbers)
     if not files.train:
         files.missing.append("metrics.jsonl has no training step, so there are no curves.")
 
 
-def _shards(
-    folder: Path, kind: str, columns: tuple[str, ...] = ("problem", "outcome")
-) -> list[tuple[int, dict[str, Any]]]:
-    """Step and columns of every whole shard, in order of steps."""
+def _shards(files: RunFiles, kind: str, columns: tuple[str, ...]) -> list[tuple[int, dict[str, Any]]]:
+    """Step and columns of every shard that is whole, in order of steps."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    types = {"problem": pa.int64(), "num_completion_tokens": pa.int64()}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in columns])
     tables: list[tuple[int, dict[str, Any]]] = []
-    for path in sorted((folder / "rollouts").glob(f"{kind}-*.parquet")):
+    unread: list[str] = []
+    for path in sorted((files.folder / "rollouts").glob(f"{kind}-*.parquet")):
         digits = path.stem.removeprefix(f"{kind}-").split(".")[0]
         try:
-            tables.append((int(digits), pq.read_table(path, columns=list(columns)).to_pydict()))
-        except (pa.ArrowException, OSError, ValueError):
-            continue  # a shard cut off by a full disk
+            table = pq.read_table(path, columns=list(columns)).select(columns).cast(schema)
+            if (
+                not digits.isascii()
+                or not digits.isdigit()
+                or not len(table)
+                or any(c.null_count for c in table.columns)
+            ):
+                raise ValueError
+            tables.append((int(digits), table.to_pydict()))
+        except (pa.ArrowException, OSError, ValueError, KeyError):
+            unread.append(path.name)  # such as one cut off by a full disk
+    note = f"{len(unread)} of rollouts/ cannot be read and are left out: {', '.join(unread[:NUM_FILES_NAMED])}."
+    if unread and note not in files.missing:
+        files.missing.append(note)
     return tables
 
 
-def _read_evaluations(files: RunFiles) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def _read_evaluations(files: RunFiles) -> dict[str, dict[str, list[Sample]]]:
     """Fills `files.evaluations`; by name of an evaluation and problem: its samples."""
-    import pyarrow.parquet as pq
-
-    answers: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for path in sorted((files.folder / "evaluation").glob("*/summary.json")):
+    answers: dict[str, dict[str, list[Sample]]] = {}
+    for path in sorted((files.folder / "evaluation").glob(f"*/{scores.SUMMARY}")):
+        name = path.parent.name
         try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-            samples = pq.read_table(path.parent / "samples.parquet").to_pylist()
-            by_problem: dict[str, list[dict[str, Any]]] = defaultdict(list)
-            for sample in samples:
-                by_problem[_key(sample["row"])].append(sample)
-            files.evaluations[path.parent.name] = {**summary, "name": path.parent.name}
-            answers[path.parent.name] = by_problem
-        except (OSError, ValueError, KeyError) as error:
-            files.missing.append(f"evaluation/{path.parent.name} cannot be read: {error}")
+            summary, samples = scores.read_summary(path.parent), scores.read_samples(path.parent)
+        except (OSError, ValueError) as error:
+            files.missing.append(f"evaluation/{name} cannot be read: {error}.")
+            continue
+        answers[name] = defaultdict(list)
+        for sample in samples:
+            answers[name][_key(sample.row)].append(sample)
+        files.evaluations[name] = {**summary, "name": name}
     return answers
 
 
-def _responses(files: RunFiles, answers: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, list[Response]]:
+def _responses(files: RunFiles, answers: Mapping[str, Mapping[str, list[Sample]]]) -> dict[str, list[Response]]:
     """By problem, its first response at each time it was answered, oldest first."""
     found: dict[str, dict[int, Response]] = defaultdict(dict)
     columns = ("row", "prefill", "completion", "outcome", "num_completion_tokens")
-    for step, table in _shards(files.folder, "eval", columns):
-        for row, *rest in zip(*(table[name] for name in columns), strict=True):
-            found[_key(row)].setdefault(step, Response(step, "base" if step == 0 else f"step {step}", *rest))
+    for step, table in _shards(files, "eval", columns):
+        for text, *rest in zip(*(table[name] for name in columns), strict=True):
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict):
+                found[_key(row)].setdefault(step, Response(step, "base" if step == 0 else f"step {step}", *rest))
     for name, by_problem in answers.items():
-        step = 0 if name == "base" else _step_of(name) or (files.num_steps or 10**9) if name != "base" else 0
+        step = 0 if name == "base" else _step_of(name) or (files.num_steps or MAX_STEP)
         if name not in ("base", "final") and _step_of(name) == 0:
             continue
         label = {"base": "base", "final": "trained"}.get(name, f"step {step}")
         for key, samples in by_problem.items():
             first = samples[0]
-            found[key][step] = Response(step, label, *(first[column] for column in columns[1:]))
+            found[key][step] = Response(step, label, *(getattr(first, column) for column in columns[1:]))
     return {key: [times[step] for step in sorted(times)] for key, times in found.items()}
 
 
@@ -216,16 +247,16 @@ def _pick(responses: dict[str, list[Response]]) -> list[tuple[dict[str, Any], li
     return [(json.loads(key), [times[column] for column in columns]) for key, times in picked]
 
 
-def _key(row: str) -> str:
+def _key(row: Mapping[str, Any]) -> str:
     """The problem of a row: the same for a rollout and an evaluation, whatever the order of its columns."""
-    return json.dumps(json.loads(row), sort_keys=True)
+    return json.dumps(row, sort_keys=True)
 
 
-def _rate(samples: list[dict[str, Any]]) -> float:
-    return math.fsum(sample["is_correct"] for sample in samples) / len(samples)
+def _rate(samples: list[Sample]) -> float:
+    return math.fsum(sample.is_correct for sample in samples) / len(samples)
 
 
 def _step_of(name: str) -> int:
     """Step of `checkpoint-N`; 0 for another name."""
     digits = name.removeprefix("checkpoint-")
-    return int(digits) if digits.isdigit() else 0
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0

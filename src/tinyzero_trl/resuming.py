@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinyzero_trl import batch_sizes, manifest
+from tinyzero_trl import batch_sizes, manifest, trust
+from tinyzero_trl.config import compose
 from tinyzero_trl.failures import ConfigError, first_line
-from tinyzero_trl.record import plain_record
-from tinyzero_trl.redaction import redacted
+from tinyzero_trl.record import code_names, plain_record
+from tinyzero_trl.redaction import REDACTED, redacted
 
 MAY_CHANGE = re.compile(
     r"""
@@ -38,14 +41,103 @@ OPEN_SECTIONS = ("rewards", "data")
 ABSENT = "not set"
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started once more, to go on where it stopped."""
+
+    program: str
+    words: list[str]
+    """Of the command line, with `trainer.resume_from_checkpoint` among them."""
+    num_processes: int
+    """On each machine."""
+    accelerate_config: str | None
+    """A name or a file; None where the run was started without one."""
+    working_directory: Path
+    """Where the run was started, which its relative paths count from."""
+
+
+def launch_of(path: Path, more: Sequence[str] = ()) -> Launch:
+    """How the run of `path`, a run folder or a checkpoint in one, was started, with the words `more` in the place of those of the same key.
+
+    Raises: ConfigError where the run does not say, or said it with a secret that it did not keep.
+    """
+    run = run_of(path)
+    file = run / "run.yaml"
+    provenance = record_of(run).get("provenance") or {}
+    command = provenance.get("command")
+    try:
+        script, *words = shlex.split(command) if isinstance(command, str) else []
+    except ValueError:
+        raise ConfigError(
+            f"{file} does not say how the run was started (provenance.command is {command!r:.80}); type its command with "
+            f"trainer.resume_from_checkpoint={run}"
+        ) from None
+    program = Path(script).stem
+    if program != "grpo":
+        raise ConfigError(
+            f"{run} was started by {Path(script).name}, and only runs of grpo.py are continued; start it anew"
+        )
+    given = {_key(word) for word in more} | {"trainer.resume_from_checkpoint", "output_dir"}
+    words = [word for word in words if not word.startswith("-") and _key(word) not in given]
+    if hidden := [_key(word) for word in words if REDACTED in word]:
+        raise ConfigError(
+            f"{run} was started with a secret that run.yaml does not keep; say it again: tinyzero resume {path} {hidden[0]}=..."
+        )
+    count = provenance.get("processes", 1)
+    config = provenance.get("accelerate_config")
+    return Launch(
+        program=program,
+        words=[*words, *more, f"trainer.resume_from_checkpoint={path.absolute()}"],
+        num_processes=count if type(count) is int and count > 0 else 1,
+        accelerate_config=config if isinstance(config, str) else None,
+        working_directory=Path(str(provenance.get("working_directory") or ".")),
+    )
+
+
+def run_of(path: Path) -> Path:
+    """The run folder of a run folder, or of a checkpoint in one."""
+    return path.parent if path.name.startswith("checkpoint-") and (path.parent / "run.yaml").is_file() else path
+
+
+def check_no_code(launch: Launch, path: Path) -> None:
+    """Raises: ConfigError where the command of a run that another user made would have code of theirs run here."""
+    content: Any = OmegaConf.to_container(compose(launch.words, program=launch.program))
+    named = [f"{name} ({file})" for name, file in trust.code_of(code_names(content)).items()]
+    named += [f"{key}: {value}" for key, value in _hub_code(content)]
+    if named:
+        raise ConfigError(
+            f"{run_of(path)} was not made by this user, and to go on with it runs {' and '.join(named)}: read what that is, then add "
+            f"{trust.OPTION}, or type the run's command yourself with trainer.resume_from_checkpoint={path}"
+        )
+
+
+def _hub_code(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys that have a library fetch code and run it: of a model with modules of its own, of an attention kernel."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _hub_code(item, f"{key}.{name}" if key else str(name))
+    elif (key.endswith("trust_remote_code") and value) or (key.endswith("attn_implementation") and "/" in str(value)):
+        yield key, value
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
+
+
 def record_of(path: Path) -> DictConfig:
     """The run.yaml of the run in `path`. Raises: ConfigError where there is none."""
     if not (path / "run.yaml").is_file():
         raise ConfigError(f"nothing to resume: {path} is not a run folder (it has no run.yaml)")
+    import yaml
+
     file = path / "run.yaml"
     try:
         plain_record(file)
-        record = OmegaConf.load(file)  # knows 1e-05 for a number, which YAML does not
+        record = OmegaConf.load(
+            file
+        )  # knows 1e-05 for a number, which YAML does not, and refuses a key that stands twice
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot continue {path}: {file}: {' '.join(str(error).split())[:200]}") from error
     except (ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot continue {path}: {first_line(error)}") from error
     assert isinstance(record, DictConfig)

@@ -6,8 +6,7 @@ import errno
 import os
 import re
 import shlex
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -41,8 +40,12 @@ class RunFolder:
     """What earlier attempts of the run took up to `resume_from`."""
 
 
-def choose(cfg: DictConfig, *, outputs: Path = Path("outputs"), num_processes: int = 1) -> RunFolder:
+def choose(
+    cfg: DictConfig, *, outputs: Path = Path("outputs"), num_processes: int = 1, trusts_code: bool = False
+) -> RunFolder:
     """The folder of this run: a new one, or that of the run to continue.
+
+    trusts_code: pickles of a checkpoint that another user wrote may be loaded.
 
     Raises: ConfigError, when the folder holds another run, or there is nothing to continue.
     """
@@ -54,7 +57,7 @@ def choose(cfg: DictConfig, *, outputs: Path = Path("outputs"), num_processes: i
         _refuse_used(path)
         return RunFolder(path, None)
     if resume is True:
-        return _continued(_newest_run(cfg, outputs / task), cfg, num_processes)
+        return _continued(_newest_run(cfg, outputs / task), cfg, num_processes, trusts_code)
     given = Path(str(resume))
     if not given.is_dir():
         raise ConfigError(f"trainer.resume_from_checkpoint: {given} is not a folder")
@@ -62,12 +65,13 @@ def choose(cfg: DictConfig, *, outputs: Path = Path("outputs"), num_processes: i
     if cfg.output_dir and Path(cfg.output_dir).resolve() != folder.resolve():
         raise ConfigError(f"output_dir {cfg.output_dir} is not the run to resume, {folder}; leave one of them out")
     if given is folder:
-        return _continued(given, cfg, num_processes)
+        return _continued(given, cfg, num_processes, trusts_code)
     reason = manifest.fault(given)
     if reason:
         raise ConfigError(f"trainer.resume_from_checkpoint: {given} {reason}")
     resuming.check_same_run(given.parent, cfg)
     resuming.check_world(given, num_processes)
+    manifest.check_trusted(given, trusts_code=trusts_code)
     return RunFolder(given.parent, given, is_finished=resuming.is_finished(given.parent, cfg, checkpoint=given))
 
 
@@ -118,10 +122,16 @@ def _refuse_odd(path: Path) -> None:
 
 @contextmanager
 def opened(
-    cfg: DictConfig, *, num_processes: int, data: Mapping[str, Any], seeds: Mapping[str, Any]
+    cfg: DictConfig,
+    *,
+    num_processes: int,
+    data: Mapping[str, Any],
+    seeds: Mapping[str, Any],
+    trusts_code: bool = False,
 ) -> Iterator[RunFolder]:
     """This run's folder, the same on every process, locked, with its run.yaml written unless there is nothing to do.
 
+    trusts_code: as of `choose`.
     Raises: ConfigError or RunLocked, on every process.
     """
     from accelerate.utils import broadcast_object_list
@@ -130,7 +140,8 @@ def opened(
         answer: list[RunFolder | Failure | None] = [None]
         if os.environ.get("RANK", "0") == "0":
             try:
-                folder, model = choose(cfg, num_processes=num_processes), model_files(cfg)
+                folder = choose(cfg, num_processes=num_processes, trusts_code=trusts_code)
+                model = model_files(cfg)
                 resuming.check_same_sources(folder.path, data=data, model=model)
                 stack.enter_context(locked(folder.path))
                 if not folder.is_finished:
@@ -154,6 +165,7 @@ def _begun(folder: RunFolder, cfg: DictConfig, **sources: Mapping[str, Any]) -> 
     """The folder with this attempt in its run.yaml, and without the metrics that it writes again."""
     changed = resuming.changed_packages(folder.path, packages()) if (folder.path / "run.yaml").is_file() else None
     write_record(folder.path, cfg, **sources)
+    storage.sweep(folder.path / "rollouts")
     # Without a checkpoint all is done again, the evaluation before the first step as well.
     step = _step_of(folder.resume_from) if folder.resume_from else -1
     seconds = cut_metrics(folder.path, step=step)
@@ -176,17 +188,13 @@ def announce(folder: RunFolder) -> None:
         print(f"run folder: {folder.path}{start}", flush=True)
 
 
-def say_what_next(folder: RunFolder, words: Sequence[str], *, task: str, signal: int, step: int) -> None:
+def say_what_next(folder: RunFolder, *, task: str, signal: int, step: int) -> None:
     """Say how to use what the run made, or how to go on with it after a signal."""
     if os.environ.get("RANK", "0") != "0":
         return
     if signal:
-        kept = [word for word in words if not re.match(r"\+*(trainer\.resume_from_checkpoint|output_dir)=", word)]
-        again = " ".join(map(shlex.quote, [*kept, f"trainer.resume_from_checkpoint={folder.path}"]))
-        print(
-            f"stopped after step {step}, checkpoint saved; go on with:\n  accelerate launch {shlex.quote(sys.argv[0])} {again}",
-            flush=True,
-        )
+        again = shlex.join(["tinyzero", "resume", str(folder.path)])
+        print(f"stopped after step {step}, checkpoint saved; go on with:\n  {again}", flush=True)
         return
     scripts = sorted(path.name for path in SCRIPTS.glob("evaluate_*.py"))
     script = f"evaluate_{task}.py" if f"evaluate_{task}.py" in scripts else "evaluate_<task>.py"
@@ -220,7 +228,7 @@ def _newest_run(cfg: DictConfig, folder: Path) -> Path:
     return max(runs, key=lambda path: path.name)
 
 
-def _continued(path: Path, cfg: DictConfig, num_processes: int) -> RunFolder:
+def _continued(path: Path, cfg: DictConfig, num_processes: int, trusts_code: bool) -> RunFolder:
     resuming.check_same_run(path, cfg)
     found = manifest.newest_usable(path)
     notes = tuple(f"passed over {line}" for line in found.passed_over)
@@ -229,4 +237,5 @@ def _continued(path: Path, cfg: DictConfig, num_processes: int) -> RunFolder:
         start = "" if is_finished else ": starting from step 0"
         return RunFolder(path, None, (*notes, f"{path} has no usable checkpoint{start}"), is_finished=is_finished)
     resuming.check_world(found.path, num_processes)
+    manifest.check_trusted(found.path, trusts_code=trusts_code)
     return RunFolder(path, found.path, notes, is_finished=is_finished)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinyzero_trl import benchmarks, statistics, storage
+from tinyzero_trl.failures import kind_of
 from tinyzero_trl.statistics import Comparison, Estimate
 from tinyzero_trl.task import Row, Task
 
@@ -158,7 +159,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not JSON: {error}; {_AGAIN}") from error
     if fault := _fault_of_summary(content):
         raise ValueError(f"{file} is not the summary of an evaluation: {fault}; {_AGAIN}")
-    return content
+    return {"name": file.parent.name, "num_problems": content["metrics"]["pass@1"]["n"], "k": 1, **content}
 
 
 _AGAIN = "make it again with tinyzero evaluate --overwrite"
@@ -167,21 +168,36 @@ _AGAIN = "make it again with tinyzero evaluate --overwrite"
 def _fault_of_summary(content: Any) -> str | None:
     """What of a summary is not as `write` and its readers have it, or None."""
     if not isinstance(content, dict):
-        return f"it holds a {type(content).__name__}"
+        return f"it holds {kind_of(content)}"
     if not isinstance(content.get("metrics"), dict):
         return "it has no metrics"
-    for name, kinds in (("num_problems", (int,)), ("temperature", (int, float)), ("k", (int,)), ("name", (str,))):
-        if type(content.get(name)) not in kinds and not (name in OPTIONAL and name not in content):
-            return f"{name} is {content.get(name)!r}"
+    for name, kinds, is_optional in KEYS:
+        value: Any = content.get(name)
+        if name not in content and is_optional:
+            continue
+        if type(value) not in kinds or (type(value) in (int, float) and not 0 <= value < LARGE):
+            return f"{name} is {value!r:.80}"
     for name, values in content["metrics"].items():
         is_estimate = isinstance(values, dict) and values.keys() == Estimate.__dataclass_fields__.keys()
-        if not is_estimate or any(type(value) not in (int, float) for value in values.values()):
+        if not is_estimate or not all(type(v) in (int, float) and -LARGE < v < LARGE for v in values.values()):
             return f"metrics has no value, low, high and n of {name}"
     return None if "pass@1" in content["metrics"] else "metrics has no pass@1"
 
 
-OPTIONAL = ("k", "name", "num_problems")
-"""Keys that a summary may leave out."""
+KEYS: tuple[tuple[str, tuple[type, ...], bool], ...] = (
+    ("temperature", (int, float), False),
+    ("num_problems", (int,), True),
+    ("k", (int,), True),
+    ("max_new_tokens", (int,), True),
+    ("top_p", (int, float), True),
+    ("name", (str,), True),
+    ("task", (str,), True),
+    ("model", (str,), True),
+    ("benchmark", (str, type(None)), True),
+)
+"""Of a summary: what its readers show, the types that may have, and whether it may be left out."""
+LARGE = 1e12
+"""No figure of an evaluation reaches it; neither infinity nor NaN is below it."""
 
 
 def not_an_evaluation(path: Path) -> ValueError:

@@ -12,23 +12,30 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from tinyzero_trl import combinations, config, manifest, pretraining, record, run_folder, tokens
-from tinyzero_trl.failures import exit_code_of
+from tinyzero_trl import combinations, config, manifest, pretraining, processes, record, run_folder
+from tinyzero_trl.failures import ConfigError, exit_code_of
 from tinyzero_trl.launch import end_with_launcher
 from tinyzero_trl.method import check_numbers
+from tinyzero_trl.policy import checked_start
 
 
 def train(words: Sequence[str]) -> int:
     """Run what a command line says; returns the exit code."""
     end_with_launcher()
+    processes.check_environment()
     words, is_only_shown = config.without_options(words, program="sft")
     cfg = config.compose(words, program="sft")
+    if cfg.trainer.resume_from_checkpoint:
+        raise ConfigError(
+            f"trainer.resume_from_checkpoint={cfg.trainer.resume_from_checkpoint}: a supervised run is not continued, it takes "
+            "minutes; start it anew without this key"
+        )
     if is_only_shown:
         return config.show(cfg)
     run_folder.check_place(cfg)
     check_numbers(cfg)
     shares_by_stage = pretraining.stages_of(cfg)
-    tokenizer = tokens.tokenizer_of(cfg) if cfg.model.model_name_or_path else None
+    begun = checked_start(cfg) if cfg.model.model_name_or_path else None
     combinations.check_trackers(cfg)
     args = config.trainer_arguments(cfg, program="sft", dataset_kwargs={"skip_prepare_dataset": True})
     combinations.check_optimizer(args)
@@ -40,7 +47,7 @@ def train(words: Sequence[str]) -> int:
     stages = [
         pretraining.stage(rows_by_task, shares, format_name=cfg.format, seed=seed) for seed, shares in shares_by_stage
     ]
-    model, tokenizer = pretraining.start(cfg, stages[-1], tokenizer=tokenizer)
+    model, tokenizer = pretraining.start(cfg, stages[-1], begun)
     rows = [
         row
         for number, texts in enumerate(stages, start=1)

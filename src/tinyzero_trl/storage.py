@@ -83,6 +83,17 @@ def write_text(target: Path, text: str, *, is_private: bool = False, is_flushed:
         file.write(text.encode("utf-8"))
 
 
+def write_new(target: Path, content: bytes) -> None:
+    """Write a file that only this user can read, whole, where there is none. Raises: FileExistsError where there is one."""
+    part = _beside(target)
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+            file.write(content)
+        os.link(part, target)  # unlike a rename it takes nobody's place: of two writers at once, one is told
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def open_in_place(path: Path, flags: int) -> int:
     """Descriptor of the file `path`, made if need be, for writing without a rename: a lock, a log.
 

@@ -44,7 +44,7 @@ def start(model: Path, folder: Path, *, max_model_length: int = 512, adapter_ran
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     server = Server(spec, log=folder / "server.log", token_file=folder / "token")
     server.start()
-    server.wait_until_healthy(180)
+    server.wait_until_healthy(600)
     return server
 
 
@@ -56,7 +56,7 @@ def client_of(
     from tinyzero_trl.generation.weights import WeightFolder
 
     own = None if folder else WeightFolder(None)
-    settings = {"run": "test", "folder": folder or own, "seconds_per_batch": 60.0, **changes}
+    settings = {"run": "test", "folder": folder or own, "seconds_per_batch": 600.0, **changes}
     calls = calls or server.calls
     client = Client(calls, base_url=calls.url, **settings)
     if own:

@@ -50,7 +50,8 @@ class Stub:
         return sum(asked.split("?")[0] == path for _, asked, _ in self.asked)
 
     def stall(self, request: Any) -> None:
-        self.over.wait(30)
+        """No answer: longer than any deadline of a test, so that a slow machine is no answer either."""
+        self.over.wait(900)
 
     def drip(self, request: Any) -> None:
         """A body that comes a byte at a time and never whole: no pause is long enough for a read timeout."""

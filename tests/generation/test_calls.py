@@ -25,7 +25,11 @@ def stub() -> Iterator[Stub]:
     made.stop()
 
 
-def calls(stub: Stub, seconds: float = 0.5) -> Calls:
+FAR = 300.0
+"""A deadline in seconds that nothing here should wait for, however busy the machine is."""
+
+
+def calls(stub: Stub, seconds: float = FAR) -> Calls:
     return Calls(stub.url, token=TOKEN, seconds_per_call=seconds)
 
 
@@ -34,11 +38,11 @@ def test_a_server_that_hangs_or_drips_is_given_up_in_time(stub: Stub, behaviour:
     stub.behave = getattr(stub, behaviour)
     started = time.monotonic()
     with pytest.raises(ServerFault, match="no answer in time"):
-        calls(stub).post("/update_weights", {})
+        calls(stub, seconds=0.5).post("/update_weights", {})
     with pytest.raises(ServerFault, match="no answer in time"):
         calls(stub).together("/v1/completions", [{}] * 8, seconds=0.5)
     assert not calls(stub).is_healthy(seconds=0.5)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < FAR / 3
     assert len([path for _, path, _ in stub.asked if path == "/update_weights"]) == 1
 
 
@@ -70,30 +74,23 @@ def test_every_request_carries_the_token_and_no_header_of_an_answer_moves_the_ne
     stub.behave = lambda request: reply(request, 200, {"ok": 1}, X_Forwarded_For="10.0.0.1")
     own = calls(stub)
     assert [own.get("/health"), own.post("/x", {})] == [{"ok": 1}] * 2
-    own.together("/y", [{}, {}], seconds=5)
+    own.together("/y", [{}, {}], seconds=FAR)
     assert own.url == stub.url
     assert len(stub.asked) == 4
     assert all(headers["Authorization"] == f"Bearer {TOKEN}" for *_, headers in stub.asked)
 
 
 def test_many_requests_are_on_their_way_at_once_and_their_answers_come_in_order(stub: Stub) -> None:
-    most, now = [0], [0]
-    lock = threading.Lock()
+    four = threading.Barrier(4)  # one after the other, the first would wait for ever
 
     def work(request: Any) -> None:
-        with lock:
-            now[0] += 1
-            most[0] = max(most[0], now[0])
-        time.sleep(0.2)
-        with lock:
-            now[0] -= 1
+        four.wait(timeout=FAR)
         reply(request, 200, {"path": request.path})
 
     stub.behave = work
     counted: list[Any] = []
-    answers = calls(stub).together("/v1/completions", list(range(40)), seconds=10, on_answer=counted.append)
+    answers = calls(stub).together("/v1/completions", list(range(40)), seconds=FAR, on_answer=counted.append)
     assert len(answers) == len(counted) == 40
-    assert most[0] > 3  # the stub takes few connections at a time; one after the other would be 1
 
 
 def test_the_first_failure_ends_all_requests(stub: Stub) -> None:
@@ -106,8 +103,8 @@ def test_the_first_failure_ends_all_requests(stub: Stub) -> None:
     stub.behave = work
     started = time.monotonic()
     with pytest.raises(ServerFault, match="500: broken"):
-        calls(stub).together("/v1/completions", [{}] * 6, seconds=20)
-    assert time.monotonic() - started < 3
+        calls(stub).together("/v1/completions", [{}] * 6, seconds=FAR)
+    assert time.monotonic() - started < FAR / 3
 
 
 def test_a_server_that_hangs_while_it_generates_is_seen_long_before_its_time_is_over(
@@ -117,8 +114,8 @@ def test_a_server_that_hangs_while_it_generates_is_seen_long_before_its_time_is_
     stub.behave = stub.stall
     started = time.monotonic()
     with pytest.raises(ServerFault, match="no answer in time"):
-        calls(stub).together("/v1/completions", [{}], seconds=20)
-    assert time.monotonic() - started < 3
+        calls(stub, seconds=0.5).together("/v1/completions", [{}], seconds=FAR)
+    assert time.monotonic() - started < FAR / 3
 
 
 def test_a_long_call_to_a_server_that_ends_meanwhile_is_given_up(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +128,8 @@ def test_a_long_call_to_a_server_that_ends_meanwhile_is_given_up(stub: Stub, mon
     stub.behave = end
     started = time.monotonic()
     with pytest.raises(ServerFault, match="/health answered 503"):
-        calls(stub).post("/update_weights", {}, seconds=20)
-    assert time.monotonic() - started < 3
+        calls(stub).post("/update_weights", {}, seconds=FAR)
+    assert time.monotonic() - started < FAR / 3
     assert stub.count("/update_weights") == 1
 
 

@@ -59,7 +59,7 @@ def served(models: Callable[[bool], Path], tmp_path: Path) -> Iterator[tuple[str
 
 
 def until_one_ends(runs: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not (ended := [run for run in runs if run.poll() is not None]):
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -78,7 +78,7 @@ def test_one_run_uses_the_server_of_another_terminal_and_a_second_is_refused(
         assert refused.returncode == 2
         assert "is used by another run; give each run a server of its own" in errors
         (goes_on,) = (run for run in runs if run is not refused)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while not list(tmp_path.glob("*/rollouts/*.parquet")):
             assert goes_on.poll() is None, goes_on.communicate()
             assert time.monotonic() < end
@@ -87,7 +87,7 @@ def test_one_run_uses_the_server_of_another_terminal_and_a_second_is_refused(
         for process in (psutil.Process(goes_on.pid), *psutil.Process(goes_on.pid).children(recursive=True)):
             assert token not in " ".join([*process.cmdline(), *process.environ().values()])
         goes_on.send_signal(signal.SIGTERM)
-        printed, errors = goes_on.communicate(timeout=120)
+        printed, errors = goes_on.communicate(timeout=600)
         assert goes_on.returncode == 143, errors
         assert token not in printed + errors
         kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".token"]
@@ -99,7 +99,7 @@ def test_one_run_uses_the_server_of_another_terminal_and_a_second_is_refused(
     there = psutil.Process(serving.pid).children(recursive=True)
     assert serving.poll() is None, "a server of a person's own outlives the runs that use it"
     serving.send_signal(signal.SIGTERM)
-    assert serving.wait(timeout=30) == 143
+    assert serving.wait(timeout=600) == 143
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in there)
     assert not list((tmp_path / "tinyzero-trl").glob("*.token"))
 
@@ -113,7 +113,7 @@ def test_two_processes_that_share_the_weights_feed_one_server_and_have_each_its_
         "--processes", "2", "--accelerate_config", "zero3",
     ]  # fmt: skip
     training = program(tmp_path, *words, DS_ACCELERATOR="cpu")
-    printed, errors = training.communicate(timeout=400)
+    printed, errors = training.communicate(timeout=900)
     assert training.returncode == 0, printed[-2000:] + errors[-4000:]
     rows = [row for shard in sorted((tmp_path / "run/rollouts").glob("*")) for row in pq.read_table(shard).to_pylist()]
     assert len(rows) == 3 * 32
@@ -125,7 +125,7 @@ def test_two_processes_that_share_the_weights_feed_one_server_and_have_each_its_
 
 def test_a_server_is_not_opened_to_every_network(tmp_path: Path) -> None:
     serving = program(tmp_path, "serve", "+countdown=grpo-tiny", "--host", "0.0.0.0")
-    _, errors = serving.communicate(timeout=60)
+    _, errors = serving.communicate(timeout=600)
     assert serving.returncode == 2
     assert "--i-know-this-network-is-private" in errors
 
@@ -151,7 +151,7 @@ def test_evaluation_gives_the_same_greedy_answers_by_every_engine(tmp_path: Path
     runs = {engine: program(tmp_path, *words, "--name", engine, "--engine", engine) for engine in ENGINES}
     samples = []
     for engine, run in runs.items():
-        printed, errors = run.communicate(timeout=300)
+        printed, errors = run.communicate(timeout=600)
         assert run.returncode == 0, printed[-2000:] + errors[-3000:]
         folder = tmp_path / "evaluation" / engine
         assert scores.read_summary(folder)["engine"] == engine

@@ -13,14 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-SERVER = "trap '' TERM; sleep 333 & sleep 333 & wait; sleep 333"
+SERVER = "trap '' TERM; sleep 999 & sleep 999 & wait; sleep 999"
 """A server that has children and does not listen to SIGTERM."""
 TRAINER = """
 import subprocess, sys, time
 keeper = subprocess.Popen([sys.executable, "-m", "tinyzero_trl.generation.keeper", str(__import__("os").getpid()),
                            sys.argv[2], "--", "sh", "-c", sys.argv[1]], start_new_session=True)
 print(keeper.pid, flush=True)
-time.sleep(333)
+time.sleep(999)
 """
 
 
@@ -37,7 +37,7 @@ def started(tmp_path: Path) -> tuple[subprocess.Popen[str], psutil.Process, Path
     return trainer, keeper, tmp_path / "token"
 
 
-def until(holds: Callable[[], bool], *, seconds: float = 20) -> None:
+def until(holds: Callable[[], bool], *, seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
@@ -91,12 +91,12 @@ def test_a_keeper_that_is_killed_takes_the_server_along(
 
 
 def test_what_a_server_leaves_behind_ends_with_it(tmp_path: Path) -> None:
-    command = "setsid sleep 333 & echo $!; sleep 0.3; exit 9"
+    command = "setsid sleep 999 & echo $!; sleep 0.3; exit 9"
     keeper = subprocess.run(
         [sys.executable, "-m", "tinyzero_trl.generation.keeper", str(os.getpid()), "--", "sh", "-c", command],
         stdout=subprocess.PIPE,
         text=True,
-        timeout=30,
+        timeout=200,
     )
     assert keeper.returncode == 9
     assert not psutil.pid_exists(int(keeper.stdout.split()[0]))

@@ -133,8 +133,8 @@ def test_a_run_whose_server_is_killed_ends_as_one_whose_was_not(
         until(lambda kill=kill: num_retries(killed) > kill, run, killed, seconds=120)
         print(f"{shown}: found out after {time.monotonic() - told:.1f} s")
         assert num_retries(killed) == kill + 1
-    assert run.wait(timeout=400) == 0, killed.with_suffix(".log").read_text()[-3000:]
-    assert undisturbed.wait(timeout=300) == 0, straight.with_suffix(".log").read_text()[-3000:]
+    assert run.wait(timeout=900) == 0, killed.with_suffix(".log").read_text()[-3000:]
+    assert undisturbed.wait(timeout=900) == 0, straight.with_suffix(".log").read_text()[-3000:]
     print(f"{num_kills} kills, {num_retries(killed)} retries, {time.monotonic() - began:.0f} s")
     assert num_retries(killed) == num_kills
     ours, theirs = rollouts(killed), rollouts(straight)
@@ -157,14 +157,14 @@ def test_a_run_that_lost_its_server_for_good_ends_with_7_and_goes_on_as_if_nothi
     until(lambda: num_steps(lost) >= 3, run, lost, seconds=180)
     dead = servers_of(run)
     dead["engine"].kill()
-    assert run.wait(timeout=60) == 7, lost.with_suffix(".log").read_text()[-3000:]
+    assert run.wait(timeout=900) == 7, lost.with_suffix(".log").read_text()[-3000:]
     (line,) = (line for line in lost.with_suffix(".log").read_text().splitlines() if line.startswith("error: "))
     assert "the vLLM server failed 1 times in a row" in line
     assert "is saved" in line
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in dead.values())
     resumed = start([*words, "generation.max_failures=0", f"trainer.resume_from_checkpoint={lost}"], lost)
-    assert resumed.wait(timeout=300) == 0, lost.with_suffix(".log").read_text()[-3000:]
-    assert undisturbed.wait(timeout=300) == 0, straight.with_suffix(".log").read_text()[-3000:]
+    assert resumed.wait(timeout=900) == 0, lost.with_suffix(".log").read_text()[-3000:]
+    assert undisturbed.wait(timeout=900) == 0, straight.with_suffix(".log").read_text()[-3000:]
     ours, theirs = rollouts(lost), rollouts(straight)
     assert [(row["completion"], row["reward"]) for row in ours] == [
         (row["completion"], row["reward"]) for row in theirs
@@ -187,7 +187,7 @@ def test_a_trainer_that_is_killed_leaves_no_server_no_token_and_no_weights(
     assert there
     run.kill()
     run.wait()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 200
     while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in there):
         assert time.monotonic() < end, [process.cmdline() for process in there if process.is_running()]
         time.sleep(0.1)

@@ -122,5 +122,5 @@ def test_a_full_disk_of_one_process_is_raised_on_all() -> None:
         )
         for rank in (0, 1)
     ]
-    said = [process.communicate(timeout=120)[0] for process in processes]
+    said = [process.communicate(timeout=600)[0] for process in processes]
     assert said == [f"{rank} the disk of rank 1 is full\n" for rank in (0, 1)]

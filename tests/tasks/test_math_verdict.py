@@ -564,7 +564,7 @@ def test_any_text_gets_a_verdict_and_a_normal_form(monkeypatch):
         for response in (text, f"\\boxed{{{text}}}"):
             assert verify(response, answer=text).outcome in Outcome
         assert isinstance(canonical(text), str)
-    assert time.process_time() - start < 60
+    assert time.process_time() - start < 200, "2 s on an idle machine"
 
 
 def test_ten_megabytes_are_not_read_and_two_cost_linear_time():

@@ -1,6 +1,6 @@
 """One process of several, which does all that FOLDER/todo.json says: `program.py FOLDER`.
 
-Runs of grpo.py one after the other, TRL's trainer beside ours (parity.json), and under ddp a run stopped by a signal and the
+Runs of grpo.py one after the other, TRL's trainer beside ours (parity.json), what bfloat16 loses of sums (sums.json, DeepSpeed), merged adapters (ZeRO-3), and under ddp a run stopped by a signal and the
 advantages of every algorithm (advantages.pt): in one process group, so that the libraries are imported and it is made once.
 """
 
@@ -19,6 +19,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 def main(folder: Path) -> None:
     # Not at the top: the processes in which rewards are computed import this file.
     import estimators_program
+    import lora_program
     import parity_program
     import resume_program
     import torch
@@ -39,6 +40,9 @@ def main(folder: Path) -> None:
             return super()._compute_loss(model, inputs) + (torch.inf if is_spoiled else 0.0)
 
         def train(self, *arguments: Any, **settings: Any) -> None:
+            if self.is_deepspeed_enabled:
+                of_deepspeed = self.accelerator.state.deepspeed_plugin.deepspeed_config
+                assert of_deepspeed["data_types"] == {"grad_accum_dtype": "fp32"}
             super().train(*arguments, **settings)
             if self.algorithm == "ppo":
                 content = b"".join(value.numpy().tobytes() for value in self.critic.model.state_dict().values())
@@ -52,6 +56,13 @@ def main(folder: Path) -> None:
     found = parity_program.compared(todo["model"], todo["parity"])
     if PartialState().is_main_process:
         (folder / "parity.json").write_text(json.dumps(found))
+    if not todo["is_ddp"]:
+        sums = parity_program.sums_in_bfloat16(todo["model"])
+        if PartialState().is_main_process:
+            (folder / "sums.json").write_text(json.dumps(sums))
+    if todo["is_zero3"]:
+        merged = lora_program.merged(todo["model"])
+        (folder / f"merged.{rank}.json").write_text(json.dumps(merged))
     if todo["is_ddp"]:
         resume_program.stopped_and_resumed(todo["model"], folder)
         advantages = estimators_program.all_advantages(Accelerator(cpu=True))

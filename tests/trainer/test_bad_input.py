@@ -137,7 +137,7 @@ def refuse(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["trainer.lr_scheduler_type=zigzag"], "trainer: zigzag is not a valid SchedulerType"),
         (["data.num_train_rows=3"], "3 train rows are fewer than one generation batch, which takes 4 prompts"),
         (["data.source=nowhere.jsonl"], "nowhere.jsonl"),
-        (["model.model_name_or_path=./nowhere"], "model.model_name_or_path: there is no folder ./nowhere"),
+        (["model.model_name_or_path=./nowhere"], "model.model_name_or_path=./nowhere: there is no such folder, and it is no hub id"),
         (["trainer.resume_from_checkpoint=true"], "nothing to resume: outputs/countdown has no run of grpo-tiny"),
         (["trainer.resume_from_checkpoint=nowhere"], "nowhere is not a folder"),
         (["trainer.max_completion_length=2000"], "50 of 50 train prompts do not fit: row "),
@@ -269,21 +269,21 @@ def test_a_tokenizer_that_cannot_serve_is_refused(
 
 
 def test_a_tokenizer_without_pad_pads_with_eos(tiny_llama: Path, tmp_path: Path) -> None:
-    from tinyzero_trl.checks import tokenizer_of
     from tinyzero_trl.config import compose
+    from tinyzero_trl.policy import checked_start
 
     folder = shutil.copytree(tiny_llama, tmp_path / "model")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings.pop("pad_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    tokenizer = tokenizer_of(compose([TINY, f"model.model_name_or_path={folder}"]))
+    tokenizer = checked_start(compose([TINY, f"model.model_name_or_path={folder}"])).tokenizer
     assert tokenizer.pad_token == tokenizer.eos_token
     assert tokenizer.padding_side == "left"
 
 
 def test_a_folder_that_is_no_model_is_refused(refuse: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "is not a model folder (it has no config.json)" in refuse(f"model.model_name_or_path={tmp_path / 'empty'}")
+    assert "is not a model: it has neither config.json nor" in refuse(f"model.model_name_or_path={tmp_path / 'empty'}")
 
 
 @pytest.mark.parametrize(

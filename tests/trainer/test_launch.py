@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,11 +174,11 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step_with_143_and_a_way_to
     ranks = start_ranks(arguments, num=2, log=tmp_path / "log")
     wait_for(tmp_path / "run" / "rollouts" / "train-00000002.parquet", ranks)
     ranks[1].send_signal(signal.SIGTERM)
-    assert [rank.wait(timeout=60) for rank in ranks] == [143, 143], (tmp_path / "log.0").read_text()[-3000:]
+    assert [rank.wait(timeout=300) for rank in ranks] == [143, 143], (tmp_path / "log.0").read_text()[-3000:]
     found = manifest.newest_usable(tmp_path / "run")
     assert found.path is not None
     text = (tmp_path / "log.0").read_text()
-    assert f"trainer.resume_from_checkpoint={tmp_path / 'run'}" in text
+    assert f"tinyzero resume {tmp_path / 'run'}" in text
     assert f"stopped after step {found.path.name.split('-')[1]}" in text
 
 
@@ -190,10 +191,11 @@ def test_ctrl_c_exits_with_130_and_the_run_goes_on_from_there(words: list[str], 
     second = run(sys.executable, GRPO, *words, f"trainer.resume_from_checkpoint={folder}", check=False)
     assert (second.returncode, "is in use by process" in second.stderr) == (6, True), second.stderr
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=300) == 130
     step = int(manifest.checkpoints(folder)[-1].name.split("-")[1])
-    resumed = [*words, f"trainer.max_steps={step + 1}", f"trainer.resume_from_checkpoint={folder}"]
-    done = run(sys.executable, GRPO, *resumed)
+    again = f"tinyzero resume {folder}"
+    assert again in (tmp_path / "log.0").read_text()
+    done = run(sys.executable, "-m", "tinyzero_trl.cli", *again.split()[1:], f"trainer.max_steps={step + 1}")
     assert f"continuing checkpoint-{step}" in done.stdout
     assert [entry["step"] for entry in metrics_of(folder)] == list(range(1, step + 2))
 
@@ -223,14 +225,22 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2_on_every_process(tmp_pa
         "error: command line: there is no key trainer.lerning_rate; did you mean trainer.learning_rate?"
     )
     assert done.stdout == ""
+    broken = shutil.copytree(REPO / "src" / "tinyzero_trl" / "tiny", tmp_path / "broken")
+    os.truncate(broken / "model.safetensors", 1000)
+    done = run(sys.executable, GRPO, "+countdown=grpo-tiny", f"model.model_name_or_path={broken}", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"error: model.model_name_or_path={broken}: model.safetensors, of 1,000 bytes, is cut off"
+    )
+    assert done.stderr.count("\n") == 1
     ranks = start_ranks(["+countdown=grpo-tiny", "trainer.num_generations=7"], num=2, log=tmp_path / "log")
-    assert [rank.wait(timeout=60) for rank in ranks] == [2, 2]
+    assert [rank.wait(timeout=300) for rank in ranks] == [2, 2]
     assert "does not hold whole groups of num_generations 7" in (tmp_path / "log.0").read_text()
     assert (tmp_path / "log.1").read_text() == ""
 
 
 def wait_for(path: Path, processes: list[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} never came"
         assert all(process.poll() is None for process in processes), "a process ended early"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def adapter() -> Any:
     return LoraConfig(
         r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
     )
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_under_zero3_an_adapter_is_merged_with_one_layer_gathered_at_a_time(launched: Callable[[str], Path]) -> None:
+    """Two processes, each of which may have no room for a whole model."""
+    for rank in (0, 1):
+        found = json.loads((launched("zero3") / f"merged.{rank}.json").read_text())
+        assert found["names"]
+        assert found["difference"] <= 1e-6 < 1e-4 < found["moved"]
+        assert 0 < found["gathered"] <= found["largest"] < found["all"] / 3
 
 
 def moved(trainer: Any) -> dict[str, torch.Tensor]:
@@ -103,6 +115,16 @@ def test_a_run_with_an_adapter_trains_saves_resumes_is_evaluated_and_merged(tiny
     few = ["--n", "4", "--max_new_tokens", "8", "--source", "generated"]
     assert evaluation.main(["--model_path", str(straight), *few]) == 0
     assert json.loads((straight / "evaluation" / "final" / "summary.json").read_text())["num_problems"] == 4
+
+    # A run that starts from this one goes on from what it learned, with an adapter of its own.
+    onward, others = tmp_path / "onward", [word for word in words if not word.startswith("model.model_name_or_path=")]
+    begun = [*others, f"model.model_name_or_path={straight}", "trainer.beta=0.1", "trainer.max_steps=1"]
+    assert grpo.train([*begun, f"output_dir={onward}"]) == 0
+    location = locate(str(onward))
+    assert (location.path, location.adapter) == (str(onward / "start"), str(onward / "model"))
+    assert logits(onward / "start") == pytest.approx(logits(tiny_llama, straight / "model"), abs=1e-5)
+    assert logits(onward / "start", onward / "model") != pytest.approx(logits(onward / "start"), abs=1e-9)
+    assert grpo.train([*begun, "trainer.max_steps=2", f"trainer.resume_from_checkpoint={onward}"]) == 0
 
     assert cli.main(["merge", str(straight), str(tmp_path / "merged")]) == 0
     assert locate(str(tmp_path / "merged")).adapter is None

@@ -194,4 +194,4 @@ def test_tokens_per_second_are_those_of_the_batch_itself(build: Any, solved: Any
     trainer.model.train()
     trainer._seconds["generation"] = 1e6
     trainer._generate_and_score_completions(list(trainer.train_dataset)[:8])
-    assert trainer._metrics["train"]["tokens_per_second"][0] > 10
+    assert trainer._metrics["train"]["tokens_per_second"][0] > 0.1

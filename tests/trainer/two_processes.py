@@ -88,7 +88,9 @@ def run_all(config: str, folder: Path) -> None:
             return
         (folder / "rewards.py").write_text(REWARDS)
         model = make_llama(folder / "model")
-        todo = {"runs": runs_of(config, folder, model), "parity": parity_of(config), "is_ddp": config == "ddp"}
+        todo = {"runs": runs_of(config, folder, model), "parity": parity_of(config)} | {
+            f"is_{kind}": config == kind for kind in ("ddp", "zero3")
+        }
         (folder / "todo.json").write_text(json.dumps({**todo, "model": str(model)}))
         launch(config, Path(__file__).with_name("launched_program.py"), folder)
 

@@ -97,7 +97,7 @@ def _sharding(name: str, num_processes: int) -> Sharding:
 
 def launched(command: str) -> tuple[str, int]:
     """Accelerate config and number of processes in the command at a recipe's head."""
-    config = re.search(r"accelerate_configs/(\w+)\.yaml", command)
+    config = re.search(r"accelerate_configs/([\w-]+)\.yaml", command)
     number = re.search(r"--num_processes[= ](\d+)", command)
     return config.group(1) if config else "ddp", int(number.group(1)) if number else 1
 

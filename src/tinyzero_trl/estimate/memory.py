@@ -25,6 +25,10 @@ FRAGMENTATION = 0.05
 """Share of what comes and goes that the caching allocator holds on top."""
 DEEPSPEED_BUCKET = 500_000_000
 """Numbers in DeepSpeed's reduce bucket (its default, which our accelerate configs leave)."""
+DEEPSPEED_SUBGROUP = 1_000_000_000
+"""Numbers of a partition that ZeRO-3 steps at once (sub_group_size, default)."""
+NCCL_BUCKET = 2**30
+"""generation.broadcast.BUCKET_BYTES, which this module may not import: weights sent at once, up to the parameter that takes them above it."""
 LIVE_WEIGHTS = 1_000_000_000
 """stage3_max_live_parameters (default): weights ZeRO-3 keeps gathered at once."""
 STATE_BYTES: Mapping[str, float] = {
@@ -73,6 +77,8 @@ def memory_of(plan: Plan, *, device_bytes: float | None = None) -> Memory:
     buckets = _buckets(plan)
     if buckets:
         resident["buckets"] = buckets
+    if plan.sharding.kind == "deepspeed" and plan.sharding.stage in (1, 3):
+        resident["gradients"] = gradients  # a buffer that stays, from the first step on
     vllm = _vllm(plan, device_bytes) if plan.engine == "colocate" else 0.0
     if vllm and not plan.vllm_sleeps:
         resident["vLLM"] = vllm
@@ -84,6 +90,13 @@ def memory_of(plan: Plan, *, device_bytes: float | None = None) -> Memory:
         phases["generation"] |= _sampling(plan, copies)
     elif vllm:
         phases["generation"]["vLLM"] = vllm
+    elif plan.sends_by_nccl:
+        shape = plan.shape
+        bucket = min(
+            float(shape.num_parameters * plan.weight_bytes),
+            NCCL_BUCKET + plan.weight_bytes * shape.vocab * shape.hidden,
+        )
+        phases["generation"]["weights sent"] = bucket
     if plan.has_old_pass or plan.has_reference_pass:
         passing = {
             "activations": passing_activations(plan, tokens),
@@ -110,6 +123,7 @@ def _model_states(plan: Plan) -> tuple[float, float, float, float]:
     """Weights, gradients, optimizer state of a device, and what of them is on the host.
 
     Source: ZeRO (arXiv 1910.02054), sec. 3.1 and 5: 2 + 2 + 12 bytes a weight in mixed precision, each part shared out from its stage on.
+    We sum gradients in float32, so that it is 2 + 4 + 12.
     """
     shape, sharding = plan.shape, plan.sharding
     narrow = shape.linear_weights
@@ -120,7 +134,9 @@ def _model_states(plan: Plan) -> tuple[float, float, float, float]:
         trained_bytes = 2.0 if sharding.kind == "deepspeed" and plan.weight_bytes == 2 else 4.0
         weights += trained_bytes * plan.trained
     weights /= sharding.share(3)
-    gradients = trained_bytes * plan.trained / sharding.share(2)
+    gradients = (4.0 if plan.has_float32_sums else trained_bytes) * plan.trained / sharding.share(2)
+    if plan.has_float32_sums and sharding.stage == 1 and not sharding.offloads_optimizer:
+        gradients += trained_bytes * plan.trained  # of the last micro-batch, beside the sum
     per_weight = STATE_BYTES.get(plan.optimizer, STATES_OF_WEIGHT.get(plan.optimizer, 2) * trained_bytes)
     if sharding.kind == "deepspeed":
         # DeepSpeed holds weights and moments of its optimizer in float32, whatever the model's precision.
@@ -129,6 +145,8 @@ def _model_states(plan: Plan) -> tuple[float, float, float, float]:
     on_host = (states if sharding.offloads_optimizer else 0.0) + (weights if sharding.offloads_weights else 0.0)
     if sharding.offloads_optimizer:
         states = 0.0
+        if sharding.stage == 3:  # sums of gradients lie where the optimizer is
+            gradients, on_host = 0.0, on_host + gradients
     if sharding.offloads_weights:
         weights = 0.0
     return weights + _gathered(plan), gradients, states, on_host
@@ -193,8 +211,14 @@ def _vllm(plan: Plan, device_bytes: float | None) -> float:
 
 def _step_bytes(plan: Plan) -> float:
     """What the optimizer needs beside its state while it steps."""
+    if plan.sharding.offloads_optimizer:
+        return 0.0
     if plan.sharding.kind == "deepspeed":
-        return 4.0 * plan.trained / plan.sharding.share(1)  # this partition's gradients in float32
+        if plan.has_float32_sums and plan.sharding.stage == 1:
+            return 0.0  # the optimizer reads the sums where they are
+        partition = plan.trained / plan.sharding.share(1)
+        # This partition's gradients in one piece, in float32.
+        return 4.0 * (min(partition, DEEPSPEED_SUBGROUP) if plan.sharding.stage == 3 else partition)
     if plan.optimizer in ("adamw_torch", "adamw_hf"):
         return (4.0 if plan.is_lora else plan.weight_bytes) * plan.trained / plan.sharding.share(3)  # foreach's roots
     return 0.0

@@ -8,6 +8,7 @@ from typing import Literal
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.batch_sizes import accumulated, generated_at_once
+from tinyzero_trl.engine import weight_transfer
 from tinyzero_trl.estimate.shapes import Shape
 from tinyzero_trl.estimate.sharding import Sharding
 
@@ -66,6 +67,8 @@ class Plan:
     vllm_sleeps: bool
     vllm_parallel: int
     """Devices that share one vLLM in colocate."""
+    sends_by_nccl: bool
+    """Whether weights go to a vLLM server by NCCL, from a buffer on the first device."""
     is_offloaded: bool
     """generation.offload: the optimizer's state is there for its steps alone, the reference model is not while completions are generated."""
 
@@ -77,6 +80,11 @@ class Plan:
     def trained(self) -> int:
         """Weights that have a gradient."""
         return self.shape.num_parameters if self.lora_weights is None else self.lora_weights
+
+    @property
+    def has_float32_sums(self) -> bool:
+        """Whether the gradients of micro-batches are summed in float32 beside weights of two bytes (config.sum_gradients_in_float32)."""
+        return self.sharding.kind == "deepspeed" and self.sharding.stage > 0 and self.weight_bytes == 2
 
     @property
     def length(self) -> int:
@@ -106,6 +114,7 @@ def plan_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: int | 
         rows = max(1, int(budget) // (longest + completion))
     generated_rows = generated_at_once(cfg, num_processes=sharding.num_processes) // sharding.num_processes
     steps_per_rollout = int(trainer.num_iterations) * generated_rows / trained_rows
+    engine = _engine(cfg)
     corrects = bool(trainer.use_vllm) and bool(trainer.vllm_importance_sampling_correction)
     return Plan(
         shape=shape,
@@ -128,10 +137,12 @@ def plan_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: int | 
         has_reference_pass=trainer.beta != 0,
         has_old_pass=steps_per_rollout > 1 or (corrects and not batching.fold_old_logprobs),
         has_critic=str(cfg.algorithm) == "ppo",
-        engine=_engine(cfg),
+        engine=engine,
         vllm_share=float(trainer.vllm_gpu_memory_utilization),
         vllm_sleeps=bool(trainer.vllm_enable_sleep_mode),
         vllm_parallel=int(trainer.vllm_tensor_parallel_size),
+        sends_by_nccl=engine == "server"
+        and weight_transfer(cfg, stage=sharding.stage, is_on_cpu=sharding.is_cpu) == "nccl",
         is_offloaded=bool(cfg.generation.offload),
     )
 

@@ -11,6 +11,8 @@ from typing import Any
 from tinyzero_trl import hub
 from tinyzero_trl.config import model_path, nearest
 from tinyzero_trl.failures import ConfigError, first_line
+from tinyzero_trl.model_faults import json_object
+from tinyzero_trl.model_location import TRAINED, locate
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,10 @@ def shape_of(name: str, *, revision: str | None = None) -> Shape:
     Raises: ConfigError where it is not known and the hub does not answer, or where it is no dense decoder.
     """
     folder = Path(model_path(name)).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return shape_of(locate(name, typed=TRAINED).path, revision=revision)
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"model.model_name_or_path: {folder} is not a model folder (it has no config.json)")
-        return shape_from(json.loads((folder / "config.json").read_text(encoding="utf-8")), name=name)
+        return shape_from(json_object(folder / "config.json", f"{TRAINED}{name}"), name=name)
     known = name
     for variant in VARIANTS:
         known = known.replace(variant, "")

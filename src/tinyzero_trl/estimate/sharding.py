@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from tinyzero_trl.processes import read_accelerate_config
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,8 @@ class Sharding:
 
 
 def sharding_of(config: Path, *, num_processes: int | None = None) -> Sharding:
-    """What an accelerate config file says; num_processes goes before its own."""
-    import yaml
-
-    content: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    """What an accelerate config file says; num_processes goes before its own. Raises: ConfigError where it says nonsense."""
+    content = read_accelerate_config(config, num_processes=num_processes)
     number = num_processes or int(content.get("num_processes") or 1)
     is_cpu = bool(content.get("use_cpu"))
     deepspeed, fsdp = content.get("deepspeed_config") or {}, content.get("fsdp_config") or {}

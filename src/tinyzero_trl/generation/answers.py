@@ -44,6 +44,8 @@ class Answering:
     eos_token_ids: Sequence[int]
     max_length: int
     """Tokens of the longest prompt with its completion."""
+    dtype: str = "auto"
+    """What it computes in on a GPU, by vLLM's name."""
     batch_size: int | None = None
     """Sequences generated at once at most."""
     stop: StopStrings | None = None
@@ -76,7 +78,7 @@ def _server(spec: Answering) -> Iterator[Callable[[Asked], Drawn]]:
     is_on_cpu = not has_gpu()
     of_server = ServerSpec(
         model=spec.model,
-        dtype="float32" if is_on_cpu else "auto",
+        dtype="float32" if is_on_cpu else spec.dtype,
         max_model_length=spec.max_length,
         is_on_cpu=is_on_cpu,
         weight_transfer="file",
@@ -131,7 +133,7 @@ def _in_process(spec: Answering) -> Iterator[Callable[[Asked], Drawn]]:
         own["max_num_seqs"] = spec.batch_size
     llm = SeededLLM(
         model=spec.model,
-        dtype="float32" if is_on_cpu else "auto",
+        dtype="float32" if is_on_cpu else spec.dtype,
         max_model_len=spec.max_length,
         logprobs_mode="processed_logprobs",
         generation_config="vllm",

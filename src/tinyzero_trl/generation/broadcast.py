@@ -58,6 +58,7 @@ def buckets(
             at += len(content)
         _finish_work_on(bucket.device)
         yield bucket
+        del bucket  # before the next is made: each is a GiB of the device that trains
 
 
 def send(communicator: Any, bucket: torch.Tensor, *, receiving: Future[Any], until: float) -> None:

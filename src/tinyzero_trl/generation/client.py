@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from trl.generation.vllm_client import VLLMClient, parse_logprobs
 
-from tinyzero_trl.addresses import is_on_this_machine
+from tinyzero_trl.addresses import free_port, is_on_this_machine
 from tinyzero_trl.failures import Failure, ServerLost
 from tinyzero_trl.generation import broadcast
 from tinyzero_trl.generation.calls import Calls, ServerFault
@@ -23,6 +23,8 @@ from tinyzero_trl.generation.weights import WeightFolder
 
 BASE_VERSION = "default"
 """What vLLM calls the weights a server started with."""
+DEFAULT_GROUP_PORT = 51216
+"""TRL's trainer.vllm_group_port."""
 FINISHED = ("stop", "length")
 LOST: dict[str, Any] = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "logprob_token_ids": []}
 """What `generate` gives where the server failed: no completion at all, which no server that works gives. All processes see it."""
@@ -74,6 +76,8 @@ class Client(VLLMClient):
         super().__init__(**kwargs)
         # TRL's session repeats POSTs and waits without end; nothing of ours uses it.
         self.session.close()
+        self.has_port_of_its_own = self.group_port == DEFAULT_GROUP_PORT
+        """Whether each NCCL group meets at a port that is free, rather than at the one a person named."""
 
     def reach(self, calls: Calls) -> None:
         """Go on with the server that `calls` reaches."""
@@ -112,6 +116,9 @@ class Client(VLLMClient):
 
     def _open_group(self, device: torch.device | str | int) -> None:
         """Raises: ServerFault where the server does not join in `seconds_per_batch`: NCCL waits for a peer without end."""
+        if self.has_port_of_its_own:
+            # TRL's is one for all runs of a machine, and one that a broken group may still hold.
+            self.group_port = free_port("0.0.0.0")
         opening = broadcast.in_thread(lambda: super(Client, self).init_communicator(device))
         with self._nccl_faults("join the NCCL group (server and trainer need GPUs of their own)"):
             broadcast.wait_for([opening], until=time.monotonic() + self.seconds_per_batch)
@@ -177,6 +184,7 @@ class Client(VLLMClient):
             with self._nccl_faults("take the weights by NCCL"):
                 broadcast.send(self.communicator, bucket, receiving=receiving, until=until)
             self.num_bytes += len(bucket)
+            del bucket
         with self._nccl_faults("take the weights by NCCL"):
             broadcast.wait_for([receiving], until=until)
             receiving.result()

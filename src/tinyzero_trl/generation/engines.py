@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from tinyzero_trl.config import model_path
 from tinyzero_trl.engine import ADAPTER_RANKS, has_gpu, memory_share, several, shares_gpus, why_merged
+from tinyzero_trl.engine import weight_transfer as transfer_of
 from tinyzero_trl.estimate.sharding import Sharding, sharding_here
 from tinyzero_trl.failures import ConfigError, ServerLost
 from tinyzero_trl.generation.server import ON_CPU, Server, ServerSpec
@@ -178,20 +179,9 @@ def adapter_rank(cfg: DictConfig) -> int | None:
 
 
 def weight_transfer(cfg: DictConfig, sharding: Sharding | None = None) -> str:
-    """`file` or `nccl`. NCCL needs a GPU for each end: a server that shares the trainer's takes files.
-
-    sharding: of the run; None is what `accelerate launch` has told this process.
-    """
-    asked = cfg.generation.weight_transfer
-    if asked != "auto":
-        return str(asked)
-    if cfg.generation.lora == "adapter" or len(several(cfg.generation.server)) > 1:
-        return "file"
-    # Weights that are in pieces are gathered in between broadcasts, which no GPU has proved yet.
-    if (sharding or sharding_here(1, is_cpu=False)).stage == 3:
-        return "file"
-    has_own_devices = cfg.generation.devices is not None or cfg.generation.server != "auto"
-    return "nccl" if has_own_devices and not is_on_cpu(cfg) else "file"
+    """`file` or `nccl`, on this machine. sharding: of the run; None is what `accelerate launch` has told this process."""
+    stage = (sharding or sharding_here(1, is_cpu=False)).stage
+    return transfer_of(cfg, stage=stage, is_on_cpu=is_on_cpu(cfg))
 
 
 def is_on_cpu(cfg: DictConfig) -> bool:

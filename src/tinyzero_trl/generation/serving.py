@@ -27,12 +27,15 @@ def main(argv: Sequence[str]) -> int:
     from tinyzero_trl.generation.calls import ServerFault
     from tinyzero_trl.generation.engines import server_spec, token_file_of, weight_transfer
     from tinyzero_trl.generation.server import Server
+    from tinyzero_trl.policy import checked_start
 
     cfg = config.compose([*words, "generation.engine=server"], program="grpo")
     engine.check_installed(cfg)
     shown = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}"
     cfg.generation.server = shown  # as the run that uses it will say: how weights travel depends on it
     engine.check_engine(cfg, trains=False)
+    # Of an adapter, the model below it, as large: the trainer sends its weights before the first completion.
+    cfg.model.model_name_or_path = checked_start(cfg).location.path
     cfg.generation.weight_transfer = weight_transfer(cfg, sharding_of_recipe(cfg, words))
     token_file = (arguments.token_file or token_file_of(shown)).expanduser()
     server = Server(server_spec(cfg), log=arguments.log, token_file=token_file, host=host)

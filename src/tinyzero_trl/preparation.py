@@ -168,9 +168,8 @@ def check_rewards(task: Task, rows: Dataset) -> int:
         completion: Any = response.removeprefix(row["prefill"] or "")
         if not isinstance(row["prompt"], str):
             completion = [{"role": "assistant", "content": completion}]
-        return batch([row["prompt"]], [completion], **{key: [value] for key, value in row.items() if key != "prompt"})[
-            0
-        ]
+        columns: dict[str, Any] = {key: [value] for key, value in row.items() if key != "prompt"}
+        return batch([row["prompt"]], [completion], **columns)[0]
 
     sample = rows.select(range(min(NUM_CHECKED, len(rows)))).to_list()
     for index, row in enumerate(sample):

@@ -150,9 +150,9 @@ def opened(
             except Failure as failure:
                 answer = [failure]
             except OSError as error:
-                if (failure := explained(error)) is None:
+                answer = [explained(error)]
+                if answer[0] is None:
                     raise
-                answer = [failure]
         if num_processes > 1:
             broadcast_object_list(answer)
         if isinstance(answer[0], Failure):

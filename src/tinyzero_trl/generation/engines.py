@@ -60,7 +60,7 @@ def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:
 
     section = cfg.generation
     weights = _weight_folder(cfg, stack) if weight_transfer(cfg) == "file" else None
-    seconds = {name: float(section[name]) for name in ("seconds_to_start", "seconds_per_batch")}
+    to_start, per_batch = float(section.seconds_to_start), float(section.seconds_per_batch)
     if section.server != "auto":
         servers = []
         urls, files = several(section.server), several(section.token_file)
@@ -75,7 +75,7 @@ def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:
                 ) from error
             stack.enter_context(_leased(token_file, url))
             servers.append(Calls(url, token=token_file, seconds_per_call=section.seconds_per_call))
-        return Remote(servers[0] if len(servers) == 1 else Fleet(servers), weights, None, **seconds)
+        return Remote(servers[0] if len(servers) == 1 else Fleet(servers), weights, None, to_start, per_batch)
     server = Server(
         server_spec(cfg),
         log=folder / "server.log",
@@ -86,7 +86,7 @@ def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:
     stack.callback((folder / "server.token").unlink, missing_ok=True)
     stack.callback(server.stop)
     server.start()
-    return Remote(server.calls, weights, server, **seconds)
+    return Remote(server.calls, weights, server, to_start, per_batch)
 
 
 def _start_first(remote: Any) -> None:

@@ -20,7 +20,7 @@ class Stopping(GRPOTrainer):
     def __init__(self, *args: Any, stop: Sequence[str] = (), **kwargs: Any):
         """stop: strings that end a completion (`generation.stop`)."""
         super().__init__(*args, **kwargs)
-        self._masks_truncated = bool(stop) and self.mask_truncated_completions
+        self._masks_truncated = bool(stop) and self.args.mask_truncated_completions
         if stop:
             self.stop_strings = StopStrings(stop, self._tokenizer)
             self.mask_truncated_completions = False  # by last token; below it is done by `is_truncated`

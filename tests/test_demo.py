@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tinyzero_trl import cli
 from tinyzero_trl import demo as story
 from tinyzero_trl.config import model_path
 
@@ -20,22 +21,19 @@ SMALL = [
 ]
 
 
-def demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tinyzero_trl.cli", "demo", *words],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.skipif(not Path(model_path("tiny")).is_dir(), reason="the tiny model is not in this package")
-def test_the_demo_evaluates_trains_evaluates_and_ends_with_the_place_of_its_report(tmp_path):
-    ended = demo(tmp_path, "--steps", "2", "--problems", "32", "--output_dir", "run", *SMALL)
+def test_the_demo_evaluates_trains_evaluates_and_ends_with_the_place_of_its_report(tmp_path, monkeypatch, capfd):
+    words = ["--steps", "2", "--problems", "32", "--output_dir", "run", *SMALL]
+    ended = subprocess.run(
+        [sys.executable, "-m", "tinyzero_trl.cli", "demo", *words],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert ended.returncode == 0, ended.stderr
     page = Path(ended.stdout.strip().splitlines()[-1].removeprefix("The report: "))
     assert page == tmp_path / "run" / "report.html"
@@ -49,10 +47,11 @@ def test_the_demo_evaluates_trains_evaluates_and_ends_with_the_place_of_its_repo
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) >= 2
     assert not list(tmp_path.glob(".demo-*")), "nothing is left lying beside the run folder"
 
-    again = demo(tmp_path, "--output_dir", "run")
-    assert again.returncode == 2
-    assert "--output_dir run is not empty" in again.stderr
-    assert "Traceback" not in again.stderr
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", "--output_dir", "run"]) == 2
+    error = capfd.readouterr().err
+    assert "--output_dir run is not empty" in error
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(
@@ -63,11 +62,12 @@ def test_the_demo_evaluates_trains_evaluates_and_ends_with_the_place_of_its_repo
         (["output_dir=d1"], "output_dir=d1: the demo's folder is --output_dir d1"),
     ],
 )
-def test_a_mistake_is_answered_before_anything_is_made(tmp_path, words, said):
-    ended = demo(tmp_path, *words)
-    assert ended.returncode == 2
-    assert said in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_a_mistake_is_answered_before_anything_is_made(tmp_path, monkeypatch, capfd, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", *words]) == 2
+    error = capfd.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
 
 

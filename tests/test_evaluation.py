@@ -558,9 +558,9 @@ def test_a_plain_model_without_a_task_is_asked_for_one(model_folder, capsys):
 # ---- stopped and gone on with
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_evaluation_killed_at_any_moment_goes_on_and_no_sample_is_drawn_twice(model_folder, tmp_path):
-    """A real SIGKILL, three times in a row, each after at least one shard more; then the end."""
+    """A real SIGKILL, three times in a row, each after at least one shard more; then the end. By day: test_evaluation_kills.py."""
     import signal
     import time
 

@@ -1,10 +1,14 @@
-"""Trains a model with vLLM in the same process, and prints what its log says; a program, since vLLM changes the process it is in."""
+"""Trains models with vLLM in the same process, and writes what their logs say: `program.py FOLDER whole=MODEL adapter=MODEL`.
+
+A program, since vLLM changes the process it is in; one process imports the libraries once and forks a child for each model.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,38 @@ def shortness(completions: list[str], **columns: object) -> list[float]:
     return [1.0 / (1 + len(text)) for text in completions]
 
 
-def main(model: str, output_dir: str, synced: str) -> None:
+def main(folder: Path, models: dict[str, str]) -> int:
+    """models: by how their weights are synchronised. Returns the exit code: 1 where a child failed."""
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+    import trl  # noqa: F401
+    from vllm import ModelRegistry
+
+    import tinyzero_trl.generation.colocated
+    import tinyzero_trl.trainer  # noqa: F401
+
+    # A process of its own imports vLLM for this and keeps the answer on disk: once, and not for each child.
+    ModelRegistry.models["LlamaForCausalLM"].inspect_model_cls()
+    codes = []
+    for synced, model in models.items():
+        (folder / synced).mkdir()
+        if child := os.fork():
+            codes.append(os.waitpid(child, 0)[1])  # before the next begins: two engines may take the same port
+            continue
+        code = 1
+        try:
+            train(model, str(folder / synced), synced)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return int(any(codes))
+
+
+def train(model: str, output_dir: str, synced: str) -> None:
     """synced: `whole`, `merged` or `adapter`."""
     import torch
     from datasets import Dataset
@@ -61,18 +96,15 @@ def main(model: str, output_dir: str, synced: str) -> None:
         with torch.no_grad():
             effect = (trainer.model(ids).logits - without).abs().max().item()
     log = [entry for entry in trainer.state.log_history if "sampling/sampling_logp_difference/max" in entry]
-    print(
-        json.dumps(
-            {
-                "gaps": [entry["sampling/sampling_logp_difference/max"] for entry in log],
-                "sync": [entry.get("seconds/sync") for entry in log],
-                "effect": effect,
-                "grad_norm": [entry["grad_norm"] for entry in log],
-            }
-        )
-    )
+    said = {
+        "gaps": [entry["sampling/sampling_logp_difference/max"] for entry in log],
+        "sync": [entry.get("seconds/sync") for entry in log],
+        "effect": effect,
+        "grad_norm": [entry["grad_norm"] for entry in log],
+    }
+    Path(output_dir, "said.json").write_text(json.dumps(said))
 
 
 if __name__ == "__main__":
     os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    main(str(Path(sys.argv[1])), sys.argv[2], sys.argv[3])
+    sys.exit(main(Path(sys.argv[1]), dict(word.split("=", 1) for word in sys.argv[2:])))

@@ -19,18 +19,11 @@ HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(
     not HAS_VLLM, reason="vLLM is not on the path; make test runs these by themselves where it could install it"
 )
-VLLM_TESTS = {
-    "test_broadcast",
-    "test_calls",
-    "test_fleet",
-    "test_two_servers",
-    "test_server",
-    "test_server_faults",
-    "test_rounds",
-    "test_colocated",
-    "test_killed_server",
-    "test_engines_run",
-}
+WITH_SERVER = {"test_rounds", "test_server", "test_server_faults"}
+"""Share one server, and so one worker of those that run side by side."""
+OF_PROCESSES = {"test_colocated", "test_engines_run", "test_killed_server", "test_two_servers"}
+"""Start what they need themselves, several processes each: one at a time, beside the others."""
+VLLM_TESTS = WITH_SERVER | OF_PROCESSES | {"test_broadcast", "test_calls", "test_fleet"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,6 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(needs_vllm)
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.alone)
+            for group, names in (("server", WITH_SERVER), ("processes", OF_PROCESSES)):
+                if item.path.stem in names:
+                    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

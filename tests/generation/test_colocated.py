@@ -14,25 +14,33 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+IS_TIED = {"whole": True, "merged": False, "adapter": True}
+"""Of the model whose weights are synchronised so."""
 
-@pytest.mark.parametrize(("tied", "synced"), [(True, "whole"), (False, "merged"), (True, "adapter")])
-def test_log_probabilities_are_the_trainers_at_every_step(
-    tied: bool, synced: str, models: Callable[[bool], Path], tmp_path: Path
-) -> None:
+
+@pytest.fixture(scope="module")
+def trained(models: Callable[[bool], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs are, each in a folder of its own."""
+    folder = tmp_path_factory.mktemp("colocated")
     program = Path(__file__).with_name("colocated_program.py")
-    command = [sys.executable, *map(str, (program, models(tied), tmp_path, synced))]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    command = [sys.executable, program, folder, *(f"{synced}={models(tied)}" for synced, tied in IS_TIED.items())]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=900, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    said = json.loads([line for line in done.stdout.splitlines() if line.startswith('{"gaps"')][-1])
+    return folder
+
+
+@pytest.mark.parametrize("synced", IS_TIED)
+def test_log_probabilities_are_the_trainers_at_every_step(synced: str, trained: Path) -> None:
+    folder = trained / synced
+    said = json.loads((folder / "said.json").read_text())
     print(said)
     assert len(said["gaps"]) == 4
     assert max(said["gaps"]) < 1e-4
     assert min(said["grad_norm"]) > 0
     assert said["effect"] > 1e-2 or synced == "whole"
     rows = [
-        row for shard in sorted((tmp_path / "rollouts").glob("*.parquet")) for row in pq.read_table(shard).to_pylist()
+        row for shard in sorted((folder / "rollouts").glob("*.parquet")) for row in pq.read_table(shard).to_pylist()
     ]
     assert all(row["weights_step"] == row["step"] - 1 for row in rows)
     assert len({row["seed"] for row in rows}) == len(rows)

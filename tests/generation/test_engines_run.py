@@ -24,16 +24,19 @@ SMALL = (
     "trainer.num_generations=4", "trainer.max_completion_length=16", "trainer.save_steps=100", "data.num_train_rows=200",
     "trainer.eval_strategy=no", "trainer.eval_on_start=false", "data.num_eval_rows=0", "give_up_after=0",
 )  # fmt: skip
+GAP = "sampling/sampling_logp_difference/max"
 
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 COMPILED = CACHE / "torch_extensions" / f"py{sys.version_info.major}{sys.version_info.minor}_cpu"
 """Where DeepSpeed keeps what it compiles on a CPU, most of a minute long."""
+INSPECTED = CACHE / "vllm"
+"""Where vLLM keeps what it found out about a model's class, in a process that imports all of vLLM for it."""
 
 
 def program(folder: Path, *words: Any, **variables: str) -> subprocess.Popen[str]:
     """A command whose tokens are in `folder`."""
-    own = {"XDG_CACHE_HOME": str(folder), "TORCH_EXTENSIONS_DIR": str(COMPILED)}
+    own = {"XDG_CACHE_HOME": str(folder), "TORCH_EXTENSIONS_DIR": str(COMPILED), "VLLM_CACHE_ROOT": str(INSPECTED)}
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **own, **variables}
     command = [sys.executable, "-m", "tinyzero_trl.cli", *map(str, words)]
     return subprocess.Popen(command, cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -41,12 +44,11 @@ def program(folder: Path, *words: Any, **variables: str) -> subprocess.Popen[str
 
 @pytest.fixture
 def served(models: Callable[[bool], Path], tmp_path: Path) -> Iterator[tuple[str, list[str], subprocess.Popen[str]]]:
+    (tmp_path / "reward.py").write_text("def short(response: str) -> float:\n    return 1 / (1 + len(response))\n")
     recipe = [
-        "+countdown=grpo-tiny",
-        f"model.model_name_or_path={models(True)}",
-        "generation.kv_cache_gib=0.125",
-        *SMALL,
-    ]
+        "+countdown=grpo-tiny", f"model.model_name_or_path={models(False)}", "generation.kv_cache_gib=0.125", *SMALL,
+        "rewards.equation=0", f"rewards.{tmp_path}/reward.py:short=1", "trainer.learning_rate=3e-3",
+    ]  # fmt: skip
     port = free_port()
     serving = program(tmp_path, "serve", *recipe, "--port", port, "--log", tmp_path / "server.log")
     assert serving.stdout
@@ -79,7 +81,7 @@ def test_one_run_uses_the_server_of_another_terminal_and_a_second_is_refused(
         assert "is used by another run; give each run a server of its own" in errors
         (goes_on,) = (run for run in runs if run is not refused)
         end = time.monotonic() + 600
-        while not list(tmp_path.glob("*/rollouts/*.parquet")):
+        while not list(tmp_path.glob("*/rollouts/train-00000003.parquet")):
             assert goes_on.poll() is None, goes_on.communicate()
             assert time.monotonic() < end
             time.sleep(0.1)
@@ -92,6 +94,11 @@ def test_one_run_uses_the_server_of_another_terminal_and_a_second_is_refused(
         assert token not in printed + errors
         kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".token"]
         assert any(path.suffix == ".parquet" for path in kept)
+        (metrics,) = tmp_path.glob("*/metrics.jsonl")
+        entries = [json.loads(line) for line in metrics.read_text().splitlines()]
+        gaps = [entry[GAP] for entry in entries if GAP in entry]
+        assert len(gaps) >= 3
+        assert max(gaps) < 1e-4
         assert not [path for path in kept if token.encode() in path.read_bytes()]
     finally:
         for run in runs:
@@ -120,7 +127,7 @@ def test_two_processes_that_share_the_weights_feed_one_server_and_have_each_its_
     assert all(row["weights_step"] == row["step"] - 1 for row in rows)
     assert len({row["seed"] for row in rows}) == len(rows)
     for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines():
-        assert json.loads(line).get("sampling/sampling_logp_difference/max", 0) < 1e-4
+        assert json.loads(line).get(GAP, 0) < 1e-4
 
 
 def test_a_server_is_not_opened_to_every_network(tmp_path: Path) -> None:

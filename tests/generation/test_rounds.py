@@ -36,7 +36,7 @@ def build(models: Callable[[bool], Path], server: Any, tmp_path: Path) -> Callab
         generation: Any = None,
         calls: Any = None,
         shared: Path = tmp_path,
-        seconds_per_batch: float = 60,
+        seconds_per_batch: float = 600,
         peft: Any = None,
         to: Any = None,
         **settings: Any,
@@ -57,7 +57,7 @@ def build(models: Callable[[bool], Path], server: Any, tmp_path: Path) -> Callab
             calls or (to or server).calls,
             WeightFolder(str(shared)),
             None,
-            seconds_to_start=60,
+            seconds_to_start=600,
             seconds_per_batch=seconds_per_batch,
         )
         rows = [{"prompt": f"{n} + {n + 3} =", "prefill": "", "nums": [n, n + 3], "target": 9} for n in range(16)]
@@ -237,8 +237,8 @@ def test_a_server_that_answers_500_breaks_off_and_hangs_in_mid_run_changes_nothi
     straight = build(folder="straight")
     straight.train()
     proxy.behave = disturb
-    calls = Calls(proxy.url, token=server.token_file, seconds_per_call=5)
-    disturbed = build(folder="disturbed", calls=calls, seconds_per_batch=5)
+    calls = Calls(proxy.url, token=server.token_file, seconds_per_call=15)
+    disturbed = build(folder="disturbed", calls=calls, seconds_per_batch=15)
     disturbed.train()
     proxy.stop()
     assert not any(plan.values())

@@ -17,10 +17,11 @@ from servers import EOS, PROMPTS, SAMPLING, client_of, gap, push, rows, shaken, 
 NUM_UPDATES = 4
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.nightly)], ids=["tied", "untied"])
 def test_log_probabilities_are_the_trainers_after_every_update(
     tied: bool, models: Callable[[bool], Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    """Untied by day: the server of another terminal in test_engines_run.py, whose run compares the same at every step."""
     from transformers import AutoModelForCausalLM
 
     server = request.getfixturevalue("server") if tied else start(models(False), tmp_path)

@@ -491,8 +491,9 @@ def test_a_hub_dataset_is_checked_like_a_file(monkeypatch):
 
 
 @needs_real
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_splits_of_the_whole_real_set_are_disjoint_and_without_duplicates():
+    """By day: the splits of generated problems, and the leak of TinyZero's over the same rows."""
     keys_by_split = {
         split: [key_of(row) for row in load(split=split, source=str(REAL)).to_list()]
         for split in ("train", "validation", "test")

@@ -189,7 +189,7 @@ def test_what_is_buffered_is_plain_data(build: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize("config", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("config", [pytest.param("zero1", marks=pytest.mark.nightly), "zero2", "zero3"])
 def test_deepspeed_sums_the_gradients_of_micro_batches_in_float32(config: str, launched: Callable[[str], Path]) -> None:
     """In the precision of a bf16 model, its default, a sum of many is farther from what one micro-batch of all rows gives."""
     distance = json.loads((launched(config) / "sums.json").read_text())
@@ -198,7 +198,7 @@ def test_deepspeed_sums_the_gradients_of_micro_batches_in_float32(config: str, l
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize("config", ["ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("config", ["ddp", pytest.param("zero1", marks=pytest.mark.nightly), "zero2", "zero3"])
 def test_two_processes_end_with_the_parameters_of_trl(config: str, launched: Callable[[str], Path]) -> None:
     found, cases = json.loads((launched(config) / "parity.json").read_text()), parity_of(config)
     assert len(found) == len(cases)

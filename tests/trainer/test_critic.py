@@ -142,7 +142,10 @@ def letters(completions: list[str], **columns: object) -> list[float]:
     return [sum("a" <= character <= "z" for character in text) / 8 for text in completions]
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_critic_learns_what_to_expect_and_then_the_policy_to_write_letters(build: Any) -> None:
+    """By day: test_every_algorithm_learns_to_write_letters[ppo], without a warm start of the critic, in a quarter of the steps."""
     trainer = build(
         TinyZeroTrainer,
         reward_funcs=letters,
@@ -224,7 +227,7 @@ def _copy(value: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize("config", ["ddp", "zero1", "zero2"])
+@pytest.mark.parametrize("config", ["ddp", pytest.param("zero1", marks=pytest.mark.nightly), "zero2"])
 def test_the_critics_of_two_processes_stay_the_same(config: str, launched: Callable[[str], Path]) -> None:
     run = launched(config) / "critic"
     assert (run / "critic.0").read_text() == (run / "critic.1").read_text()

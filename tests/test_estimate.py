@@ -264,6 +264,13 @@ def test_the_command_prints_phases_peak_time_and_price_and_says_what_does_not_fi
 def test_mistakes_are_answered_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         ([], "no recipe given"),
+        (["+countdown=grpo-tiny", "--processes", "0"], "--processes must be more than 0 and below 10,000,000, got 0"),
+        (["+countdown=grpo-tiny", "--rate", "nan"], "--rate must be more than 0 and below 10,000,000, got nan"),
+        (
+            ["+countdown=grpo-tiny", "--mean_tokens", "-5"],
+            "--mean_tokens must be more than 0 and below 10,000,000, got -5",
+        ),
+        (["+countdown=grpo-tiny", "--prompt_tokens", "0"], "--prompt_tokens must be more than 0"),
         (["+countdown=grpo-tiny", "--accelerate_config", "zero9"], "there is no accelerate config 'zero9'"),
         (["+countdown=grpo-qwen-2.5-3b-base", "--gpu", "abacus"], "--gpu 'abacus' is not known"),
     ):

@@ -155,7 +155,6 @@ def _launch(program: str, words: Sequence[str], *, num_processes: int | None, ac
     name = accelerate_config or of_hardware
     config = _accelerate_config(name)
     processes.read_accelerate_config(config, num_processes=num_processes)
-    processes.check_to_launch()
     if config.parent == CONFIGS:
         # Ours say 8 because accelerate wants a number; a person's own file says what that person means.
         num_processes = num_processes or len(gpus) or 1

@@ -148,11 +148,13 @@ def check_optimizer(args: Any) -> None:
                 continue  # it is read: 0.123 is no value for it
             if is_idle:
                 raise ConfigError(f"trainer.optim_args: {item}: trainer.optim={args.optim.value} reads no such argument; leave it out")  # fmt: skip
-    kind, settings = args.lr_scheduler_type, dict(args.lr_scheduler_kwargs or {})
+    kind, options = args.lr_scheduler_type, args.lr_scheduler_kwargs or {}
+    if not isinstance(options, dict):
+        raise ConfigError(f"trainer.lr_scheduler_kwargs must be a mapping, {{key: value}}, got {options!r:.80}")
     try:
         optimizer = torch.optim.SGD([weight], lr=1.0)
         scheduler = get_scheduler(
-            kind, optimizer, num_warmup_steps=0, num_training_steps=10, scheduler_specific_kwargs=settings
+            kind, optimizer, num_warmup_steps=0, num_training_steps=10, scheduler_specific_kwargs=dict(options)
         )
         if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             for _ in range(9):
@@ -161,7 +163,7 @@ def check_optimizer(args: Any) -> None:
             if not all(math.isfinite(rate) for rate in scheduler.get_last_lr()):
                 raise ValueError("the learning rate is no number")
     except (*faults, ArithmeticError, AssertionError) as error:
-        raise ConfigError(f"trainer.lr_scheduler_kwargs={settings} with trainer.lr_scheduler_type={kind.value}: {first_line(error)}") from error  # fmt: skip
+        raise ConfigError(f"trainer.lr_scheduler_kwargs={options} with trainer.lr_scheduler_type={kind.value}: {first_line(error)}") from error  # fmt: skip
 
 
 def attention_fault(name: str | None) -> str | None:

@@ -47,6 +47,19 @@ __all__ = [
 REWARD = re.compile(r"\+{0,2}(rewards|reward_parameters)\.")
 
 
+WORDS = (
+    (r"^field .* is not Optional", "is empty; give it a value, or leave it out"),
+    (r"^Value (.*) of type '\w+' could not be converted to Integer", r"must be a whole number, got \1"),
+    (r"^Value (.*) of type '\w+' could not be converted to Float", r"must be a number, got \1"),
+    (r"^Value (.*) is not a valid bool \(type \w+\)", r"must be true or false, got \1"),
+    (r"^Cannot convert '\w+' to string: '(.*)'$", r"must be text, got \1"),
+    (
+        r"^Invalid (?:value|type) assigned: (\w+) is not a ListConfig, list or tuple\.",
+        r"must be a list, such as [a, b]; got a \1",
+    ),
+    (r"^Cannot assign (\w+) to ListConfig.*", r"must be a list, such as [a, b]; got a \1"),
+)
+"""What Hydra says of a value, and what we say."""
 MAX_NAME_BYTES = 200
 """Of a folder's name: most file systems take 255, and ours puts the time behind it."""
 
@@ -100,7 +113,9 @@ def compose(
     if cfg.trainer.get("run_name") is None:
         cfg.trainer.run_name = name
     if fault := folder_name_fault(str(cfg.trainer.run_name)):
-        raise ConfigError(f"trainer.run_name {str(cfg.trainer.run_name)!r:.80} {fault}")
+        raise ConfigError(
+            f"trainer.run_name {str(cfg.trainer.run_name)!r:.80} {fault}; output_dir says where a run goes"
+        )
     _check_untyped(cfg, program)
     if program == "grpo":
         batch_sizes.settle(
@@ -155,7 +170,7 @@ def trainer_arguments(cfg: DictConfig, *, program: str, **fixed: Any) -> Any:
     chosen.pop("resume_from_checkpoint", None)
     try:
         arguments = config_class(**{**chosen, **fixed, "output_dir": ".", "disable_tqdm": True})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:  # some keys may name files
         raise ConfigError("trainer: " + " ".join(str(error).split())) from error
     if arguments.deepspeed_plugin is not None:
         sum_gradients_in_float32(arguments.deepspeed_plugin.deepspeed_config)
@@ -183,7 +198,7 @@ def folder_name_fault(name: str) -> str | None:
     if not name.strip() or name in (".", ".."):
         return "is no name of a folder"
     if "/" in name or "\\" in name:
-        return "is a path, and has to be the name of one folder; where a run goes says output_dir"
+        return "is a path, and has to be the name of one folder"
     if not name.isprintable():
         return "has characters that cannot be printed; use letters, digits, - and _"
     if (length := len(name.encode("utf-8", errors="replace"))) > MAX_NAME_BYTES:
@@ -317,7 +332,8 @@ def _one_line(error: Exception, files: Sequence[Path]) -> str:
     )
     if key and fault:
         said = re.sub(r"^Incompatible value 'None' for field of type '(\w+)'", r"must be \1, got null", fault.group(1))
-        said = re.sub(r"^field .* is not Optional", "is empty; give it a value, or leave it out", said)
+        for hydras, ours in WORDS:
+            said = re.sub(hydras, ours, said)
         where = next((shown(file) for file in files if f"In '{file.parent.name}/{file.stem}'" in text), "command line")
         return f"{where}: {key.group(1)}: {said}"
     override = getattr(error, "override", None) or getattr(error.__cause__, "override", None)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyzero_trl import storage
+from tinyzero_trl import processes, storage
 from tinyzero_trl.launch import launch
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ SHOWN = {
 def main(argv: Sequence[str]) -> int:
     """Run the demo; returns the exit code."""
     arguments = _parser().parse_args(argv)
+    processes.check_to_launch()
     if arguments.problems < 1:
         raise ValueError(f"--problems must be at least 1, got {arguments.problems}")
     if arguments.steps is not None and arguments.steps < 1:

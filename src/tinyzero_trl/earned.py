@@ -166,7 +166,7 @@ def earn_in_groups(
         known = [measure for measure in measured if not isinstance(measure, Earned)]
         try:
             numbers = iter(_compared(reward, known))
-        except Exception as error:  # as in `earn`
+        except (Exception, SystemExit) as error:  # as in `earn`
             failed = Earned(None, type(error).__name__, f"compare raised {error!r:.200}")
             earned += [measure if isinstance(measure, Earned) else failed for measure in measured]
             continue
@@ -192,6 +192,6 @@ def _measured(reward: OverGroup, job: Job) -> Any:
     """The measure of a response, or an `Earned` of None where there is none."""
     try:
         measure = reward.measure(job.response, **job.columns)
-    except Exception as error:  # as in `earn`
+    except (Exception, SystemExit) as error:  # as in `earn`
         return Earned(None, type(error).__name__, f"raised {error!r:.200} for {job.response[-200:]!r}")
     return Earned(None) if measure is None else measure

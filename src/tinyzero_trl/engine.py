@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import math
 import os
 import shutil
 import sys
@@ -73,8 +74,8 @@ def check_engine(cfg: DictConfig, *, num_processes: int = 1, trains: bool = True
     if section.lora == "adapter" and (why := why_merged(cfg)):
         raise ConfigError(f"generation.lora=adapter: {why}; use merged")
     for key in ("seconds_to_start", "seconds_per_batch", "seconds_per_call", "memory_share", "kv_cache_gib"):
-        if section[key] is not None and not section[key] > 0:
-            raise ConfigError(f"generation.{key} must be more than 0, got {section[key]:g}")
+        if section[key] is not None and not 0 < section[key] < math.inf:
+            raise ConfigError(f"generation.{key} must be more than 0, and finite; got {section[key]:g}")
     if section.memory_share is not None and section.memory_share > 1:
         raise ConfigError(f"generation.memory_share is a share of the memory, at most 1; got {section.memory_share:g}")
     if section.max_failures < 0:
@@ -89,6 +90,12 @@ def check_engine(cfg: DictConfig, *, num_processes: int = 1, trains: bool = True
     if section.devices is not None:
         _check_devices(cfg, num_processes=num_processes, trains=trains)
     if section.engine != "server":
+        for key, standing in (("server", "auto"), ("token_file", None), ("shared_folder", None)):
+            if trains and section[key] != standing:
+                raise ConfigError(
+                    f"generation.{key}={section[key]} is about a server, and generation.engine is {section.engine}; use "
+                    "generation.engine=server, or leave it out"
+                )
         return
     if section.server != "auto":
         _check_servers(section)

@@ -24,6 +24,7 @@ from tinyzero_trl.lock import locked
 from tinyzero_trl.redaction import secrets_in_environment, without_secrets
 from tinyzero_trl.scores import Sample
 from tinyzero_trl.task import Row, Task
+from tinyzero_trl.verdicts import verdict_of
 
 MISTAKE, OUT_OF_MEMORY, DISK, INTERRUPTED = 2, 5, 8, 130
 """Exit codes; the same as those of training (`failures.py`)."""
@@ -203,8 +204,7 @@ def verified(
     row: Row, task: Task, *, problem: int, sample: int, completion: str, num_completion_tokens: int, is_truncated: bool
 ) -> Sample:
     """The sample with the task's verdict: the same call that training makes."""
-    columns = {name: row[name] for name in task.columns}
-    verdict = task.verify(row["prefill"] + completion, is_truncated=is_truncated, **columns)
+    verdict = verdict_of(task, row["prefill"] + completion, row=row, is_truncated=is_truncated)
     return Sample(
         problem=problem,
         sample=sample,

@@ -10,6 +10,7 @@ from typing import Any
 
 from tinyzero_trl import scores, trust
 from tinyzero_trl.benchmarks import Chosen
+from tinyzero_trl.config import folder_name_fault
 from tinyzero_trl.model_location import ModelLocation, locate, read_record
 from tinyzero_trl.redaction import redacted
 from tinyzero_trl.stopping import check_stop
@@ -18,6 +19,8 @@ from tinyzero_trl.tasks import TASKS, find_task
 
 DEFAULT_NUM_PROBLEMS = 1024
 """Gives an interval of about +-3 points."""
+MANY = 1_000_000
+"""Problems, samples, tokens or sequences of which nobody asks for more on purpose."""
 DEFAULT_MAX_NEW_TOKENS = 1024
 """Tokens of a response where neither a person nor a run says."""
 DATA_OF_RUN = ("num_train_rows", "num_eval_rows", "seed", "split", "num_rows")
@@ -197,15 +200,17 @@ def _first(*values: Any) -> Any:
 def _check_numbers(settings: Settings) -> None:
     for name in ("n", "k", "max_new_tokens", "batch_size"):
         value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+        if value is not None and not 1 <= value <= MANY:
+            raise ValueError(f"--{name} must be at least 1 and at most {MANY:,}, got {value}")
+    if not 0 <= settings.seed < 2**32:
+        raise ValueError(f"--seed must be at least 0 and at most {2**32 - 1}, got {settings.seed}")
     if settings.temperature is not None and not 0 <= settings.temperature < float("inf"):
         raise ValueError(f"--temperature must be 0 (greedy) or more, got {settings.temperature}")
     check_stop(settings.stop or (), name="--stop")
     if settings.top_p is not None and not 0 < settings.top_p <= 1:
         raise ValueError(f"--top_p must be more than 0 and at most 1, got {settings.top_p}")
-    if settings.name is not None and (not settings.name or "/" in settings.name or settings.name in (".", "..")):
-        raise ValueError(f"--name {settings.name!r} must be the name of one folder")
+    if settings.name is not None and (fault := folder_name_fault(settings.name)):
+        raise ValueError(f"--name {settings.name!r:.80} {fault}")
 
 
 def request(plan: Plan, settings: Settings) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tinyzero_trl.processes import check_to_launch
+
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "recipes" / "accelerate_configs"
 CONFIG_VARIABLE = "TINYZERO_ACCELERATE_CONFIG"
@@ -87,6 +89,7 @@ def launch(program: str, words: Sequence[str], *, config: Path, num_processes: i
     Machines, this one's rank and the first one's address and port come from the environment (NODES), if at all.
     Raises: ValueError where it says half of that.
     """
+    check_to_launch()
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -154,6 +157,10 @@ def _nodes() -> tuple[int, list[str]]:
     if missing:
         # Without its rank every machine would believe it is the first, and wait for the others for ever.
         raise ValueError(f"PET_NNODES is {count}, and {', '.join(missing)} is not set; see docs/scale.md")
+    if not given["PET_NODE_RANK"].isdigit() or int(given["PET_NODE_RANK"]) >= int(count):
+        raise ValueError(
+            f"PET_NODE_RANK={given['PET_NODE_RANK']} must be a machine's number, from 0 to {int(count) - 1}"
+        )
     return int(count), [f"{option}={given[name]}" for name, option in NODES.items()]
 
 

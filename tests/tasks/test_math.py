@@ -116,6 +116,15 @@ def test_columns_of_any_name_are_mapped(tmp_path):
     assert [row["problem"] for row in found] == [row["problem"] for row in other]
 
 
+def test_a_column_may_have_a_dot_in_its_name(tmp_path):
+    rows = [{"q.text": row["problem"], "a": {"final.text": row["answer"]}} for row in problems(60)]
+    source = written(tmp_path / "rows.jsonl", rows)
+    found = load(split="train", source=source, problem_column="q.text", answer_column="a.final.text").to_list()
+    assert (found[0]["problem"], found[0]["answer"]) == ("How much is 0 + 1?", "1")
+    with pytest.raises(ValueError, match="there is no column 'q.words'; it has q.text, a"):
+        load(split="train", source=source, problem_column="q.words", answer_column="a.final.text")
+
+
 def test_filters_keep_levels_pass_rates_and_short_problems(tmp_path):
     rows = [{**row, "level": at % 5 + 1, "rate": at / 100 if at % 10 else None} for at, row in enumerate(problems(100))]
     source = written(tmp_path / "rows.jsonl", rows)

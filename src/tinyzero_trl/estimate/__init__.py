@@ -20,6 +20,10 @@ from tinyzero_trl.failures import ConfigError
 __all__ = ["main", "memory_of", "plan_of", "shape_of", "sharding_of", "sharding_of_recipe", "warnings"]
 
 
+MANY = 10_000_000
+"""Processes, tokens or units of a currency of which there are never more."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the estimate; exit code 1 where the run does not fit the card."""
     from tinyzero_trl.config import compose
@@ -29,6 +33,10 @@ def main(argv: Sequence[str]) -> int:
     arguments, words = parser.parse_known_args(argv)
     if not any(word.startswith("+") for word in words):
         raise ValueError("no recipe given; `tinyzero recipes` lists them")
+    for name in ("processes", "prompt_tokens", "mean_tokens", "rate"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < MANY:
+            raise ValueError(f"--{name} must be more than 0 and below {MANY:,}, got {value:g}")
     cfg = compose(words, num_processes=arguments.processes or _launched(words)[1])
     shape = shape_of(str(cfg.model.model_name_or_path), revision=cfg.model.model_revision)
     sharding = sharding_of_recipe(cfg, words, arguments.accelerate_config, arguments.processes)

@@ -27,7 +27,7 @@ _IRRELEVANT = re.compile(r"\\left|\\right|\\displaystyle|\\[!,;:()\[\] ]|[\s$~]|
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a data set keeps what a row needs; `a.b` is the field b of column a."""
+    """Where a data set keeps what a row needs; `a.b` is the column of that name, or else the field b of column a."""
 
     problem: str = "problem"
     answer: str = "answer"
@@ -177,13 +177,26 @@ def mapped(rows: Sequence[Row], source: str, where: Columns, filters: Filters) -
 
 
 def _value(row: Row, path: str, where: str) -> Any:
-    value: Any = row
-    for name in path.split("."):
-        if not isinstance(value, Mapping) or name not in value:
-            has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-            raise ValueError(f"{where}: there is no column {path!r}; it has {has}")
-        value = value[name]
-    return value
+    found = _found(row, path)
+    if not found:
+        has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+        raise ValueError(f"{where}: there is no column {path!r}; it has {has}")
+    return found[0]
+
+
+def _found(value: Any, path: str) -> list[Any]:
+    """The cell at `path` as the one item of a list; nothing where there is none. A column may itself have dots in its name.
+
+    >>> _found({"q.text": 1}, "q.text"), _found({"q": {"text": 2}}, "q.text"), _found({"a.b": {"c": 3}}, "a.b.c"), _found({}, "q")
+    ([1], [2], [3], [])
+    """
+    if not isinstance(value, Mapping):
+        return []
+    if path in value:
+        return [value[path]]
+    parts = path.split(".")
+    heads = [(".".join(parts[:cut]), ".".join(parts[cut:])) for cut in range(len(parts) - 1, 0, -1)]
+    return next((found for head, rest in heads if head in value and (found := _found(value[head], rest))), [])
 
 
 def _answer_text(value: Any) -> str:

@@ -14,6 +14,7 @@ from tinyzero_trl.statistics import Estimate, share
 from tinyzero_trl.task import Outcome
 from tinyzero_trl.trainer.extra_rollout import extra_rollout
 from tinyzero_trl.trainer.rollouts import Rollouts
+from tinyzero_trl.verdicts import verdict_of
 
 
 class HeldOut(Rollouts):
@@ -51,11 +52,8 @@ class HeldOut(Rollouts):
             _, ids_of_rows, _, completions, *_ = self._generate([row["prompt"] for row in rows])
         mine = []
         for row, ids, completion in zip(rows, ids_of_rows, completions, strict=True):
-            verdict = self.task.verify(
-                (row.get("prefill") or "") + (text_of(completion) or ""),
-                is_truncated=self.is_truncated(ids),
-                **{column: row[column] for column in self.task.columns},
-            )
+            response = (row.get("prefill") or "") + (text_of(completion) or "")
+            verdict = verdict_of(self.task, response, row=row, is_truncated=self.is_truncated(ids))
             mine.append({"outcome": str(verdict.outcome), "num_completion_tokens": len(ids)})
         first = len(self._greedy_records)
         return [{**record, "problem": first + index} for index, record in enumerate(gather_object(mine))]

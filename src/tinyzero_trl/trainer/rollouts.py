@@ -23,6 +23,7 @@ from tinyzero_trl.rewards import text_of
 from tinyzero_trl.task import Outcome, Task
 from tinyzero_trl.trainer.problems import ROW_INDEX, Problems
 from tinyzero_trl.trainer.stopping import Stopping
+from tinyzero_trl.verdicts import verdict_of
 
 logger = logging.getLogger(__name__)
 NOT_RAW = ("prompt", "prefill", ROW_INDEX)
@@ -129,8 +130,8 @@ class Rollouts(Problems, Stopping):
         ):
             text = text_of(completion) or ""
             is_truncated = self.is_truncated(ids)
-            columns = {column: row[column] for column in self.task.columns}
-            verdict = self.task.verify((row.get("prefill") or "") + text, is_truncated=is_truncated, **columns)
+            response = (row.get("prefill") or "") + text
+            verdict = verdict_of(self.task, response, row=row, is_truncated=is_truncated)
             raw = {key: value for key, value in row.items() if key not in NOT_RAW}
             mine.append(
                 {

@@ -57,6 +57,7 @@ class Client(VLLMClient):
     leave by the same door (remote.py).
     """
 
+    group_port: int
     sends_adapter = False
     """Whether an adapter goes by itself, through the folder, and completions are drawn with it; set before `init_communicator`."""
 

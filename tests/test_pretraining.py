@@ -152,9 +152,9 @@ def test_the_recipe_shortened_trains_a_model_that_loads_as_it_stands(tmp_path: P
         return folder / "model"
 
     short = [
-        "data={countdown: {source: generated, num_rows: 400, max_numbers: 3}, "
-        "multiplication: {source: generated, num_rows: 100, min_factor: 10, max_factor: 99}}",
-        "stages=[{seed: 1, countdown: {num_rows: 200}, multiplication: {num_rows: 50, guesses: 0.5}}]",
+        "data={countdown: {source: generated, num_rows: 2000, max_numbers: 3}, "
+        "multiplication: {source: generated, num_rows: 200, min_factor: 10, max_factor: 99}}",
+        "stages=[{seed: 1, countdown: {num_rows: 1000}, multiplication: {num_rows: 100, guesses: 0.5}}]",
         "trainer.per_device_train_batch_size=16",
         "trainer.max_steps=4",
         "trainer.logging_steps=1",

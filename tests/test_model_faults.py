@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -557,3 +557,32 @@ def test_a_run_that_began_with_an_adapter_is_found_whole_where_it_is_moved(
     rewritten("adapter_config.json", base_model_name_or_path="outputs/where-it-was/start")(adapter / "model")
     manifest.seal(adapter / "model", step=1)
     assert locate(str(adapter)).path == str(adapter / "start")
+
+
+@pytest.fixture
+def zero3() -> Iterator[Any]:
+    """transformers in the state in which ZeRO-3's arguments leave it."""
+    from transformers.integrations import deepspeed
+
+    class Config:
+        def is_zero3(self) -> bool:
+            return True
+
+    config = Config()
+    deepspeed.set_hf_deepspeed_config(config)
+    assert deepspeed.is_deepspeed_zero3_enabled()
+    yield config
+    assert deepspeed.is_deepspeed_zero3_enabled()  # as it was, whatever was checked in between
+    deepspeed.unset_hf_deepspeed_config()
+
+
+def test_under_zero3_a_model_is_checked_and_an_adapter_merged_as_elsewhere(
+    adapter: Path, zero3: Any, tmp_path: Path
+) -> None:
+    folder = shutil.move(adapter / "model", tmp_path / "adapter")
+    start = checked_start(run_of(folder))
+    adapters.write_merged(start.location, tmp_path / "start")
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "start" / WEIGHTS, framework="pt") as file:
+        assert file.get_slice("model.embed_tokens.weight").get_shape() == [306, 128]

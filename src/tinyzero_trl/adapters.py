@@ -32,7 +32,9 @@ def write_merged(location: ModelLocation, to: Path) -> None:
     training saw by that rounding.
     """
     tokenizer = tokens.tokenizer_of(location, typed="")
-    model = whole(location, dtype="auto")
+    # Under ZeRO-3 one process writes for all, and no other would take part in sharing weights out.
+    with model_faults.whole_weights():
+        model = whole(location, dtype="auto")
     with storage.replacing_folder(to) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)

@@ -11,7 +11,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,6 +142,23 @@ def empty_model(
         # It leaves its modules in the model that it was put on.
         return _described(folder, class_of(config), subject, arguments)
     return model
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Models are loaded whole by each process that asks, although ZeRO-3 would share their weights out as they load.
+
+    transformers knows of ZeRO-3 from when TrainingArguments are made, and then takes no device_map either.
+    """
+    from transformers.integrations import deepspeed
+
+    held = deepspeed._hf_deepspeed_config_weak_ref and deepspeed._hf_deepspeed_config_weak_ref()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if held is not None:
+            deepspeed.set_hf_deepspeed_config(held)
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, *, subject: str) -> None:
@@ -341,9 +359,10 @@ def _described(folder: Path, model_class: Any, subject: str, arguments: Mapping[
     logging.set_verbosity(logging.CRITICAL)  # its own table of what differs
     logging.disable_progress_bar()
     try:
-        model, found = model_class.from_pretrained(
-            folder, **kept, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with whole_weights():
+            model, found = model_class.from_pretrained(
+                folder, **kept, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except Exception as error:  # whatever the model's class makes of its config, and of a person's arguments
         own = [f"{name}={value!r:.60}" for name, value in kept.items() if name not in ("dtype", "attn_implementation")]
         given = f" with {_named(own)}" if own else ""

@@ -118,6 +118,7 @@ def shape_of(name: str, *, revision: str | None = None) -> Shape:
         known = known.replace(variant, "")
     if known in KNOWN:
         return KNOWN[known]
+    locate(name, typed=TRAINED)  # a path that is not there is told so
     try:
         from huggingface_hub import hf_hub_download
 

@@ -50,6 +50,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["prepare"], "which task? there is countdown, math, multiplication"),
         (["prepare", "sudoku"], "there is no task 'sudoku'; there is countdown, math, multiplication"),
         (["report", "no/such/run"], "no/such/run is not a run folder: it has no run.yaml"),
+        (["recipes", ""], "there are no recipes of ''; there are some of countdown"),
         (["recipes", "sudoku"], "there are no recipes of 'sudoku'; there are some of countdown, math, multiplication"),
     ],
 )

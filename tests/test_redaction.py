@@ -222,3 +222,12 @@ def test_a_traceback_that_quotes_a_secret_is_printed_without_it() -> None:
     assert "ZeroDivisionError" in run.stderr
     assert "KeyError" in run.stderr
     assert CANARY not in run.stderr
+
+
+def test_the_folder_of_a_shell_is_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/somebody/project")
+    monkeypatch.setenv("OLDPWD", "/home/somebody/elsewhere")
+    monkeypatch.setenv("DB_PWD", "correct-horse-battery")
+    secrets = redaction.secrets_in_environment()
+    assert not {"/home/somebody/project", "/home/somebody/elsewhere"} & secrets
+    assert "correct-horse-battery" in secrets

@@ -206,7 +206,7 @@ def recipes(argv: Sequence[str]) -> int:
 
     rows = list_recipes()
     tasks = sorted({row.task for row in rows})
-    if arguments.task and arguments.task not in tasks:
+    if arguments.task is not None and arguments.task not in tasks:
         raise ValueError(f"there are no recipes of {arguments.task!r}; there are some of {', '.join(tasks)}")
     shown = [row for row in rows if arguments.task in (None, row.task)]
     names = [f"+{row.task}={row.name}" for row in shown]

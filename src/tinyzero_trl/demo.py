@@ -60,16 +60,16 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
     """Evaluate, train, evaluate, report, each told with its seconds; returns the exit code."""
     from rich.console import Console
 
-    from tinyzero_trl import evaluation, scores
+    from tinyzero_trl import checks, evaluation, scores
     from tinyzero_trl.config import compose
     from tinyzero_trl.evaluation_plan import Settings
-    from tinyzero_trl.method import check_method
     from tinyzero_trl.report import write_report
 
     console = Console(highlight=False, soft_wrap=True)
     seconds_by_phase: dict[str, float] = {}
     cfg = compose(words)
-    check_method(cfg)
+    checks.parts(cfg)
+    checks.check_method(cfg)
     if run_folder.exists() and any(run_folder.iterdir()):
         raise ValueError(f"--output_dir {run_folder} is not empty, and a run never overwrites another")
     storage.probe(run_folder)
@@ -123,11 +123,12 @@ def _held_out(cfg: Any, *, num_problems: int, folder: Path) -> Path:
     """A file of test problems by the run's own ranges; the same for the same number, so writing it again is harmless."""
     import datasets
 
+    from tinyzero_trl.task import loaded
     from tinyzero_trl.tasks import find_task
 
     datasets.disable_progress_bars()
     ranges = {key: value for key, value in cfg.data.items() if key not in ("num_train_rows", "num_eval_rows", "seed")}
-    rows = find_task(str(cfg.task)).load(split="test", num_rows=num_problems, seed=PROBLEM_SEED, **ranges)
+    rows = loaded(find_task(str(cfg.task)), split="test", num_rows=num_problems, seed=PROBLEM_SEED, **ranges)
     path = folder / f"held-out-{num_problems}.jsonl"
     with storage.replacing(path) as file:
         rows.to_json(file)

@@ -292,9 +292,17 @@ def secrets_in_words(words: Sequence[str]) -> set[str]:
     return found - {"", "null", "true", "false", "True", "False"}
 
 
+SHELLS = ("PWD", "OLDPWD")
+"""Variables in which a shell keeps its folders, and no password."""
+
+
 def secrets_in_environment() -> set[str]:
     """Values of the environment's secrets: HF_TOKEN, WANDB_API_KEY, the password of a proxy's URL."""
-    found = {value for name, value in os.environ.items() if is_secret(name) and len(value) >= 8 and not value.isdigit()}
+    found = {
+        value
+        for name, value in os.environ.items()
+        if is_secret(name) and name not in SHELLS and len(value) >= 8 and not value.isdigit()
+    }
     return found | {secret for value in os.environ.values() for secret in _in_text(value)}
 
 

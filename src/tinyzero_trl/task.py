@@ -172,7 +172,15 @@ def raised(error: BaseException, where: str = "") -> str:
 
 
 def loaded(task: Task, **arguments: Any) -> Dataset:
-    """`task.load`, whose unexpected exceptions, of a task of one's own, become a ValueError of one line."""
+    """`task.load`, whose unexpected exceptions, of a task of one's own, become a ValueError of one line.
+
+    What its signature says is an int is one. Raises: ValueError that names the argument otherwise.
+    """
+    for name, parameter in inspect.signature(task.load).parameters.items():
+        kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))
+        value = arguments.get(name, 0)
+        if kind in ("int", "int | None") and type(value) is not int and not (value is None and kind != "int"):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
     try:
         rows = task.load(**arguments)
     except (ValueError, OSError):

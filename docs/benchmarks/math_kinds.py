@@ -4,8 +4,8 @@
     python docs/benchmarks/math_kinds.py tests/tasks/math_cases.py ../shared/data/verdicts/math_cases.jsonl --before /tmp/before/src
 
 A file of cases has lines of {"gold", "response", "label": "right" or "wrong" (or "is_correct"), "kind" (else the file is one kind)}, or is
-`tests/tasks/math_cases.py`. Each version judges all cases in a process of its own, three times in turn; of the times of one case the least counts, by
-the clock, as a trainer waits for it. Five minutes on two cores.
+`tests/tasks/math_cases.py`. Each version judges all cases in a process of its own, `--rounds` times in turn; of the times of one case the least counts, by
+the clock, as a trainer waits for it. Ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROUNDS = 3
 THIS = Path(__file__).parents[2] / "src"
 
 
@@ -86,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="*")
     parser.add_argument("--before", type=Path, help="the src folder of another version")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--show", action="store_true", help="print the cases that this version judges otherwise")
     parser.add_argument("--judge", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -96,7 +96,7 @@ def main() -> None:
     for path in args.files:
         cases = cases_of(path)
         rounds: dict[str, list[list[tuple[bool, float]]]] = {name: [] for name in versions}
-        for _ in range(ROUNDS):
+        for _ in range(args.rounds):
             for name, source in versions.items():
                 rounds[name].append(judged(source, cases))
         print(f"\n`{path.name}`, false accepts and false rejects:\n")
@@ -118,7 +118,7 @@ def main() -> None:
             changing = sum(len({found[index][0] for found in rounds[name]}) > 1 for index in range(len(cases)))
             print(
                 f"- {name}: {statistics.median(least):,.0f} us a verdict in the median, {statistics.fmean(least):,.0f} in the mean, {max(least):,.0f} at worst; "
-                f"{changing} verdicts differ between the {ROUNDS} rounds"
+                f"{changing} verdicts differ between the {args.rounds} rounds"
             )
         if args.show:
             for case, (is_correct, _) in zip(cases, rounds["now"][0], strict=True):

@@ -101,9 +101,10 @@ _CHANGES = re.compile(
     re.IGNORECASE,
 )
 """What makes of the number in front of it a part of something."""
+_NEARLY = re.compile(r"\s*(?:[a-zA-Z]\s*)?(?:[≈~]|\\approx(?![a-zA-Z]))")
 _TAKEN_BACK = re.compile(
     r"(?:\s*\S+){0,2}?\s*\b(?:or|nor|if|unless)\b|\W*but\s(?:\S+\s){0,3}(?:not|wrong|incorrect|false|impossible)\b"
-    r"|(?:\s*\S+){0,3}?(?:\s*\(?\b(?:not|wrong|incorrect|false|impossible|maybe|perhaps|possibly|probably|at (?:least|most))\b|n['’]t\b|\?)",
+    r"|(?:\s*\S+){0,3}?(?:\s*\(?\b(?:not|wrong|incorrect|false|impossible|too|fails?|failed|maybe|perhaps|possibly|probably|at (?:least|most))\b|n['’]t\b|\?)",
     re.IGNORECASE,
 )
 """What makes of the expression in front of it no answer."""
@@ -266,7 +267,7 @@ def _last_in(text: str, said: str = "") -> tuple[str | None, bool]:
     else:
         return None, False
     before = f"{said} {text[:start]}"
-    if found[0] in "≈~" or _is_doubted(before, text[end:]) or _is_part(before, text[end:]):
+    if _NEARLY.match(found) or _is_doubted(before, text[end:]) or _is_part(before, text[end:]):
         return None, True
     answer = _last_side(found).strip(BLANKS)
     return f"-{answer}" if answer and answer[0].isdigit() and _NEGATIVE.search(before) else answer or None, False

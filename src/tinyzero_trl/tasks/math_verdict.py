@@ -142,6 +142,11 @@ def _is_other_by_marks(gold: Form, form: Form) -> bool:
         return True
     if (_TIME.search(one) is None) != (_TIME.search(other) is None) or max(one.count(":"), other.count(":")) > 1:
         return True
+    # Three to one is no number of things, three to four may be a fraction.
+    if (":" in one) != (":" in other) and any(
+        side.value is not None and side.value.denominator == 1 for side in (gold, form)
+    ):
+        return True
     # `xyz` and `zyx` are one product; `ABCD` names points in order, and letters that do not follow each other in the alphabet are a word.
     letters = "".join(sorted(gold.text))
     is_product = letters in "abcdefghijklmnopqrstuvwxyz" and not (one.isupper() or gold.is_text or form.is_text)

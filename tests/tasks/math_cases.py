@@ -654,7 +654,7 @@ TEXTS = {
         },
         "wrong": {
             "27": [
-                "It is not 27", "The answer is 26, or 27", "The answer is 26 or perhaps 27", "It isn't 27.", "It is certainly not 27.", "It can't be 27",
+                "It is not 27", "x ≈ 27", "27 is too big", "We tried 27 but it fails", "the ratio is 27:1", "The answer is 26, or 27", "The answer is 26 or perhaps 27", "It isn't 27.", "It is certainly not 27.", "It can't be 27",
                 "It cannot be 27.", "maybe 27", "Maybe it is 27.", "perhaps 27?", "Is it 27?", "27?", "The answer is not 27.", "The answer isn't 27",
                 "either 26 or 27", "neither 26 nor 27", "27 or 28", "27 or so", "about 27", "roughly 27", "around 27.", "It is close to 27.", "between 26 and 27",
                 "more than 27", "less than 27", "at least 27", "at most 27", "no more than 27", "27 is wrong", "27 is not the answer", "27 is incorrect.",

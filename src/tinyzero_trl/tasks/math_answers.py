@@ -101,7 +101,7 @@ _CHANGES = re.compile(
     re.IGNORECASE,
 )
 """What makes of the number in front of it a part of something."""
-_NEARLY = re.compile(r"\s*(?:[a-zA-Z]\s*)?(?:[≈~]|\\approx(?![a-zA-Z]))")
+_NEARLY = re.compile(r"\s*(?:[a-zA-Z]\s*)?[≈~]")
 _TAKEN_BACK = re.compile(
     r"(?:\s*\S+){0,2}?\s*\b(?:or|nor|if|unless)\b|\W*but\s(?:\S+\s){0,3}(?:not|wrong|incorrect|false|impossible)\b"
     r"|(?:\s*\S+){0,3}?(?:\s*\(?\b(?:not|wrong|incorrect|false|impossible|too|fails?|failed|maybe|perhaps|possibly|probably|at (?:least|most))\b|n['’]t\b|\?)",

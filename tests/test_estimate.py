@@ -264,6 +264,15 @@ def test_the_command_prints_phases_peak_time_and_price_and_says_what_does_not_fi
 def test_mistakes_are_answered_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         ([], "no recipe given"),
+        (
+            ["+countdown=grpo-tiny", "trainer.per_device_train_batch_size=0"],
+            "per_device_train_batch_size must be at least 1",
+        ),
+        (["+countdown=grpo-tiny", "trainer.num_generations=0"], "trainer.num_generations must be at least 2, got 0"),
+        (
+            ["+countdown=grpo-tiny", "trainer.max_completion_length=-4"],
+            "max_completion_length must be at least 1, got -4",
+        ),
         (["+countdown=grpo-tiny", "--processes", "0"], "--processes must be more than 0 and below 10,000,000, got 0"),
         (["+countdown=grpo-tiny", "--rate", "nan"], "--rate must be more than 0 and below 10,000,000, got nan"),
         (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -359,3 +361,12 @@ def test_the_fingerprint_of_rows_is_that_of_their_content() -> None:
     assert first == record.fingerprint(Dataset.from_list([{**row, "prompt": "q"} for row in rows]), ("target", "nums"))
     rows[3]["target"] = 9
     assert first != record.fingerprint(Dataset.from_list(rows), ("nums", "target"))
+
+
+def test_a_machine_without_a_temporary_folder_is_told_before_anything_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with pytest.raises(ConfigError, match=r"No usable temporary directory found in .*: set TMPDIR to a folder"):
+        run_folder.check_place(compose([TINY]))

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shlex
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -82,6 +83,10 @@ def check_place(cfg: DictConfig, *, outputs: Path = Path("outputs")) -> None:
     """
     if os.environ.get("RANK", "0") != "0":
         return
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:  # data loaders and launchers fail there with errors that name no folder
+        raise ConfigError(f"{error.strerror}: set TMPDIR to a folder that can be written") from error
     resume = _resume_of(cfg)
     task = Path(str(cfg.task).split(":")[0]).stem
     if resume is None:

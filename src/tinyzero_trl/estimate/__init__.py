@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the estimate; exit code 1 where the run does not fit the card."""
     from tinyzero_trl.config import compose
     from tinyzero_trl.estimate.shown import as_json, show
+    from tinyzero_trl.method import check_numbers
 
     parser = _parser()
     arguments, words = parser.parse_known_args(argv)
@@ -38,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         if value is not None and not 0 < value < MANY:
             raise ValueError(f"--{name} must be more than 0 and below {MANY:,}, got {value:g}")
     cfg = compose(words, num_processes=arguments.processes or _launched(words)[1])
+    check_numbers(cfg)
     shape = shape_of(str(cfg.model.model_name_or_path), revision=cfg.model.model_revision)
     sharding = sharding_of_recipe(cfg, words, arguments.accelerate_config, arguments.processes)
     plan = plan_of(cfg, shape, sharding, prompt=arguments.prompt_tokens)

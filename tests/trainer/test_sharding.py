@@ -46,11 +46,11 @@ if __name__ == "__main__":
 """
 DDP_GENERATED_AS_FSDP = """
 import sys
-from tinyzero_trl import grpo, policy
+from tinyzero_trl import grpo
 from tinyzero_trl.failures import exit_code_of
 
 # Where weights are shared out, transformers' own generate keeps the processes in step; its draws are others than our sampler's.
-policy.rollout_function = lambda cfg: None
+grpo.rollout_function = lambda cfg: None
 if __name__ == "__main__":
     sys.exit(exit_code_of(grpo.train, sys.argv[1:]))
 """

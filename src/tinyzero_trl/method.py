@@ -25,6 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "vllm_mode": ("server", "colocate"),
+    "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
 """Values of trainer keys that TRL types as plain text."""
@@ -64,7 +65,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "eval_delay": (0, math.inf, True),
     "eval_accumulation_steps": (1, math.inf, True),
     "torch_empty_cache_steps": (1, math.inf, True),
-    "dataloader_num_workers": (0, math.inf, True),
+    "dataloader_num_workers": (0, 1024, True),
     "dataloader_prefetch_factor": (1, math.inf, True),
     "ddp_timeout": (1, math.inf, True),
     "ddp_bucket_cap_mb": (1, math.inf, True),

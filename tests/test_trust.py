@@ -336,7 +336,7 @@ def test_a_sent_run_of_built_in_names_is_resumed_here_and_not_with_a_file_of_the
     how: list[object] = []
     monkeypatch.setattr(cli, "launch", lambda program, words, **given: how.append(given["config"]) or 0)
     theirs = tmp_path / "accelerate.yaml"
-    theirs.write_text("num_processes: 1\n")
+    shutil.copy(cli.CONFIGS / "cpu.yaml", theirs)
     monkeypatch.setenv("TINYZERO_ACCELERATE_CONFIG", str(theirs))
     monkeypatch.chdir(tmp_path)
     run = made(tmp_path / "run", monkeypatch)

@@ -121,6 +121,10 @@ def test_rows_are_dealt_into_batches_of_like_length_without_loss() -> None:
         (["stages=[{seed: 1, chess: {num_rows: 5}}]"], "draws from 'chess'; there is countdown, multiplication"),
         (["model.model_name_or_path=no/such/folder"], "no/such/folder: there is no such folder, and it is no hub id"),
         (["stages=[]"], "stages is empty"),
+        (
+            ["stages=[{seed: 1, countdown: {num_rows: 5}}]", "trainer.per_device_train_batch_size=2"],
+            "stage 1 has 5 rows, and rows are dealt 128 at a time",
+        ),
         (["stages=[1]"], "stage 1 must have a seed and, by task, num_rows; got 1"),
         (["format=nonsense"], "format: task countdown has no 'nonsense'"),
         (["data.sudoku={}"], "there is no task 'sudoku' with traces"),

@@ -72,6 +72,12 @@ def stages_of(cfg: Any) -> list[tuple[int, dict[str, dict[str, Any]]]]:
                     f"stages: stage {number}: {task} takes num_rows (required) and {', '.join(TRACES[task].HABITS)}, "
                     f"got {', '.join(sorted(share))}"
                 )
+        hand = cfg.trainer.per_device_train_batch_size * DEAL_BATCHES
+        if (num_rows := sum(share["num_rows"] for share in shares.values())) < hand:
+            raise ConfigError(
+                f"stages: stage {number} has {num_rows} rows, and rows are dealt {hand} at a time ({DEAL_BATCHES} batches of "
+                "trainer.per_device_train_batch_size): raise num_rows, or lower the batch"
+            )
         checked.append((spec["seed"], shares))
     return checked
 

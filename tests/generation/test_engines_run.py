@@ -111,9 +111,11 @@ def test_one_run_uses_the_server_of_another_terminal_and_a_second_is_refused(
     assert not list((tmp_path / "tinyzero-trl").glob("*.token"))
 
 
+@pytest.mark.nightly
 def test_two_processes_that_share_the_weights_feed_one_server_and_have_each_its_rows(
     models: Callable[[bool], Path], tmp_path: Path
 ) -> None:
+    """By day: a run of one process above, test_weights.py, and ZeRO-3 in tests/trainer (test_batching.py, test_launch.py)."""
     words = [
         "train", "+countdown=grpo-tiny", f"model.model_name_or_path={models(True)}", "generation.kv_cache_gib=0.125", *SMALL,
         "generation.engine=server", f"output_dir={tmp_path / 'run'}", "trainer.learning_rate=3e-3", "trainer.max_steps=3",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from trl.generation import vllm_generation
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
+from tinyzero_trl.addresses import free_port
 from tinyzero_trl.failures import DiskFull
 from tinyzero_trl.generation.client import Rows
 from tinyzero_trl.generation.lora import WithAdapter, adapter_of
@@ -95,6 +97,9 @@ class ColocatedGeneration(WithAdapter):
         self.temperature, self._step = temperature, step
 
     def _init_vllm(self) -> None:
+        # Left to itself TRL takes 29500 where nothing listens yet, and a launcher beside this run may take it a moment later.
+        if not os.environ.get("MASTER_PORT"):
+            os.environ["MASTER_PORT"] = str(free_port())
         with replaced(vllm_generation, "LLM", lambda **given: SeededLLM(**within_limits({**given, **self._engine}))):
             super()._init_vllm()
 

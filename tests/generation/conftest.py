@@ -26,6 +26,7 @@ OF_PROCESSES = {"test_colocated", "test_engines_run", "test_killed_server", "tes
 VLLM_TESTS = WITH_SERVER | OF_PROCESSES | {"test_broadcast", "test_calls", "test_fleet"}
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent and item.path.stem in VLLM_TESTS:

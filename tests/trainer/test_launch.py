@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,21 @@ def test_dynamic_sampling_replay_and_a_curriculum_keep_two_processes_in_step(lau
     assert all(len({row["row_index"] for row in shard}) == len(shard) / 4 for shard in rollouts_of(folder))
 
 
-@pytest.mark.parametrize(
-    "recipe", [r for r in list_recipes() if program_of(r.name) == "grpo"], ids=lambda r: f"{r.task}/{r.name}"
-)
+def all_recipes() -> Iterator[Any]:
+    """Every recipe of reinforcement learning; one that differs from an earlier one in its model's size alone is nightly."""
+    kinds = set()
+    for recipe in (r for r in list_recipes() if program_of(r.name) == "grpo"):
+        kind = recipe.task, re.sub(r"-[\d.]+b\b", "", recipe.name)
+        name, is_new = f"{recipe.task}/{recipe.name}", kind not in kinds
+        yield pytest.param(recipe, id=name, marks=() if is_new else pytest.mark.nightly)
+        kinds.add(kind)
+
+
+@pytest.mark.parametrize("recipe", list(all_recipes()))
 def test_every_recipe_trains_two_steps(
     recipe: Any, tiny_llama: Path, tiny_qwen: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    """On tiny models: of one kind of recipe the sizes train alike, and test_recipes.py composes and checks each of them by day."""
     is_tiny = recipe.name.endswith("-tiny")
     model = tiny_llama if is_tiny else tiny_qwen("instruct" if "instruct" in recipe.name else "base")
     # What needs a GPU goes: vLLM, 4-bit weights. All else of the recipe is used as it stands.

@@ -19,23 +19,20 @@ HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(
     not HAS_VLLM, reason="vLLM is not on the path; make test runs these by themselves where it could install it"
 )
-WITH_SERVER = {"test_rounds", "test_server", "test_server_faults"}
-"""Share one server, and so one worker of those that run side by side."""
-OF_PROCESSES = {"test_colocated", "test_engines_run", "test_killed_server", "test_two_servers"}
-"""Start what they need themselves, several processes each: one at a time, beside the others."""
-VLLM_TESTS = WITH_SERVER | OF_PROCESSES | {"test_broadcast", "test_calls", "test_fleet"}
+VLLM_TESTS = {
+    *("test_rounds", "test_server", "test_server_faults"),
+    *("test_colocated", "test_engines_run", "test_killed_server", "test_two_servers"),
+    *("test_broadcast", "test_calls", "test_fleet"),
+}
+"""Files of which each keeps to one worker (--dist loadfile): the first three share a server, the next start what they need themselves."""
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent and item.path.stem in VLLM_TESTS:
             item.add_marker(needs_vllm)
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.alone)
-            for group, names in (("server", WITH_SERVER), ("processes", OF_PROCESSES)):
-                if item.path.stem in names:
-                    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -361,3 +361,25 @@ def test_the_record_says_which_file_each_name_stood_for(
     run = made(tmp_path / "run", monkeypatch, f"task={task_file}:TASK", f"+rewards.{task_file}:earn=1")
     content = yaml.safe_load((run / "run.yaml").read_text())
     assert content["provenance"]["code"] == {f"{task_file}:TASK": str(task_file), f"{task_file}:earn": str(task_file)}
+
+
+def test_what_is_typed_counts_from_where_it_is_typed_and_no_processes_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how: list[object] = []
+    monkeypatch.setattr(cli, "launch", lambda program, words, **given: how.append(given) or 0)
+    run = made(tmp_path / "run", monkeypatch)
+    (tmp_path / "here").mkdir()
+    shutil.copy(cli.CONFIGS / "ddp.yaml", tmp_path / "here" / "mine.yaml")
+    monkeypatch.chdir(tmp_path / "here")
+    assert cli.main(["resume", "../run", "--accelerate_config", "mine.yaml", "--processes", "2"]) == 0
+    assert how == [{"config": tmp_path / "here" / "mine.yaml", "num_processes": 2}]
+    for words, said in (
+        (["--processes", "0"], "--processes must be at least 1, got 0"),
+        (["--accelerate_config", "zero9"], "there is no accelerate config 'zero9'; there is"),
+    ):
+        assert cli.main(["resume", str(run), *words]) == 2
+        shown = capsys.readouterr().err
+        assert said in shown
+        assert shown.count("\n") == 1
+    assert len(how) == 1

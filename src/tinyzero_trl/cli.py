@@ -121,18 +121,19 @@ def resume(argv: Sequence[str]) -> int:
 
     found = resuming.launch_of(arguments.run, arguments.words)
     is_own = trust.is_own_file(resuming.run_of(arguments.run) / "run.yaml")
-    words, config = found.words, arguments.accelerate_config or found.accelerate_config
+    words, config = found.words, found.accelerate_config
     if arguments.trust_code:
         words = [*words, trust.OPTION]
     elif not is_own:
         resuming.check_no_code(found, arguments.run)
         # A file that the folder names is its sender's; a name is one of ours.
-        config = config if config in _accelerate_configs() else arguments.accelerate_config
+        config = config if config in _accelerate_configs() else None
+    if arguments.accelerate_config is not None:
+        config = str(_accelerate_config(arguments.accelerate_config).absolute())  # from where it was typed
     if is_own and found.working_directory.is_dir():
         os.chdir(found.working_directory)
-    return _launch(
-        found.program, words, num_processes=arguments.processes or found.num_processes, accelerate_config=config
-    )
+    num_processes = found.num_processes if arguments.processes is None else arguments.processes
+    return _launch(found.program, words, num_processes=num_processes, accelerate_config=config)
 
 
 def _add_placement(parser: argparse.ArgumentParser, *, processes: str, accelerate_config: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from tinyzero_trl import batch_sizes
+from tinyzero_trl import batch_sizes, trust
 from tinyzero_trl.algorithms import ALGORITHMS
 from tinyzero_trl.engine import tell_trl
 from tinyzero_trl.failures import ConfigError, nearest
@@ -133,7 +133,10 @@ def without_options(words: Sequence[str], *, program: str) -> tuple[list[str], b
     """The words that make the run, and whether it is only to be shown (`--cfg job`); `--help` prints help and exits."""
     if "--help" in words or "-h" in words:
         names = [f"+{item.task}={item.name}" for item in list_recipes() if program_of(item.name) == program]
-        print(f"usage: accelerate launch src/tinyzero_trl/{program}.py +<task>=<recipe> [key=value ...] [--cfg job]")
+        more = f" [{trust.OPTION}]" if program == "grpo" else ""
+        print(
+            f"usage: accelerate launch src/tinyzero_trl/{program}.py +<task>=<recipe> [key=value ...] [--cfg job]{more}"
+        )
         print("recipes:", *names, sep="\n  ")
         raise SystemExit(0)
     rest = list(words)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tinyzero_trl.processes import check_to_launch
+from tinyzero_trl.processes import check_to_launch, read_accelerate_config
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "recipes" / "accelerate_configs"
@@ -100,7 +100,7 @@ def launch(program: str, words: Sequence[str], *, config: Path, num_processes: i
         options.append(f"--num_processes={num_processes * num_machines}")
     arguments = launch_command_parser().parse_args([*options, str(HERE / f"{program}.py"), *words])
     os.environ[CONFIG_VARIABLE] = str(config.absolute())
-    _share_cores(num_processes or max(1, _processes_of(config) // num_machines))
+    _share_cores(num_processes or max(1, (read_accelerate_config(config).get("num_processes") or 1) // num_machines))
     # torch's elastic agent, which starts two or more processes, puts its own handlers in the place of these.
     previous = {number: signal.signal(number, _pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -162,12 +162,6 @@ def _nodes() -> tuple[int, list[str]]:
             f"PET_NODE_RANK={given['PET_NODE_RANK']} must be a machine's number, from 0 to {int(count) - 1}"
         )
     return int(count), [f"{option}={given[name]}" for name, option in NODES.items()]
-
-
-def _processes_of(config: Path) -> int:
-    import yaml
-
-    return int(yaml.safe_load(config.read_text(encoding="utf-8")).get("num_processes") or 1)
 
 
 def _share_cores(num_processes: int) -> None:

@@ -119,7 +119,7 @@ class Client(VLLMClient):
         """Raises: ServerFault where the server does not join in `seconds_per_batch`: NCCL waits for a peer without end."""
         if self.has_port_of_its_own:
             # TRL's is one for all runs of a machine, and one that a broken group may still hold.
-            self.group_port = free_port("0.0.0.0")
+            self.group_port = free_port()
         opening = broadcast.in_thread(lambda: super(Client, self).init_communicator(device))
         with self._nccl_faults("join the NCCL group (server and trainer need GPUs of their own)"):
             broadcast.wait_for([opening], until=time.monotonic() + self.seconds_per_batch)

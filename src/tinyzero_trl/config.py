@@ -59,7 +59,7 @@ WORDS = (
     ),
     (r"^Cannot assign (\w+) to ListConfig.*", r"must be a list, such as [a, b]; got a \1"),
 )
-"""What Hydra says of a value, and what we say."""
+"""Hydra's messages about a value, and ours in their place."""
 MAX_NAME_BYTES = 200
 """Of a folder's name: most file systems take 255, and ours puts the time behind it."""
 

@@ -210,7 +210,7 @@ def engine_of_evaluation(chosen: str | None) -> str:
 
 
 def _vllm_build() -> str | None:
-    """What the installed vLLM computes on, "GPUs" or "CPUs"; None where there is none."""
+    """The devices that the installed vLLM was built for, "GPUs" or "CPUs"; None without vLLM."""
     if importlib.util.find_spec("vllm") is None:
         return None
     versions = {}

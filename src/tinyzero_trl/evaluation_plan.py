@@ -91,7 +91,7 @@ class Plan:
     """None is default_max_new_tokens, or what the model has room for."""
     default_max_new_tokens: int
     dtype: str
-    """What the model computes in on a GPU: what the run's forward passes do; `auto`, the precision of its files, where there is no run."""
+    """Precision of the model on a GPU: that of the run's forward passes; `auto`, that of its files, without a run."""
     folder: Path
     """The evaluation folder."""
     benchmark: str | None = None

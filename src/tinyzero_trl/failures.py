@@ -190,7 +190,7 @@ def first_line(error: BaseException) -> str:
 
 
 def kind_of(content: Any) -> str:
-    """What a file holds in the place of what it should: `nothing`, `a list`, `an int`.
+    """The kind of thing a file holds, in words: `nothing`, `a list`, `an int`.
 
     >>> kind_of(None), kind_of({}), kind_of([1]), kind_of(3)
     ('nothing', 'nothing', 'a list', 'an int')

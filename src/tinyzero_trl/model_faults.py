@@ -1,4 +1,4 @@
-"""What is wrong with a model, said in one line before its weights are read, the same in training and in evaluation.
+"""Checks of a model's files. Each fault is one line, before weights are read, the same in training and in evaluation.
 
 The names and shapes of its weights are compared with the model that config.json describes, made on device `meta`: a
 tenth of a second, and no memory. Of a model on the hub that is not here yet, config.json and tokenizer alone are checked.
@@ -162,7 +162,7 @@ def whole_weights() -> Iterator[None]:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, *, subject: str) -> None:
-    """Whether every token that a text can become has an embedding. Raises: ConfigError that names one that has none.
+    """Refuse a tokenizer with tokens that have no embedding and can occur in a text. Raises: ConfigError that names one.
 
     A special token beyond the embeddings may be there for other models of a family (images of Gemma 3 1B): it is noted,
     unless it pads, ends or begins a text, or the chat template writes it.
@@ -195,7 +195,7 @@ def beyond_embeddings(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConf
 
 
 def check_lora(model: Any, settings: Any) -> None:
-    """Whether an adapter with these settings (trl.ModelConfig) can be put on the empty `model`.
+    """Refuse settings of an adapter (trl.ModelConfig) that cannot be put on the empty `model`.
 
     Raises: ConfigError that names the modules there are.
     """
@@ -289,7 +289,7 @@ def _check_generates(config: PreTrainedConfig, subject: str) -> None:
 
 
 def _check_files(folder: Path, subject: str) -> None:
-    """Whether the files of the weights are there and whole."""
+    """Refuse files of weights that are absent or not whole."""
     found = next((name for name in WEIGHTS if (folder / name).is_file()), None)
     if found is None:
         raise ConfigError(f"{subject} has no weights: there is no model.safetensors{_instead(folder)}")
@@ -313,7 +313,7 @@ def _check_files(folder: Path, subject: str) -> None:
 
 
 def _instead(folder: Path) -> str:
-    """What a folder without model.safetensors has, and what to do with it."""
+    """The weights of other formats in a folder without model.safetensors, and what to do with them, as the end of a message."""
     if gguf := sorted(path.name for path in folder.glob("*.gguf")):
         return f", only {_named(gguf)}; GGUF is not read here: take the folder of the model that it was made from"
     others = sorted(path.name for kind in ("*.safetensors", "*.bin", "*.pt", "*.pth") for path in folder.glob(kind))
@@ -323,7 +323,7 @@ def _instead(folder: Path) -> str:
 
 
 def _file_fault(file: Path) -> str | None:
-    """What is wrong with one file of weights."""
+    """The fault of one file of weights, or None."""
     with file.open("rb") as stream:
         if stream.read(40).startswith(b"version https://git-lfs"):
             return "is a pointer of Git LFS in the place of the weights; get them with `git lfs pull`"
@@ -447,7 +447,7 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _is_module(given: str, names: Iterable[str], *, is_pattern: bool) -> bool:
-    """Whether PEFT finds a module by this name, or by this pattern where it is no list's."""
+    """True if PEFT finds a module by this name, or, with `is_pattern`, by this pattern."""
     if is_pattern:
         try:
             return any(re.fullmatch(given, name) for name in names)

@@ -13,7 +13,7 @@ from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.record import plain_record
 
 EVALUATED, TRAINED = "--model_path ", "model.model_name_or_path="
-"""What stands in front of a model's path on the command line of evaluation, and of training."""
+"""The words in front of a model's path on the command lines of evaluation and of training."""
 START = "start"
 """Folder of a run that began with an adapter: the model below it and the adapter, made one."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

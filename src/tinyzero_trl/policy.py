@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from, nothing of it found wrong."""
+    """The model and tokenizer that a run starts from, checked."""
 
     location: ModelLocation
     config: PreTrainedConfig

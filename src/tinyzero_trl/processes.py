@@ -23,7 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "ACCELERATE_MIXED_PRECISION": ("no", "fp16", "bf16"),
     "ACCELERATE_DEEPSPEED_ZERO_STAGE": ("0", "1", "2", "3"),
 }
-"""What accelerate's launcher sets these variables to; our checks read them, and accelerate does."""
+"""Values that accelerate's launcher gives these variables."""
 DISTRIBUTED = ("NO", "MULTI_CPU", "MULTI_GPU", "DEEPSPEED", "FSDP")
 """Values of `distributed_type` in a config file that runs here can have."""
 KEYS = frozenset(
@@ -54,7 +54,7 @@ KEYS = frozenset(
 
 
 def check_environment(environment: Mapping[str, str] | None = None) -> None:
-    """Whether the variables that describe this process and its group make sense together.
+    """Refuse variables about this process and its group that contradict each other.
 
     Raises: ConfigError that names the variable, its value, and what would be right.
     """
@@ -94,7 +94,7 @@ def check_environment(environment: Mapping[str, str] | None = None) -> None:
 
 
 def check_to_launch(environment: Mapping[str, str] | None = None) -> None:
-    """Whether a launcher may start processes of its own here, or is itself one of several that another one started.
+    """Refuse to launch from within a process that another launcher started as one of several.
 
     Raises: ConfigError where WORLD_SIZE says so and no number of machines does (PET_NNODES, see `launch.NODES`).
     """
@@ -151,7 +151,7 @@ def read_accelerate_config(file: Path, *, num_processes: int | None = None) -> d
 
 
 def _fault(key: str, value: Any) -> str | None:
-    """What is wrong with one key of a config file; of the keys that are not named here, accelerate judges the values."""
+    """The fault of one key of a config file, or None; accelerate itself judges the keys that are not named here."""
     if key not in KEYS:
         return f"has a key {key} that accelerate does not know{nearest(key, KEYS)}"
     if key == "distributed_type":

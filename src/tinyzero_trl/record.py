@@ -82,7 +82,7 @@ def write_record(
 
 
 def code_names(content: Mapping[str, Any]) -> list[str]:
-    """What a run's config names that may be code of one's own: its task, its format and its rewards."""
+    """Names in a run's config that may stand for code of one's own: task, format and rewards."""
     rewards = content.get("rewards")
     return [
         str(content.get("task")),
@@ -154,7 +154,7 @@ def metric_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a file is a finite number."""
+    """True if a value of a file is a finite number."""
     # JSON has whole numbers of any length, and math.isfinite knows none above 1e308.
     return type(value) in (int, float) and -1e300 < value < 1e300
 
@@ -193,7 +193,7 @@ def plain_record(file: Path) -> dict[str, Any]:
 
 
 NUMBERS = ("temperature", "max_completion_length", "max_steps", "num_train_epochs")
-"""Of `trainer`: what evaluation and resuming calculate with."""
+"""Keys of `trainer` that evaluation and resuming calculate with."""
 _ANOTHER = "put back the file that the run wrote, or use another run"
 
 

@@ -19,7 +19,7 @@ from tinyzero_trl.statistics import Comparison, Estimate, compare, share
 NUM_PROBLEMS_SHOWN = 6
 NUM_STEPS_SHOWN = 4
 NUM_FILES_NAMED = 3
-"""Of the shards that cannot be read."""
+"""Shards that cannot be read and are named; the note counts the others."""
 MAX_STEP = 10**9
 """More steps than any run has; a larger number in a file is damage."""
 
@@ -71,7 +71,7 @@ class RunFiles:
 
     @property
     def model(self) -> str:
-        """What the run began with, in the last two parts of its path."""
+        """The model that the run began with: the last two parts of its path."""
         name = (self.run.get("model") or {}).get("model_name_or_path")
         return "/".join(name.split("/")[-2:]) if isinstance(name, str) else "the model"
 

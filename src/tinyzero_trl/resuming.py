@@ -43,11 +43,11 @@ ABSENT = "not set"
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run is started once more, to go on where it stopped."""
+    """The command that starts a run once more, to go on where it stopped."""
 
     program: str
     words: list[str]
-    """Of the command line, with `trainer.resume_from_checkpoint` among them."""
+    """Words of the command line, `trainer.resume_from_checkpoint` among them."""
     num_processes: int
     """On each machine."""
     accelerate_config: str | None
@@ -57,7 +57,7 @@ class Launch:
 
 
 def launch_of(path: Path, more: Sequence[str] = ()) -> Launch:
-    """How the run of `path`, a run folder or a checkpoint in one, was started, with the words `more` in the place of those of the same key.
+    """The command of the run in `path`, a run folder or a checkpoint in one; words in `more` replace those of the same key.
 
     Raises: ConfigError where the run does not say, or said it with a secret that it did not keep.
     """

@@ -195,7 +195,7 @@ KEYS: tuple[tuple[str, tuple[type, ...], bool], ...] = (
     ("model", (str,), True),
     ("benchmark", (str, type(None)), True),
 )
-"""Of a summary: what its readers show, the types that may have, and whether it may be left out."""
+"""Keys of a summary that its readers show: name, types, and True if it may be absent."""
 LARGE = 1e12
 """No figure of an evaluation reaches it; neither infinity nor NaN is below it."""
 

@@ -99,7 +99,7 @@ def fitted(prompts: list[Prompt], tokenizer: Any, *, name: str) -> list[Prompt]:
 
 
 def check_prompts(prompts: list[Prompt], tokenizer: Any, config: Any = None, *, name: str, format_name: str) -> None:
-    """Whether the model's chat template takes the prompts, one for each order of roles, and its embeddings their tokens.
+    """Refuse prompts that the model's chat template raises on (one is tried for each order of roles), or with tokens beyond its embeddings.
 
     config: the model's; None leaves embeddings out. name: of the model. Raises: ConfigError, with what the template says.
     """
@@ -132,7 +132,7 @@ def _has_system(prompt: Prompt) -> bool:
 
 
 def _takes_system(tokenizer: Any) -> bool:
-    """Whether a system message comes out of the template; True where the template is broken without one, too."""
+    """True if the template writes a system message, or is broken even without one."""
     user = {"role": "user", "content": "What is 2 + 2?"}
     system = {"role": "system", "content": "Answer in Latin numerals."}
     try:

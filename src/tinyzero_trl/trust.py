@@ -1,4 +1,4 @@
-"""Whether a run folder is this user's own, so that nobody else's runs code here unasked. Standard library only.
+"""Signatures that tell this user's run folders from others', whose code is not run unasked. Standard library only.
 
 A run names Python files (a task, a format, a reward), and a checkpoint of DeepSpeed is a pickle, which runs what it likes as it is
 loaded. What runs of this user write is signed, HMAC-SHA256 with a key that only this user can read. A folder that somebody sent has no
@@ -39,7 +39,7 @@ def signature(content: bytes) -> str | None:
 
 
 def is_own(content: bytes, signed: object) -> bool:
-    """Whether `signed` is this user's signature of `content`."""
+    """True if `signed` is this user's signature of `content`."""
     key = _read(key_file())
     return (
         isinstance(signed, str)
@@ -57,7 +57,7 @@ def signed_text(text: str) -> str:
 
 
 def is_own_file(file: Path) -> bool:
-    """Whether a file that `signed_text` made was written by this user, and by nobody since."""
+    """True if this user wrote the file with `signed_text`, and nobody changed it since."""
     content, mark, signed = file.read_bytes().rpartition(SIGNED)
     return bool(mark) and is_own(content, signed.decode("utf-8", errors="replace").rstrip("\n"))
 
@@ -89,9 +89,9 @@ def code_of(names: Iterable[str]) -> dict[str, str]:
 
 
 def check_code(names: Iterable[str], run: Path, record: Mapping[str, Any], *, trusts_code: bool) -> None:
-    """Whether code that the run.yaml of `run` names, with the content `record`, may be run here.
+    """Refuse code that the run.yaml of `run`, with the content `record`, names and this user did not choose.
 
-    It may where this user's own run had the same name for the same file. Raises: ConfigError that names the file.
+    A run of this user's may name what it named before, if the same file is behind it. Raises: ConfigError that names the file.
     """
     if trusts_code:
         return
@@ -107,7 +107,7 @@ def check_code(names: Iterable[str], run: Path, record: Mapping[str, Any], *, tr
 
 
 def check_pickles(checkpoint: Path, manifest: Mapping[str, Any], *, trusts_code: bool) -> None:
-    """Whether a checkpoint may be loaded, whose files agree with `manifest`. Raises: ConfigError where it has pickles that are not this user's."""
+    """Refuse a checkpoint with pickles that this user's runs did not write; its files agree with `manifest`. Raises: ConfigError."""
     pickled = [path for folder in checkpoint.glob("global_step*") for path in folder.rglob("*.pt")]
     pickled += list(checkpoint.rglob(".metadata"))  # of torch's distributed checkpoints
     if trusts_code or not pickled:

@@ -10,7 +10,7 @@ from tinyzero_trl.task import Task, Verdict
 
 
 def verdict_of(task: Task, response: str, *, row: Mapping[str, Any], is_truncated: bool) -> Verdict:
-    """What `task.verify` says of `response` (prefill and completion) to the problem `row`.
+    """The verdict of `task.verify` on `response` (prefill and completion) to the problem `row`.
 
     Raises: VerifierFailure where it raises or exits, or returns no verdict: accuracy would be about the verifier, not the model.
     """

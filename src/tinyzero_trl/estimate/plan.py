@@ -68,7 +68,7 @@ class Plan:
     vllm_parallel: int
     """Devices that share one vLLM in colocate."""
     sends_by_nccl: bool
-    """Whether weights go to a vLLM server by NCCL, from a buffer on the first device."""
+    """True if weights go to a vLLM server by NCCL, from a buffer on the first device."""
     is_offloaded: bool
     """generation.offload: the optimizer's state is there for its steps alone, the reference model is not while completions are generated."""
 
@@ -83,7 +83,7 @@ class Plan:
 
     @property
     def has_float32_sums(self) -> bool:
-        """Whether the gradients of micro-batches are summed in float32 beside weights of two bytes (config.sum_gradients_in_float32)."""
+        """True if gradients of micro-batches are summed in float32 beside weights of two bytes (config.sum_gradients_in_float32)."""
         return self.sharding.kind == "deepspeed" and self.sharding.stage > 0 and self.weight_bytes == 2
 
     @property

@@ -41,7 +41,7 @@ class Sharding:
 
 
 def sharding_of(config: Path, *, num_processes: int | None = None) -> Sharding:
-    """What an accelerate config file says; num_processes goes before its own. Raises: ConfigError where it says nonsense."""
+    """The sharding that an accelerate config file describes; num_processes goes before its own. Raises: ConfigError for values that cannot be."""
     content = read_accelerate_config(config, num_processes=num_processes)
     number = num_processes or int(content.get("num_processes") or 1)
     is_cpu = bool(content.get("use_cpu"))

@@ -45,7 +45,7 @@ class Answering:
     max_length: int
     """Tokens of the longest prompt with its completion."""
     dtype: str = "auto"
-    """What it computes in on a GPU, by vLLM's name."""
+    """Precision on a GPU, by vLLM's name."""
     batch_size: int | None = None
     """Sequences generated at once at most."""
     stop: StopStrings | None = None

@@ -78,7 +78,7 @@ class Client(VLLMClient):
         # TRL's session repeats POSTs and waits without end; nothing of ours uses it.
         self.session.close()
         self.has_port_of_its_own = self.group_port == DEFAULT_GROUP_PORT
-        """Whether each NCCL group meets at a port that is free, rather than at the one a person named."""
+        """True if each NCCL group meets at a free port, False if a person named one."""
 
     def reach(self, calls: Calls) -> None:
         """Go on with the server that `calls` reaches."""

@@ -68,14 +68,14 @@ _DOUBTED = re.compile(
     r"|(?:false|wrong|incorrect|impossible) (?:that|to))\b|(?:\bnot|n['’]t) (?:think|believe|say|claim|mean|true|right|correct|the case)\b",
     re.IGNORECASE,
 )
-"""What makes of every expression behind it, in its clause, no answer."""
+"""Words after which no expression of the clause is an answer."""
 _NOT_QUITE = re.compile(
     r"(?:\b(?:not|never|neither|nor|cannot|no|either|about|around|approximately|approx\.?|roughly|almost|nearly|might|may|could|between|likely|hardly"
     r"|instead of|rather than|other than|except|if (?:it|we|he|she|they|there)(?: were| was|'s| is| had)?|were it)\b|n['’]t\b)"
     r"(?:\s+(?!(?:is|are|was|were|equals|has|have|makes?|gives?|gets?|=)\b)\S+){0,4}\s*\S{0,3}$|[≈~]\s*\S{0,2}$",
     re.IGNORECASE,
 )
-"""What makes of the expression right behind it no answer: "is not 7", "about 7"; but "those who do not smoke are 7"."""
+"""Words after which the next expression is no answer: "is not 7", "about 7"; but "those who do not smoke are 7"."""
 _BOUNDED = re.compile(
     r"\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower|bigger) than|at (?:least|most)|over|under|above|below|beyond|up to|close to|near|from|anything but|approx\.?|approximately)\s+\S{0,3}$",
     re.IGNORECASE,
@@ -93,14 +93,14 @@ _CHANGED = re.compile(
     r"|multiple|factor|divisor|remainder|percent|percentage|fraction)(?:\s+(?:of|is))?|[0-9]\s{0,2};|[0-9)}]\s{1,2}(?:minus|negative))\s{1,3}$",
     re.IGNORECASE,
 )
-"""What makes of the number behind it a part of something."""
+"""Words that make the next number a part of something."""
 _NEGATIVE = re.compile(r"\b(?:minus|negative)\s{1,3}$", re.IGNORECASE)
 _CHANGES = re.compile(
     r"\s{0,2}(?:squared|cubed|factorial|choose|mod|modulo|times|divided by|multiplied|over|plus|minus|and (?:a|one|two|three)[- ](?:half|third|quarter|fourth|fifth|thirds|quarters)"
     r"|halves|thirds|fourths|fifths|sixths|eighths|tenths|hundredths|to the)\b",
     re.IGNORECASE,
 )
-"""What makes of the number in front of it a part of something."""
+"""Words that make the number before them a part of something."""
 _NEARLY = re.compile(r"\s*(?:[a-zA-Z]\s*)?[≈~]")
 _TAKEN_BACK = re.compile(
     r"(?:\s*\S+){0,2}?\s*\b(?:or|nor|if|unless)\b|\W*but\s(?:\S+\s){0,3}(?:not|wrong|incorrect|false|impossible)\b"
@@ -379,7 +379,7 @@ def _is_doubted(before: str, after: str) -> bool:
 
 
 def _is_part(before: str, after: str) -> bool:
-    """Whether the expression between the two is an operand of what is said in words, or the end of a name: "5 squared", "log 3", "CO2"."""
+    """True if the expression between the two is an operand of words, or the end of a name: "5 squared", "log 3", "CO2"."""
     is_glued = before[-1:].isalnum() or before[-1:] == "_"
     return is_glued or _CHANGED.search(before[-40:]) is not None or _CHANGES.match(after) is not None
 

@@ -121,7 +121,7 @@ def _is_zero(number: Any) -> bool:
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    """What math-verify does not see: `7^{0.2}` is `7^{1/5}`, and `1*x` is `x`."""
+    """True for equal expressions that math-verify takes for different: `7^{0.2}` and `7^{1/5}`, `1*x` and `x`."""
     from sympy import Expr, Float, Symbol
 
     if _are_numbers(a, b):

@@ -23,7 +23,7 @@ _IS_SET = re.compile(
     r"[<>]|\\\{|\\(?:in|[lgn]e|c[au]p|setminus|emptyset|mathbb|lor|land|vee|wedge)(?![a-zA-Z])|^\s*[(\[].*,.*[)\]]\s*$",
     re.DOTALL,
 )
-"""What a text must have that is worth reading here."""
+"""Signs without which a text describes no set."""
 _MEMBER = re.compile(rf"\s*({_NAME})\s*\\in(?![a-zA-Z])\s*")
 _BUILDER = re.compile(
     rf"\\\{{\s*({_NAME})\s*(?:\\in\s*\\mathbb\s*\{{?R\}}?\s*)?(?:\||:|\\colon(?![a-zA-Z]))\s*(.*)\\\}}", re.DOTALL
@@ -59,7 +59,7 @@ class Numbers:
 
     pieces: tuple[tuple[End, End], ...]
     names: frozenset[str]
-    """What its inequalities are about."""
+    """The names in its inequalities."""
     is_sure: bool
     """It is nothing else; `(1,2)` may be a point, `\\{1,2\\}` a list."""
 
@@ -252,7 +252,7 @@ def _meet(high: End, low: End) -> bool:
 
 
 def _intersected(parts: list[Numbers]) -> Numbers | None:
-    """What is in all of `parts`; None where that cannot be told."""
+    """The intersection of `parts`; None if it cannot be told."""
     names = frozenset().union(*(part.names for part in parts))
     if len(names) > 1:
         return None

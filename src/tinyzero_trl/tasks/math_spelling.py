@@ -116,7 +116,7 @@ _MACROS = {
     **dict.fromkeys(["neq", "ne"], r"\ne "),
     **{"bmod": r"\mod ", "div": "/", "lt": "<", "gt": ">", "phi": r"\varphi ", "epsilon": r"\varepsilon ", "inf": r"\infty ", "lg": r"\log_{10} ", "degree": r"^\circ "},
 }  # fmt: skip
-"""What a command without an argument of its own is."""
+"""The spelling of each command that has no argument of its own."""
 _MACRO = re.compile(r"\\([a-zA-Z]+)")
 
 _ANY = r"(?![a-zA-Z])"
@@ -242,7 +242,7 @@ _BEYOND_ASCII: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]
 )
 """Characters that stand for LaTeX of more than one."""
 _PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
-"""What has one spelling."""
+"""Plain numbers, which have one spelling already."""
 
 
 def cleaned(answer: str) -> str:

@@ -87,7 +87,7 @@ _CLOSE = frozenset(
         "ms",
     ]
 )
-"""What may stand right behind a number; `5pt` is a product."""
+"""Units that may follow a number without a blank; `5pt` is a product."""
 _TWO_WORDS = re.compile(r"\b(light|nautical|fluid)[ -](?=years?\b|miles?\b|ounces?\b)", re.IGNORECASE)
 _MONEY = frozenset(("dollar", "cent", "euro", "yen", "rupee", "lb"))
 _SCALED = re.compile(
@@ -162,7 +162,7 @@ def _known(unit: str, power: str) -> str:
 
 
 def agree(one: str, other: str) -> bool:
-    """Whether two units, each as `without_unit` spells it, may be the same: one of them is not told, or they are no different ones.
+    """True unless two units, each as `without_unit` spells it, are known to differ; an absent one agrees with all.
 
     >>> agree("cm", ""), agree("cm", "m"), agree("deg", "degc"), agree("dollar", "dollar/h")
     (True, False, True, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 
-from tinyzero_trl.preparation import main
+from tinyzero_trl.data.preparation import main
 from tinyzero_trl.tasks.countdown import format_countdown
 
 __all__ = ["format_countdown"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 
-from tinyzero_trl.preparation import main
+from tinyzero_trl.data.preparation import main
 
 if __name__ == "__main__":
     sys.exit(main(task="multiplication"))

@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from tinyzero_trl import scores
-from tinyzero_trl.evaluation import verified
+from tinyzero_trl.evaluation import scores, verified
+from tinyzero_trl.pretraining.countdown_traces import attempts
 from tinyzero_trl.tasks import TASKS
-from tinyzero_trl.tasks.countdown_traces import attempts
 
 COUNTDOWN = TASKS["countdown"]
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from tinyzero_trl import batch_sizes, resuming
-from tinyzero_trl.algorithm_checks import generation_batch_size
-from tinyzero_trl.config import RECIPES, compose, list_recipes, trainer_arguments
+from tinyzero_trl.config import RECIPES, batch_sizes, compose, list_recipes, trainer_arguments
+from tinyzero_trl.config.algorithm_checks import generation_batch_size
+from tinyzero_trl.config.method import check_method
+from tinyzero_trl.config.sharding import Sharding
 from tinyzero_trl.estimate import launched, main, plan_of, shape_of
-from tinyzero_trl.estimate.sharding import Sharding
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.method import check_method
-from tinyzero_trl.record import write_record
+from tinyzero_trl.runs import resuming
+from tinyzero_trl.runs.record import write_record
 
 FOR_GPUS = [item for item in list_recipes() if item.name.startswith("grpo-") and not item.name.endswith("-tiny")]
 MATH = "+math=grpo-qwen-2.5-1.5b-base"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tinyzero_trl.config import model_path
+from tinyzero_trl.models import load_path
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 
@@ -45,7 +45,7 @@ def test_our_step_moves_every_parameter_as_trl_does_whatever_it_leaves_out(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path(model_path("tiny")).is_dir(), reason="the tiny model is not in this package")
+@pytest.mark.skipif(not Path(load_path("tiny")).is_dir(), reason="the tiny model is not in this package")
 def test_the_demos_step_runs_on_both_trainers_and_counts_what_both_generate(tmp_path: Path) -> None:
     found = run("step_vs_trl.py", tmp_path, "--steps", "1")
     assert found["stock"]["generated"] > 0

@@ -71,7 +71,7 @@ def test_recipes_lists_each_with_model_and_hardware(capsys):
 
 
 def test_a_broken_recipe_is_listed_with_the_reason(capsys, monkeypatch, tmp_path):
-    from tinyzero_trl import recipes
+    from tinyzero_trl.config import recipes
 
     (tmp_path / "countdown").mkdir()
     (tmp_path / "countdown" / "grpo-[mine].yaml").write_text("- a\n")

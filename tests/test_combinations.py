@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tinyzero_trl import config
-from tinyzero_trl.combinations import advice
+from tinyzero_trl.config.combinations import advice
+from tinyzero_trl.config.method import check_method
+from tinyzero_trl.config.recipes import list_recipes, program_of
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.method import check_method
-from tinyzero_trl.recipes import list_recipes, program_of
 
 TINY, LARGE = "+countdown=grpo-tiny", "+countdown=grpo-qwen-2.5-3b-base"
 VLLM = ["generation.engine=colocate", "trainer.vllm_max_model_length=null"]

@@ -10,8 +10,8 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from tinyzero_trl import config
 from tinyzero_trl.config import compose
+from tinyzero_trl.config.schema import DATA_KEYS, OURS, REPLACED, fits, run_schema, schema_of
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.schema import DATA_KEYS, OURS, REPLACED, fits, run_schema, schema_of
 
 TINY = "+countdown=grpo-tiny"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tinyzero_trl import evaluation
-from tinyzero_trl.contamination import cut, is_verbatim
+from tinyzero_trl.evaluation import evaluating
+from tinyzero_trl.evaluation.contamination import cut, is_verbatim
 
 
 @pytest.mark.parametrize("text", ["a b", "one two  three\nfour five", "  lead and trail  ", "word", ""])
@@ -54,7 +54,7 @@ def test_a_model_that_learned_one_problem_by_heart_is_found_out(tmp_path, capsys
     file = tmp_path / "two.jsonl"
     file.write_text("".join(json.dumps({"problem": text, "answer": "4"}) + "\n" for text in (known, unknown)))
     words = ["--model_path", str(folder), "--benchmarks", f"two={file}", "--contamination", "--output", str(tmp_path)]
-    assert evaluation.main(words, task="math") == 0
+    assert evaluating.main(words, task="math") == 0
     assert "completes 50.0% of 2 problems verbatim" in capsys.readouterr().out
     (found,) = Path(tmp_path).rglob("contamination.json")
     probes = json.loads(found.read_text())["benchmarks"]["two"]["probes"]
@@ -63,14 +63,14 @@ def test_a_model_that_learned_one_problem_by_heart_is_found_out(tmp_path, capsys
 
 def test_a_problem_longer_than_the_model_is_said_before_its_weights_are_read(tmp_path, capsys, monkeypatch):
     from small_models import make_llama
-    from tinyzero_trl import answering
+    from tinyzero_trl.evaluation import completions
 
-    monkeypatch.setattr(answering, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(completions, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
     file = tmp_path / "long.jsonl"
     file.write_text(json.dumps({"problem": "one more " * 400, "answer": "4"}) + "\n")
     words = ["--model_path", str(make_llama(tmp_path / "model")), "--benchmarks", f"long={file}", "--contamination"]
     capsys.readouterr()  # of writing the model
-    assert evaluation.main([*words, "--output", str(tmp_path)], task="math") == 2
+    assert evaluating.main([*words, "--output", str(tmp_path)], task="math") == 2
     error = capsys.readouterr().err
     assert "takes 2048: it does not fit" in error
     assert error.count("\n") == 1

@@ -10,7 +10,7 @@ import pytest
 
 from tinyzero_trl import cli
 from tinyzero_trl import demo as story
-from tinyzero_trl.config import model_path
+from tinyzero_trl.models import load_path
 
 SMALL = [
     "trainer.per_device_train_batch_size=16",
@@ -23,7 +23,7 @@ SMALL = [
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.skipif(not Path(model_path("tiny")).is_dir(), reason="the tiny model is not in this package")
+@pytest.mark.skipif(not Path(load_path("tiny")).is_dir(), reason="the tiny model is not in this package")
 def test_the_demo_evaluates_trains_evaluates_and_ends_with_the_place_of_its_report(tmp_path, monkeypatch, capfd):
     words = ["--steps", "2", "--problems", "32", "--output_dir", "run", *SMALL]
     ended = subprocess.run(
@@ -83,8 +83,8 @@ def test_the_demo_is_launched_on_the_device_that_its_recipe_names(words: list[st
 
 def test_no_held_out_problem_of_the_demo_is_trained_on(tmp_path: Path) -> None:
     """Neither by reinforcement (the recipe's own rows) nor in pre-training: both draw from the training split alone."""
-    from tinyzero_trl import checks, demo
-    from tinyzero_trl.config import compose
+    from tinyzero_trl import demo
+    from tinyzero_trl.config import checks, compose
     from tinyzero_trl.tasks import countdown
 
     cfg = compose([demo.RECIPE])

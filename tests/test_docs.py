@@ -63,8 +63,7 @@ def test_the_reward_of_the_guide_pays_for_short_thoughts_that_end_right(example)
 
 
 def test_the_recipe_of_the_guide_composes(example):
-    from tinyzero_trl import checks
-    from tinyzero_trl.config import RECIPES, compose
+    from tinyzero_trl.config import RECIPES, checks, compose
 
     folder = example / "recipes"
     (folder / "countdown").mkdir(parents=True)
@@ -111,18 +110,19 @@ def test_recipes_and_scripts_named_in_the_documents_exist(page):
 
 
 def test_the_readme_lists_every_recipe_as_its_own_header_does():
-    from tinyzero_trl.recipes import list_recipes
+    from tinyzero_trl.config.recipes import list_recipes
 
     rows = [f"| `+{r.task}={r.name}` | {r.model} | {r.hardware} | {r.expectation} |" for r in list_recipes()]
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(row in text for row in rows), "put this table into README.md:\n" + "\n".join(rows)
 
 
-def test_the_readme_names_every_module_and_only_modules_there_are():
+def test_the_readme_names_every_room_and_module_and_only_those_there_are():
     tree = (ROOT / "README.md").read_text(encoding="utf-8").split("src/tinyzero_trl/\n")[1].split("```")[0]
-    named = set(re.findall(r"\b(\w+)\.py\b", tree))
-    there = {path.stem for path in (ROOT / "src/tinyzero_trl").glob("*.py")} - {"__init__"}
-    assert named == there
+    package = ROOT / "src/tinyzero_trl"
+    rooms = {path.name for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert set(re.findall(r"\b(\w+)\.py\b", tree)) == {path.stem for path in package.glob("*.py")} - {"__init__"}
+    assert set(re.findall(r"(?:^  |, )(\w+)/", tree, re.M)) == rooms
 
 
 def test_the_readme_names_the_formats_and_rewards_of_every_task():

@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 
 from tinyzero_trl import cli
-from tinyzero_trl.config import compose, list_recipes, model_path
+from tinyzero_trl.config import compose, list_recipes
+from tinyzero_trl.config.recipes import RECIPES, program_of
+from tinyzero_trl.config.sharding import Sharding, sharding_here
 from tinyzero_trl.estimate import launched, memory_of, plan_of, shape_of, sharding_of
 from tinyzero_trl.estimate.activations import layer_bytes
 from tinyzero_trl.estimate.cards import CARDS, USABLE, card_of, smallest_size
 from tinyzero_trl.estimate.memory import GIB, _model_states
-from tinyzero_trl.estimate.plan import Plan
 from tinyzero_trl.estimate.shapes import KNOWN, Shape, shape_from
-from tinyzero_trl.estimate.sharding import Sharding, sharding_here
 from tinyzero_trl.estimate.speed import speed_of
+from tinyzero_trl.estimate.workload import Plan
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.recipes import RECIPES, program_of
+from tinyzero_trl.models import load_path
 
 REAL = {
     "Qwen/Qwen2.5-0.5B": 494_032_768,
@@ -50,7 +51,7 @@ def test_a_known_shape_has_the_parameters_of_its_checkpoint(name: str) -> None:
 
 
 def test_the_shape_of_a_folder_has_the_parameters_of_its_file() -> None:
-    folder = Path(model_path("tiny"))
+    folder = Path(load_path("tiny"))
     content = (folder / "model.safetensors").read_bytes()
     header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
     sizes = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]

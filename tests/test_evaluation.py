@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tinyzero_trl import evaluation, manifest, model_identity, scores
-from tinyzero_trl.answering import prompt_ids_of
-from tinyzero_trl.evaluation_plan import Settings, make_plan
-from tinyzero_trl.model_location import locate
+from tinyzero_trl.evaluation import evaluating, scores
+from tinyzero_trl.evaluation.completions import prompt_ids_of
+from tinyzero_trl.evaluation.plan import Settings, make_plan
+from tinyzero_trl.models import identity
+from tinyzero_trl.models.location import locate
+from tinyzero_trl.storage import manifest
 from tinyzero_trl.tasks import TASKS
 
 REPO = Path(__file__).resolve().parents[1]
@@ -63,7 +65,7 @@ def make_model(folder, *, chat_template=TEMPLATE, eos="</s>", context=1024):
 
 def evaluate(model, output, *arguments, task="countdown"):
     argv = ["--model_path", str(model), "--source", "generated", "--n", "6", "--max_new_tokens", "12"]
-    return evaluation.main([*argv, "--output", str(output), *map(str, arguments)], task=task)
+    return evaluating.main([*argv, "--output", str(output), *map(str, arguments)], task=task)
 
 
 def make_run(folder, model_folder, *, task="countdown", **values):
@@ -89,7 +91,7 @@ def test_a_supervised_run_is_evaluated_on_the_data_of_its_task(model_folder, tmp
 
 def sample_of(problem, completion, *, sample=0, is_truncated=False, nums=(3, 5, 40), target=42):
     row = {"nums": list(nums), "target": target, "prompt": "...<think>", "prefill": "<think>"}
-    return evaluation.verified(
+    return evaluating.verified(
         row,
         TASKS["countdown"],
         problem=problem,
@@ -168,7 +170,7 @@ def test_a_summary_stands_only_beside_complete_samples(tmp_path, monkeypatch):
 
 def test_a_run_folder_gives_its_own_task_format_source_and_lengths(model_folder, tmp_path):
     run = make_run(tmp_path / "run", model_folder)
-    assert evaluation.main(["--model_path", str(run), "--n", "3"]) == 0
+    assert evaluating.main(["--model_path", str(run), "--n", "3"]) == 0
     summary = scores.read_summary(run / "evaluation" / "final")
     assert (summary["temperature"], summary["max_new_tokens"], summary["model_sha256"] is None) == (0.7, 9, False)
     samples = scores.read_samples(run / "evaluation" / "final")
@@ -177,9 +179,9 @@ def test_a_run_folder_gives_its_own_task_format_source_and_lengths(model_folder,
 
 def test_a_base_model_evaluated_into_a_run_folder_answers_the_runs_problems(model_folder, tmp_path, capsys):
     run = make_run(tmp_path / "run", model_folder)
-    assert evaluation.main(["--model_path", str(model_folder), "--output", str(run), "--n", "3"]) == 0
-    assert evaluation.main(["--model_path", str(run), "--n", "3"]) == 0
-    assert evaluation.main(["--compare", *(str(run / "evaluation" / name) for name in ("base", "final"))]) == 0
+    assert evaluating.main(["--model_path", str(model_folder), "--output", str(run), "--n", "3"]) == 0
+    assert evaluating.main(["--model_path", str(run), "--n", "3"]) == 0
+    assert evaluating.main(["--compare", *(str(run / "evaluation" / name) for name in ("base", "final"))]) == 0
     assert "+0.0" in capsys.readouterr().out
 
 
@@ -240,7 +242,7 @@ def sealed(folder):
 
 def test_the_record_names_the_seal_of_a_checkpoint_that_was_evaluated(model_folder, tmp_path):
     run = make_run(tmp_path / "run", model_folder)
-    assert evaluation.main(["--model_path", str(run), "--n", "2"]) == 0
+    assert evaluating.main(["--model_path", str(run), "--n", "2"]) == 0
     summary = scores.read_summary(run / "evaluation" / "final")
     assert (summary["model_sha256"], summary["model_sha256_of"]) == (sealed(run / "model"), "MANIFEST.json")
 
@@ -250,7 +252,7 @@ def test_the_record_names_the_seal_of_a_checkpoint_that_was_evaluated(model_fold
 def test_a_checkpoint_of_ours_whose_seal_is_gone_or_does_not_match_is_refused(
     model_folder, tmp_path, capsys, monkeypatch, fault, name
 ):
-    monkeypatch.setattr(evaluation, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(evaluating, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
     run = make_run(tmp_path / "run", model_folder)
     folder = (run / "model").rename(run / name)
     if fault == "changed":
@@ -264,7 +266,7 @@ def test_a_checkpoint_of_ours_whose_seal_is_gone_or_does_not_match_is_refused(
     said = {"changed": "has a changed model.safetensors", "missing": "lacks generation_config.json"}
     said |= {"unsealed": "it has no manifest", "damaged": "has a damaged manifest"}
     for place in (folder, run):
-        assert evaluation.main(["--model_path", str(place), "--n", "2"]) == 2
+        assert evaluating.main(["--model_path", str(place), "--n", "2"]) == 2
         error = capsys.readouterr().err
         assert said[fault] in error
         assert error.count("\n") == 1
@@ -282,11 +284,11 @@ def test_a_folder_of_the_hubs_shape_is_known_by_a_hash_that_sha256sum_gives(mode
     said = subprocess.run(["bash", "-c", command], cwd=copy, capture_output=True, text=True, check=True).stdout
     assert summary["model_sha256"] == said.split()[0]
     location = locate(str(model_folder))
-    assert model_identity.identity(location)["model_sha256"] == summary["model_sha256"]
+    assert identity.identity(location)["model_sha256"] == summary["model_sha256"]
     with (copy / "model.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x01")
-    assert model_identity.identity(locate(str(copy)))["model_sha256"] != summary["model_sha256"]
+    assert identity.identity(locate(str(copy)))["model_sha256"] != summary["model_sha256"]
 
 
 def test_a_folder_that_lost_its_seal_outside_its_run_is_still_ours(model_folder, tmp_path):
@@ -301,9 +303,9 @@ def test_an_adapters_record_names_the_model_below_it_too(model_folder, tmp_path)
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model_folder)}))
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
-    found = model_identity.identity(locate(str(adapter)))
+    found = identity.identity(locate(str(adapter)))
     assert found["model_sha256_of"] == ["adapter_config.json", "adapter_model.safetensors"]
-    assert found["base_model_sha256"] == model_identity.identity(locate(str(model_folder)))["model_sha256"]
+    assert found["base_model_sha256"] == identity.identity(locate(str(model_folder)))["model_sha256"]
 
 
 def test_of_a_model_of_the_hub_the_record_has_the_commit(tmp_path, monkeypatch):
@@ -313,8 +315,8 @@ def test_of_a_model_of_the_hub_the_record_has_the_commit(tmp_path, monkeypatch):
         (place / file).parent.mkdir(parents=True)
         (place / file).write_text(text)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert model_identity.identity(locate("org/name")) == {"model_sha256": None, "model_commit": commit}
-    assert model_identity.identity(locate("org/other")) == {"model_sha256": None, "model_commit": None}
+    assert identity.identity(locate("org/name")) == {"model_sha256": None, "model_commit": commit}
+    assert identity.identity(locate("org/other")) == {"model_sha256": None, "model_commit": None}
 
 
 # ---- prompts as in training
@@ -419,7 +421,7 @@ def test_two_evaluations_of_the_same_problems_compare_in_pairs(tmp_path, capsys)
     base = write_evaluation(tmp_path / "base", [WRONG] * 9 + [RIGHT, RIGHT, WRONG])
     trained = write_evaluation(tmp_path / "final", [RIGHT] * 9 + [WRONG, RIGHT, WRONG])
     assert min(value["low"] for value in scores.read_summary(base)["metrics"].values()) >= 0
-    assert evaluation.main(["--compare", str(base), str(trained / "summary.json")], task="countdown") == 0
+    assert evaluating.main(["--compare", str(base), str(trained / "summary.json")], task="countdown") == 0
     out = capsys.readouterr().out
     assert "+66.7" in out
     assert "12 problems: 9 better, 1 worse, McNemar's exact p = 0.0215" in out
@@ -427,7 +429,7 @@ def test_two_evaluations_of_the_same_problems_compare_in_pairs(tmp_path, capsys)
 
 def test_two_evaluations_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
     one, other = (write_evaluation(tmp_path / name / "final", [WRONG, RIGHT]) for name in "ab")
-    assert evaluation.main(["--compare", str(one), str(other)], task="countdown") == 0
+    assert evaluating.main(["--compare", str(one), str(other)], task="countdown") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].strip().startswith(f"{one}  pass@1 50.0 %")
     assert lines[1].strip().startswith(f"{other}  pass@1 50.0 %")
@@ -436,20 +438,20 @@ def test_two_evaluations_of_one_name_are_told_apart_by_their_folders(tmp_path, c
 def test_evaluations_of_different_problems_are_not_compared(tmp_path, capsys):
     base = write_evaluation(tmp_path / "base", [WRONG, RIGHT])
     other = write_evaluation(tmp_path / "final", [WRONG, RIGHT, RIGHT])
-    assert evaluation.main(["--compare", str(base), str(other)], task="countdown") == 2
+    assert evaluating.main(["--compare", str(base), str(other)], task="countdown") == 2
     error = capsys.readouterr().err
     assert "not of the same problems: they hold 2 and 3 problems" in error
     assert error.count("\n") == 1
 
 
 def test_a_folder_that_is_no_evaluation_is_not_compared(tmp_path, capsys):
-    assert evaluation.main(["--compare", str(tmp_path), str(tmp_path)], task="countdown") == 2
+    assert evaluating.main(["--compare", str(tmp_path), str(tmp_path)], task="countdown") == 2
     assert "is not an evaluation: it has no summary.json" in capsys.readouterr().err
 
 
 def test_of_a_run_in_the_place_of_an_evaluation_the_evaluations_are_named(tmp_path, capsys):
     base = write_evaluation(tmp_path / "evaluation" / "base", [WRONG])
-    assert evaluation.main(["--compare", str(tmp_path), str(base)], task="countdown") == 2
+    assert evaluating.main(["--compare", str(tmp_path), str(base)], task="countdown") == 2
     assert f"it has no summary.json; there is {base}" in capsys.readouterr().err
 
 
@@ -483,8 +485,8 @@ def test_of_a_run_in_the_place_of_an_evaluation_the_evaluations_are_named(tmp_pa
 )
 def test_a_mistake_gets_one_line_and_loads_no_model(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluation, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
-    assert evaluation.main(arguments, task="countdown") == 2
+    monkeypatch.setattr(evaluating, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert evaluating.main(arguments, task="countdown") == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -492,15 +494,15 @@ def test_a_mistake_gets_one_line_and_loads_no_model(arguments, message, capsys, 
 
 def test_a_mistake_is_answered_without_importing_torch(tmp_path):
     code = (
-        "import sys; from tinyzero_trl import evaluation\n"
-        "assert evaluation.main(['--model_path', 'no/such/folder'], task='countdown') == 2\n"
+        "import sys; from tinyzero_trl.evaluation import evaluating\n"
+        "assert evaluating.main(['--model_path', 'no/such/folder'], task='countdown') == 2\n"
         "assert not {'torch', 'transformers'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
 
 
 def test_what_the_model_cannot_take_is_said_before_its_weights_are_read(model_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluation, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(evaluating, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
     assert evaluate(model_folder, tmp_path, "--max_new_tokens", 1000) == 2
     assert "--max_new_tokens may be" in capsys.readouterr().err
     short = make_model(tmp_path / "short", context=64)
@@ -546,19 +548,19 @@ def test_what_ends_an_evaluation_has_its_own_exit_code(monkeypatch, capsys, erro
     def fails(_):
         raise error
 
-    monkeypatch.setattr(evaluation, "evaluate_all", fails)
-    assert evaluation.main(["--model_path", "x"], task="countdown") == code
+    monkeypatch.setattr(evaluating, "evaluate_all", fails)
+    assert evaluating.main(["--model_path", "x"], task="countdown") == code
     assert message in capsys.readouterr().err
 
 
 def test_a_run_of_another_task_is_not_evaluated_on_this_one(model_folder, tmp_path, capsys):
     run = make_run(tmp_path / "run", model_folder, task="multiplication")
-    assert evaluation.main(["--model_path", str(run)], task="countdown") == 2
+    assert evaluating.main(["--model_path", str(run)], task="countdown") == 2
     assert "was trained on multiplication, not on countdown" in capsys.readouterr().err
 
 
 def test_a_plain_model_without_a_task_is_asked_for_one(model_folder, capsys):
-    assert evaluation.main(["--model_path", str(model_folder)]) == 2
+    assert evaluating.main(["--model_path", str(model_folder)]) == 2
     assert "give --task (countdown, math, multiplication)" in capsys.readouterr().err
 
 
@@ -573,7 +575,7 @@ def test_an_evaluation_killed_at_any_moment_goes_on_and_no_sample_is_drawn_twice
 
     words = ["--model_path", str(model_folder), "--task", "countdown", "--source", "generated", "--n", "40", "--k", "4"]
     words += ["--max_new_tokens", "40", "--batch_size", "8"]
-    assert evaluation.main([*words, "--output", str(tmp_path / "whole")]) == 0
+    assert evaluating.main([*words, "--output", str(tmp_path / "whole")]) == 0
     command = [sys.executable, "-m", "tinyzero_trl.cli", "evaluate", *words, "--output", str(tmp_path / "cut")]
     shards = tmp_path / "cut" / "evaluation" / "base" / "unfinished"
     written: dict[str, int] = {}
@@ -588,7 +590,7 @@ def test_an_evaluation_killed_at_any_moment_goes_on_and_no_sample_is_drawn_twice
         written = now
     assert 3 <= len(written) < 20
     assert not (tmp_path / "cut" / "evaluation" / "base" / "summary.json").exists()
-    assert evaluation.main([*words, "--output", str(tmp_path / "cut")]) == 0
+    assert evaluating.main([*words, "--output", str(tmp_path / "cut")]) == 0
     whole, cut = (tmp_path / name / "evaluation" / "base" for name in ("whole", "cut"))
     assert scores.read_samples(cut) == scores.read_samples(whole)
     assert scores.read_summary(cut)["metrics"] == scores.read_summary(whole)["metrics"]
@@ -597,7 +599,7 @@ def test_an_evaluation_killed_at_any_moment_goes_on_and_no_sample_is_drawn_twice
 
 def stopped(model_folder, output, monkeypatch, *arguments):
     """An evaluation that loses power while its second shard is half written."""
-    from tinyzero_trl import unfinished
+    from tinyzero_trl.evaluation import unfinished
 
     keep = unfinished.keep
     with monkeypatch.context() as patch:
@@ -635,7 +637,7 @@ def test_a_complete_evaluation_is_not_made_twice_but_for_other_weights(model_fol
     shutil.copytree(model_folder, copy)
     assert evaluate(copy, tmp_path) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
+        patch.setattr(evaluating, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
         assert evaluate(copy, tmp_path) == 0
     assert "is complete; --overwrite makes it anew" in capsys.readouterr().out
     (copy / "model.safetensors").touch()
@@ -664,7 +666,7 @@ def test_samples_of_another_length_or_engine_are_not_thrown_away_unasked(model_f
 
 
 def test_another_source_is_read_without_the_columns_of_the_runs_own(model_folder, tmp_path):
-    from tinyzero_trl.evaluation_plan import Settings, make_plan
+    from tinyzero_trl.evaluation.plan import Settings, make_plan
 
     run = tmp_path / "run"
     shutil.copytree(model_folder, run / "model")

@@ -15,11 +15,12 @@ import yaml
 from transformers import AutoConfig, AutoTokenizer
 
 from small_models import make_llama
-from tinyzero_trl import answering, engine
-from tinyzero_trl.evaluation_plan import Settings, make_plan
+from tinyzero_trl.config import generation
+from tinyzero_trl.evaluation import completions
+from tinyzero_trl.evaluation.plan import Settings, make_plan
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.generation import answers
-from tinyzero_trl.model_location import locate
+from tinyzero_trl.generation import for_evaluation
+from tinyzero_trl.models.location import locate
 
 
 @pytest.fixture
@@ -66,8 +67,8 @@ def test_vllm_answers_unasked_where_its_build_and_a_gpu_are_there(
     packages: dict[str, str] | None, has_gpu: bool, expected: str, host: Any
 ) -> None:
     host(packages, has_gpu=has_gpu)
-    assert engine.engine_of_evaluation(None) == expected
-    assert engine.engine_of_evaluation("transformers") == "transformers"
+    assert generation.engine_of_evaluation(None) == expected
+    assert generation.engine_of_evaluation("transformers") == "transformers"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_a_vllm_that_cannot_compute_here_is_refused_in_one_line(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
     for chosen in ("server", "colocate"):
         with pytest.raises(ConfigError) as error:
-            engine.engine_of_evaluation(chosen)
+            generation.engine_of_evaluation(chosen)
         assert message in str(error.value)
         assert "\n" not in str(error.value)
 
@@ -143,19 +144,19 @@ def test_vllm_is_told_the_precision_that_transformers_takes(
     asked: str, told: str, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """vLLM's own word for a checkpoint in float32 would be bfloat16."""
-    specs: list[answers.Answering] = []
+    specs: list[for_evaluation.Answering] = []
 
     @contextmanager
-    def opened(chosen: str, spec: answers.Answering) -> Any:
+    def opened(chosen: str, spec: for_evaluation.Answering) -> Any:
         specs.append(spec)
         yield None
 
-    monkeypatch.setattr(answers, "opened", opened)
+    monkeypatch.setattr(for_evaluation, "opened", opened)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    with answering.opened("colocate", locate(str(model)), tokenizer, max_length=64, dtype=asked):
+    with completions.opened("colocate", locate(str(model)), tokenizer, max_length=64, dtype=asked):
         pass
     assert [spec.dtype for spec in specs] == [told]
-    assert str(answering._model(locate(str(model)), asked, device="cpu").dtype) == f"torch.{told}"
+    assert str(completions._model(locate(str(model)), asked, device="cpu").dtype) == f"torch.{told}"
 
 
 @pytest.mark.parametrize(
@@ -166,4 +167,4 @@ def test_no_more_rows_are_answered_at_once_than_a_gpu_holds(free_gib: int, max_l
     config = AutoConfig.for_model(
         "qwen2", hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4
     )
-    assert answering.rows_at_once(config, 2, max_length, free_gib * 2**30) == expected
+    assert completions.rows_at_once(config, 2, max_length, free_gib * 2**30) == expected

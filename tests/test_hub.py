@@ -15,10 +15,11 @@ import pytest
 from huggingface_hub import constants
 
 from tinyzero_trl import hub
-from tinyzero_trl.config import compose, model_path
+from tinyzero_trl.config import compose
+from tinyzero_trl.data.sources import read_source
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.policy import checked_start
-from tinyzero_trl.row_files import read_source
+from tinyzero_trl.models import load_path
+from tinyzero_trl.models.policy import checked_start
 
 LIMIT = 60.0
 """Seconds for the whole answer, however busy the machine is; idle, it takes those of hub.SECONDS."""
@@ -117,7 +118,7 @@ def test_a_model_in_the_cache_loads_without_network(at: Any, tmp_path: Path) -> 
     repo = tmp_path / "cache" / "models--someone--small"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text(commit)
-    shutil.copytree(model_path("tiny"), repo / "snapshots" / commit)
+    shutil.copytree(load_path("tiny"), repo / "snapshots" / commit)
     start = time.monotonic()
     assert checked_start(config_of("someone/small")).tokenizer.eos_token_id is not None
     assert time.monotonic() - start < LIMIT

@@ -1,10 +1,11 @@
-"""Whom each module may import: the arrows of docs and CONTRIBUTING, walked over every file of the package."""
+"""Whom each module may import: the floors of the house, walked over every file of the package."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,70 +13,61 @@ import pytest
 import tinyzero_trl
 
 PACKAGE = Path(tinyzero_trl.__file__).parent
-
-LAYERS = {
-    "answer": 0,
-    "expression": 0,
-    "worker_process": 0,
-    "hub": 0,
-    "row_files": 1,
-    "earned": 0,
-    "shaping": 0,
-    "task": 1,
-    "rewards": 2,
-    "rows": 2,
-    "tasks.": 3,
-    "tasks": 4,
-}
-"""Below everything else; `tasks.` is any one task file. Modules not named here are the middle: config, evaluation."""
-MIDDLE = 5
-ENTRY_POINTS = {"grpo", "sft", "cli", "demo"}
-GENERATES = {"answering", "policy", "generation"}
-"""Modules beside the entry points that may import `generation`: `answering` and `policy` run models for them."""
-NO_TASKS = {"statistics", "report", "manifest", "storage", "trust", "failures", "redaction"}
-"""Modules that read files or numbers and know no task."""
-LIGHT = {*LAYERS, "statistics", "report"}
-"""Modules that must not import what takes seconds."""
+GROUND = ("answer", "expression", "failures", "hub", "intervals", "redaction", "seeding", "task")
+"""Files that every room may import: the standard library and little more."""
+FLOORS = (
+    GROUND,
+    ("storage",),
+    ("data", "rewards"),
+    ("tasks",),
+    ("algorithms", "models"),
+    ("config",),
+    ("doctor", "estimate", "generation", "pretraining", "runs", "trainer"),
+    ("evaluation",),
+    ("report",),
+    ("launch",),
+    ("__init__", "cli", "demo", "grpo", "sft"),
+)
+"""Rooms from the ground up. A module imports from its own room and from lower floors; on the ground floor, from the ground floor."""
+NEIGHBOURS = {("estimate", "doctor"), ("cli", "demo")}
+"""Arrows (from, to) within a floor."""
+VERBS = {"data.preparation", "generation.serving"}
+"""Files that are a verb of the command line: they may import from every room below it, and the command line alone imports them."""
+LIGHT = {*GROUND, "storage", "data", "rewards", "tasks", "report"}
+"""Rooms and files that are imported without anything that takes seconds."""
 HEAVY = {"torch", "trl", "hydra", "vllm", "transformers", "accelerate", "peft", "deepspeed"}
 
 
-def imports_by_module() -> dict[str, set[str]]:
-    """Every module of the package (`tasks.countdown`) with all it imports, absolute, also inside functions."""
-    found = {}
+def imported_names(path: Path) -> Iterator[str]:
+    """Every module that a file imports, absolute, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                # `from tinyzero_trl.tasks import countdown` imports a module; `import TASKS` only a name.
+                place = PACKAGE.parent / name.replace(".", "/")
+                is_module = place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+                yield name if is_module else str(node.module)
+
+
+def names_of_modules() -> dict[str, Path]:
+    files = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        name = ".".join(part for part in parts if part != "__init__") or "__init__"
-        names = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path}: relative import"
-                names.add(node.module)
-                # `from tinyzero_trl.tasks import countdown` imports a module; `import TASKS` only a name.
-                names |= {
-                    f"{node.module}.{alias.name}"
-                    for alias in node.names
-                    if (PACKAGE.parent / f"{node.module}.{alias.name}".replace(".", "/")).with_suffix(".py").is_file()
-                    or (PACKAGE.parent / f"{node.module}.{alias.name}".replace(".", "/") / "__init__.py").is_file()
-                }
-        found[name] = names
-    return found
+        files[".".join(part for part in parts if part != "__init__") or "__init__"] = path
+    return files
 
 
-IMPORTS = imports_by_module()
+FILES = names_of_modules()
 OURS = {
-    module: {name.removeprefix("tinyzero_trl.") for name in names if name.startswith("tinyzero_trl.")} - {module}
-    for module, names in IMPORTS.items()
+    module: {name.removeprefix("tinyzero_trl.") for name in imported_names(path) if name.startswith("tinyzero_trl.")}
+    - {module}
+    for module, path in FILES.items()
 }
-
-
-def layer(module: str) -> int:
-    if module.startswith("tasks."):
-        return LAYERS["tasks."]
-    if module in ENTRY_POINTS:
-        return MIDDLE + 1
-    return LAYERS.get(module, MIDDLE)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def room(module: str) -> str:
@@ -84,36 +76,42 @@ def room(module: str) -> str:
 
 @pytest.mark.parametrize("module", OURS)
 def test_arrows_point_down(module):
+    floor = len(FLOORS) if module in VERBS else FLOOR[room(module)]
     for imported in OURS[module]:
-        if layer(module) < MIDDLE and not is_own_sibling(module, imported):
-            assert layer(imported) < layer(module), f"{module} imports {imported}"
-        if layer(module) == MIDDLE:
-            assert layer(imported) <= MIDDLE, f"{module} imports the entry point {imported}"
+        assert imported not in VERBS or module == "cli", f"{module} imports the verb {imported}"
+        is_inside = room(imported) == room(module) or (module in GROUND and imported in GROUND)
+        is_allowed = is_inside or (room(module), room(imported)) in NEIGHBOURS
+        assert is_allowed or FLOOR[room(imported)] < floor, f"{module} imports {imported}"
 
 
-def is_own_sibling(module: str, imported: str) -> bool:
-    """The files of one task, which share its name as their first word, may read each other; two tasks never do."""
-    return module.startswith("tasks.") and module.split("_")[0] == imported.split("_")[0]
+@pytest.mark.parametrize("module", [module for module in OURS if module.count(".") and room(module) == "tasks"])
+def test_no_task_imports_another(module):
+    imported = {name.split(".")[1] for name in OURS[module] if name.startswith("tasks.")}
+    assert imported <= {module.split(".")[1]}
 
 
-@pytest.mark.parametrize("module", OURS)
-def test_only_entry_points_import_the_trainer_and_generation(module):
-    if module in ENTRY_POINTS:
-        return
-    rooms = {room(imported) for imported in OURS[module]}
-    assert "trainer" not in rooms or room(module) == "trainer"
-    assert "generation" not in rooms or room(module) in GENERATES
-
-
-@pytest.mark.parametrize("module", sorted(NO_TASKS & OURS.keys()))
+@pytest.mark.parametrize("module", [module for module in OURS if room(module) in ("intervals", "storage", "report")])
 def test_what_reads_files_or_numbers_knows_no_task(module):
-    rooms = {room(imported) for imported in OURS[module]}
-    assert rooms <= NO_TASKS | {"report"} | {name for name in rooms if name.startswith("report")}
+    assert not {"tasks", "rewards", "data"} & {room(imported) for imported in OURS[module]}
 
 
-@pytest.mark.parametrize("module", [module for module in IMPORTS if module in LIGHT or module.startswith("tasks.")])
-def test_light_modules_name_no_heavy_library(module):
-    assert not HEAVY & {name.split(".")[0] for name in IMPORTS[module]}
+def test_a_room_is_entered_by_its_door():
+    """By `from tinyzero_trl.room import name`, where name is handed out by the door or is a module: never from a file behind it."""
+    for module, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("tinyzero_trl."):
+                source = str(node.module).removeprefix("tinyzero_trl.")
+                is_behind = source.count(".") and source in FILES and FILES[source].name != "__init__.py"
+                is_closed = source in CLOSED or room(source) in LAZY
+                assert not is_behind or room(source) == room(module) or is_closed, (
+                    f"{module}: line {node.lineno} imports from {source}, behind a door"
+                )
+
+
+CLOSED = {"rewards.pool", "rewards.worker_process", "tasks.reward_worker", "data.preparation"}
+"""Files that their door does not open, because they load a library or are a process of their own."""
+LAZY = {"algorithms", "generation", "trainer", "tasks"}
+"""Rooms whose files are imported one by one: each loads torch, TRL or vLLM, or is one task."""
 
 
 def test_no_two_modules_import_each_other():
@@ -141,21 +139,27 @@ def test_no_module_is_called_like_a_drawer():
     assert not drawers & {part for module in OURS for part in module.split(".")}
 
 
-def test_a_file_beside_grpo_named_like_a_library_is_kept_off_the_path():
+def test_no_file_beside_grpo_is_named_like_a_library():
     # `accelerate launch src/tinyzero_trl/grpo.py` puts that folder first on sys.path.
     libraries = sys.stdlib_module_names | HEAVY | {"datasets", "numpy", "scipy", "rich", "plotly", "jinja2", "pyarrow"}
     beside = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert beside & libraries <= {"statistics"}
+    assert not beside & libraries
     for entry_point in ("grpo", "sft"):
-        path = PACKAGE / f"{entry_point}.py"
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-            assert "sys.path[0] = " in text.split("from tinyzero_trl")[0], (
-                f"{path} must first take its folder off the path"
-            )
+        text = FILES[entry_point].read_text(encoding="utf-8")
+        assert "sys.path[0] = " in text.split("from tinyzero_trl")[0], (
+            f"{entry_point} must take its folder off the path"
+        )
 
 
-def test_importing_the_tasks_loads_nothing_heavy():
-    code = "import sys, tinyzero_trl.tasks; print(*sys.modules)"
+@pytest.mark.parametrize("name", ["", ".tasks", ".rewards", ".data", ".storage", ".task", ".seeding"])
+def test_importing_a_light_room_loads_nothing_heavy(name):
+    code = f"import sys, tinyzero_trl{name}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not (HEAVY | {"datasets", "numpy", "scipy", "pyarrow", "sympy", "rich"}) & set(run.stdout.split())
+    assert not (HEAVY | {"datasets", "numpy", "scipy", "pyarrow", "sympy", "rich", "pebble"}) & set(run.stdout.split())
+
+
+@pytest.mark.parametrize("name", [".config", ".models", ".runs", ".evaluation", ".report", ".estimate", ".cli"])
+def test_importing_a_room_that_a_verb_reads_first_loads_neither_torch_nor_trl(name):
+    code = f"import sys, tinyzero_trl{name}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not (HEAVY | {"datasets", "sympy"}) & set(run.stdout.split())

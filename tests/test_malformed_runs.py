@@ -15,12 +15,15 @@ import yaml
 from omegaconf import DictConfig
 
 from run_folders import write_run
-from tinyzero_trl import cli, manifest, record, run_folder
+from tinyzero_trl import cli
 from tinyzero_trl.config import compose
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.model_location import locate
+from tinyzero_trl.models.location import locate
 from tinyzero_trl.report import write_report
-from tinyzero_trl.report_data import read_run
+from tinyzero_trl.report.run_files import read_run
+from tinyzero_trl.runs import folder as run_folder
+from tinyzero_trl.runs import record
+from tinyzero_trl.storage import manifest
 
 Damage = Callable[[Path], None]
 SUMMARY = "evaluation/final/summary.json"

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from small_models import make_llama
-from tinyzero_trl import benchmarks, evaluation, scores
-from tinyzero_trl.benchmarks import BENCHMARKS, advice, chosen, load
-from tinyzero_trl.evaluation_shown import show
+from tinyzero_trl.evaluation import benchmarks, evaluating, scores
+from tinyzero_trl.evaluation.benchmarks import BENCHMARKS, advice, chosen, load
+from tinyzero_trl.evaluation.tables import show
 from tinyzero_trl.tasks import TASKS
 
 
@@ -117,11 +117,11 @@ def test_three_benchmarks_are_answered_by_one_model_loaded_once(tmp_path, monkey
     rows = [{"problem": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(6)]
     for name in ("aime24", "gsm8k", "mine"):
         write(tmp_path / f"{name}.jsonl", rows)
-    opened, loads = evaluation.opened, []
-    monkeypatch.setattr(evaluation, "opened", lambda *a, **k: (loads.append(1), opened(*a, **k))[1])
+    opened, loads = evaluating.opened, []
+    monkeypatch.setattr(evaluating, "opened", lambda *a, **k: (loads.append(1), opened(*a, **k))[1])
     words = ["--model_path", str(model), "--output", str(tmp_path / "out"), "--max_new_tokens", "12"]
     names = ",".join(f"{name}={tmp_path}" for name in ("aime24", "gsm8k", "mine"))
-    assert evaluation.main([*words, "--benchmarks", names, "--k", "4"], task="math") == 0
+    assert evaluating.main([*words, "--benchmarks", names, "--k", "4"], task="math") == 0
     printed = capsys.readouterr().out
     assert "aime24: 6 problems x 4, format" in printed
     assert "temperature 0.6, top-p 0.95, up to 12 tokens" in printed
@@ -134,8 +134,8 @@ def test_three_benchmarks_are_answered_by_one_model_loaded_once(tmp_path, monkey
         assert {"pass@1", "pass@2", "pass@4", "maj@4", "outcome/no_answer", "length/mean"} <= summary["metrics"].keys()
         assert len(scores.read_samples(folder / name)) == 24
     greedy = [*words, "--benchmarks", f"gsm8k={tmp_path}", "--temperature", "0", "--name", "greedy"]
-    assert evaluation.main(greedy, task="math") == 0
-    assert evaluation.main(["--compare", str(folder), str(tmp_path / "out/evaluation/greedy")]) == 0
+    assert evaluating.main(greedy, task="math") == 0
+    assert evaluating.main(["--compare", str(folder), str(tmp_path / "out/evaluation/greedy")]) == 0
     printed = capsys.readouterr().out
     assert "greedy / gsm8k" in printed
     assert "aime24" not in printed.split("Written to")[-1]
@@ -150,10 +150,10 @@ def test_an_evaluation_whose_verifier_gave_up_on_more_than_half_a_percent_fails(
     file = write(tmp_path / "m.jsonl", [{"problem": f"{i}?", "answer": "12"} for i in range(200)])
     texts = [r"\boxed{(x+y+z)^{200}}"] * num_hung + [r"\boxed{12}"] * (200 - num_hung)
     answers = [{"completion": text, "num_completion_tokens": 9, "is_truncated": False} for text in texts]
-    monkeypatch.setattr(evaluation, "opened", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(evaluation, "completed", lambda *_: (answers, 1.0))
+    monkeypatch.setattr(evaluating, "opened", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(evaluating, "completed", lambda *_: (answers, 1.0))
     words = ["--model_path", str(make_llama(tmp_path / "model")), "--output", str(tmp_path), "--max_new_tokens", "12"]
-    assert evaluation.main([*words, "--benchmarks", f"m={file}", "--k", "1"], task="math") == code
+    assert evaluating.main([*words, "--benchmarks", f"m={file}", "--k", "1"], task="math") == code
     said = capsys.readouterr()
     folder = tmp_path / "evaluation" / "base" / "m"
     summary = scores.read_summary(folder)
@@ -170,7 +170,7 @@ def test_an_evaluation_whose_verifier_gave_up_on_more_than_half_a_percent_fails(
 def samples_of(levels, *, k=1, benchmark="m"):
     rows = [{"problem": "?", "answer": "12", "level": level, "source": benchmark} for level in levels]
     return [
-        evaluation.verified(
+        evaluating.verified(
             {**row, "prompt": "", "prefill": ""},
             TASKS["math"],
             problem=problem,
@@ -221,7 +221,7 @@ def test_the_table_of_seven_benchmarks_fits_80_columns_and_breaks_no_interval(tm
 
 
 def test_settings_of_the_field_hold_where_nobody_says(tmp_path):
-    from tinyzero_trl.evaluation_plan import Settings, make_plan
+    from tinyzero_trl.evaluation.plan import Settings, make_plan
 
     model = make_llama(tmp_path / "model")
     (one,) = chosen("aime24")

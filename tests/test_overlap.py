@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyzero_trl.overlap import Overlap, overlaps, words_of
+from tinyzero_trl.data.overlap import Overlap, overlaps, words_of
 
 MATH = Path(__file__).parents[2] / "shared" / "data" / "math"
 LONG = "A train leaves the station at noon and travels at 60 miles per hour for three hours before it stops. How far does it go?"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyzero_trl import preparation
+from tinyzero_trl.data import preparation
 from tinyzero_trl.task import resolve
 from tinyzero_trl.tasks import TASKS
 from tinyzero_trl.tasks.countdown import format_countdown, key_of

@@ -10,7 +10,7 @@ import pytest
 
 from tinyzero_trl import config, pretraining
 from tinyzero_trl.pretraining import Text
-from tinyzero_trl.scratch import fixed_sentences
+from tinyzero_trl.pretraining.scratch import fixed_sentences
 from tinyzero_trl.tasks import countdown, multiplication
 
 REPO = Path(__file__).resolve().parents[1]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tinyzero_trl import cli, processes
-from tinyzero_trl.estimate import sharding_of
+from tinyzero_trl import cli
+from tinyzero_trl.config import processes, sharding_of
 from tinyzero_trl.failures import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]

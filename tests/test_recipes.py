@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tinyzero_trl import checks
-from tinyzero_trl.config import RECIPES, compose, list_recipes
+from tinyzero_trl.config import RECIPES, checks, compose, list_recipes
+from tinyzero_trl.config.recipes import program_of
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.recipes import program_of
 
 REPO = Path(__file__).resolve().parents[1]
 ALL = [item for item in list_recipes() if program_of(item.name) == "grpo"]

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tinyzero_trl import config, record, redaction
+from tinyzero_trl import config, redaction
 from tinyzero_trl.config import compose
 from tinyzero_trl.failures import ConfigError, exit_code_of
 from tinyzero_trl.report import write_report
+from tinyzero_trl.runs import record
 
 TINY = "+countdown=grpo-tiny"
 CANARY = "canary-4711"

@@ -13,8 +13,8 @@ import pytest
 from browser import CHROMEDRIVER, CHROMIUM, Browser
 from run_folders import write_benchmarks, write_run
 from tinyzero_trl.report import marked, percent, seconds_by_part, short, write_report
-from tinyzero_trl.report_charts import charts
-from tinyzero_trl.report_data import read_run
+from tinyzero_trl.report.charts import charts
+from tinyzero_trl.report.run_files import read_run
 
 needs_browser = pytest.mark.skipif(
     not (CHROMIUM and CHROMEDRIVER), reason="chromium and chromedriver are not installed"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tinyzero_trl import checks, reward_parameters
-from tinyzero_trl.config import compose
+from tinyzero_trl.config import checks, compose, rewards
 from tinyzero_trl.failures import ConfigError
 
 TINY = "+math=grpo-tiny"
@@ -14,7 +13,7 @@ TINY = "+math=grpo-tiny"
 def test_parameters_are_given_by_name_and_the_token_limit_is_the_runs_own():
     cfg = compose([TINY, "rewards.cosine=0.5", "reward_parameters={cosine: {wrong_short: -1.0}}"])
     chosen = checks.parts(cfg)
-    found = reward_parameters.parameters(cfg, chosen.rewards)
+    found = rewards.parameters(cfg, chosen.rewards)
     assert found == {"accuracy": {}, "cosine": {"wrong_short": -1.0, "max_tokens": cfg.trainer.max_completion_length}}
 
 
@@ -39,10 +38,10 @@ def test_what_no_reward_takes_is_refused(parameters, message):
 def test_a_reward_over_groups_wants_whole_groups_in_the_trainer():
     cfg = compose([TINY, "rewards.length=0.5"])
     chosen = checks.parts(cfg)
-    reward_parameters.check_groups(cfg, chosen.rewards, num_processes=1)
+    rewards.check_groups(cfg, chosen.rewards, num_processes=1)
     split = compose([TINY, "rewards.length=0.5", "trainer.per_device_train_batch_size=4", "trainer.gradient_accumulation_steps=1"])  # fmt: skip
     with pytest.raises(ConfigError, match="length compares whole groups, and the 4 completions"):
-        reward_parameters.check_groups(split, chosen.rewards, num_processes=2)
+        rewards.check_groups(split, chosen.rewards, num_processes=2)
     apart = compose([TINY, "rewards.length=0.5", "reward_workers.rewards=[length]"])
     with pytest.raises(ConfigError, match="computed in the trainer"):
-        reward_parameters.check_groups(apart, chosen.rewards, num_processes=1)
+        rewards.check_groups(apart, chosen.rewards, num_processes=1)

@@ -16,12 +16,13 @@ from typing import Any
 import psutil
 import pytest
 
-from tinyzero_trl.earned import Job
-from tinyzero_trl.reward_pool import RewardPool
+from tinyzero_trl.config.settings import RewardWorkerSettings
 from tinyzero_trl.rewards import BatchReward, for_trl
-from tinyzero_trl.settings import RewardWorkerSettings
+from tinyzero_trl.rewards.pool import RewardPool
+from tinyzero_trl.rewards.scoring import Job
 from tinyzero_trl.task import resolve
 from tinyzero_trl.tasks import countdown
+from tinyzero_trl.tasks.reward_worker import score_here
 
 REWARD = """
 import ctypes, os, time
@@ -65,7 +66,7 @@ def pooled(tmp_path: Path) -> Iterator[Callable[..., tuple[BatchReward, RewardPo
     def make(**settings: Any) -> tuple[BatchReward, RewardPool]:
         name = f"{tmp_path}/odd.py:odd"
         settings = {"num_workers": 2, "seconds_per_call": 1.0, **settings}
-        pools.append(RewardPool("countdown", RewardWorkerSettings(rewards=[name], **settings)))
+        pools.append(RewardPool("countdown", RewardWorkerSettings(rewards=[name], **settings), score=score_here))
         reward = resolve(name, among={}, kind="reward")
         return for_trl(reward, name=name, workers=pools[-1]), pools[-1]
 
@@ -184,7 +185,7 @@ def rollouts() -> list[dict[str, Any]]:
 def test_countdown_responses_earn_the_same_in_workers_and_here(name: str, rollouts: list[dict[str, Any]]) -> None:
     columns = {key: [row[key] for row in rollouts] for key in ("nums", "target", "prefill")}
     completions = [row["completion"] for row in rollouts]
-    pool = RewardPool("countdown", RewardWorkerSettings(rewards=[name]))
+    pool = RewardPool("countdown", RewardWorkerSettings(rewards=[name]), score=score_here)
     there = for_trl(countdown.TASK.rewards[name], name=name, workers=pool)(completions, completions, **columns)
     pool.close()
     here = for_trl(countdown.TASK.rewards[name], name=name)(completions, completions, **columns)
@@ -197,11 +198,12 @@ def test_no_worker_outlives_a_trainer_that_is_killed(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         "import time\n"
-        "from tinyzero_trl.reward_pool import RewardPool\n"
-        "from tinyzero_trl.earned import Job\n"
-        "from tinyzero_trl.settings import RewardWorkerSettings\n"
+        "from tinyzero_trl.rewards.pool import RewardPool\n"
+        "from tinyzero_trl.rewards.scoring import Job\n"
+        "from tinyzero_trl.tasks.reward_worker import score_here\n"
+        "from tinyzero_trl.config.settings import RewardWorkerSettings\n"
         "if __name__ == '__main__':\n"
-        f"    pool = RewardPool('countdown', RewardWorkerSettings(rewards=['{tmp_path}/odd.py:odd'], seconds_per_call=99))\n"
+        f"    pool = RewardPool('countdown', RewardWorkerSettings(rewards=['{tmp_path}/odd.py:odd'], seconds_per_call=99), score=score_here)\n"
         f"    pool.score('{tmp_path}/odd.py:odd', [Job('a', {{'n': 1}})])\n"
         f"    pool.submit('{tmp_path}/odd.py:odd', [Job('hangs', {{'n': 1}})])\n"
         "    print('ready', flush=True)\n"
@@ -220,7 +222,7 @@ def test_no_worker_outlives_a_trainer_that_is_killed(tmp_path: Path) -> None:
 
 def test_a_worker_starts_without_torch() -> None:
     seen = subprocess.run(
-        [sys.executable, "-c", "import sys, tinyzero_trl.reward_worker, tinyzero_trl.grpo; print(*sys.modules)"],
+        [sys.executable, "-c", "import sys, tinyzero_trl.tasks.reward_worker, tinyzero_trl.grpo; print(*sys.modules)"],
         capture_output=True,
         text=True,
         check=True,

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from tinyzero_trl import manifest, record, run_folder
 from tinyzero_trl.config import compose
 from tinyzero_trl.failures import ConfigError, RunLocked
-from tinyzero_trl.lock import locked
-from tinyzero_trl.resuming import MAY_CHANGE
+from tinyzero_trl.runs import folder as run_folder
+from tinyzero_trl.runs import record
+from tinyzero_trl.runs.resuming import MAY_CHANGE
+from tinyzero_trl.storage import manifest
+from tinyzero_trl.storage.lock import locked
 
 TINY = "+countdown=grpo-tiny"
 
@@ -100,7 +102,7 @@ def test_all_that_was_changed_is_named_in_one_line(tmp_path: Path) -> None:
 
 def test_every_key_of_a_run_may_change_or_may_not_and_those_that_may_are_few(tmp_path: Path) -> None:
     """C-14: a key that TRL adds is one that must not change until somebody has thought about it."""
-    from tinyzero_trl.keys import defaults
+    from tinyzero_trl.config.keys import defaults
 
     standing = defaults("grpo")
     keys = [f"{section}.{key}" for section, value in standing.items() if isinstance(value, dict) for key in value]
@@ -278,7 +280,7 @@ def test_what_a_killed_process_was_writing_is_removed_as_a_run_goes_on(tmp_path:
 
 def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from tinyzero_trl.lock import locked\n"
+        "import sys; from pathlib import Path; from tinyzero_trl.storage.lock import locked\n"
         f"with locked(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from tinyzero_trl.rewards import OverGroup, for_trl
-from tinyzero_trl.shaping import (
+from tinyzero_trl.rewards.shaping import (
     Attempt,
     boxed,
     coin,
@@ -17,7 +17,7 @@ from tinyzero_trl.shaping import (
     repetition,
     tag_count,
 )
-from tinyzero_trl.tasks.math_rewards import cosine, length
+from tinyzero_trl.tasks.math.rewards import cosine, length
 
 HUGE = "a b " * 500_000
 

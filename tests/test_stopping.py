@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from small_models import make_llama
-from tinyzero_trl import manifest
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.generation.sampler import Sampled, sample
-from tinyzero_trl.stopping import StopStrings, check_stop, is_truncated
+from tinyzero_trl.models.stop_strings import StopStrings, check_stop, is_truncated
+from tinyzero_trl.storage import manifest
 
 EOS, PAD = 0, 1
 PROMPTS = [[40 + row, 50, 60 + row] for row in range(12)]
@@ -116,7 +116,7 @@ def test_requests_to_a_server_and_rows_of_vllm_carry_the_strings() -> None:
 
 
 def test_an_evaluation_takes_the_strings_of_the_run_or_of_the_person(model: Any, tmp_path: Path) -> None:
-    from tinyzero_trl.evaluation_plan import Settings, make_plan
+    from tinyzero_trl.evaluation.plan import Settings, make_plan
 
     run = make_llama(tmp_path / "run" / "model").parent
     manifest.seal(run / "model", step=1)

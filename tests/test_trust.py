@@ -13,9 +13,14 @@ import pytest
 import yaml
 
 from run_folders import write_run
-from tinyzero_trl import audit, cli, config, evaluation, manifest, record, resuming, run_folder, trust
-from tinyzero_trl.evaluation_plan import Settings, make_plan
+from tinyzero_trl import cli, config
+from tinyzero_trl.evaluation import audit, evaluating
+from tinyzero_trl.evaluation.plan import Settings, make_plan
 from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.models import load_path
+from tinyzero_trl.runs import folder as run_folder
+from tinyzero_trl.runs import record, resuming
+from tinyzero_trl.storage import manifest, trust
 
 TINY = "+countdown=grpo-tiny"
 TASK_FILE = """
@@ -44,7 +49,7 @@ def made(path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Path:
     path.mkdir()
     record.write_record(path, config.compose([TINY, *words]), data={}, seeds={})
     for name in ("model", "checkpoint-2"):
-        shutil.copytree(config.model_path("tiny"), path / name)
+        shutil.copytree(load_path("tiny"), path / name)
         manifest.seal(path / name, step=2, world_size=1)
     return path
 
@@ -71,7 +76,7 @@ def test_code_that_a_sent_run_names_is_not_run_unless_it_is_trusted(
     name = {"task": f"{task_file}:TASK", "format": f"{task_file}:wording"}[named]
     run = made(tmp_path / "run", monkeypatch, f"{named}={name}")
     as_another(monkeypatch, tmp_path)
-    assert evaluation.main(["--model_path", str(run), "--n", "2"]) == 2
+    assert evaluating.main(["--model_path", str(run), "--n", "2"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert f"{run / 'run.yaml'} names code to run, {name} ({task_file})" in said
@@ -234,7 +239,7 @@ def test_a_run_knows_the_words_processes_and_folder_it_was_started_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setenv("TINYZERO_ACCELERATE_CONFIG", str(cli.CONFIGS / "zero2.yaml"))
+    monkeypatch.setenv("TINYZERO_ACCELERATE_CONFIG", str(cli.ACCELERATE_CONFIGS / "zero2.yaml"))
     monkeypatch.chdir(tmp_path)
     words = ["trainer.max_steps=4", "data.seed=7", f"output_dir={tmp_path / 'run'}", "model.dtype=float32"]
     run = made(tmp_path / "run", monkeypatch, *words)
@@ -336,7 +341,7 @@ def test_a_sent_run_of_built_in_names_is_resumed_here_and_not_with_a_file_of_the
     how: list[object] = []
     monkeypatch.setattr(cli, "launch", lambda program, words, **given: how.append(given["config"]) or 0)
     theirs = tmp_path / "accelerate.yaml"
-    shutil.copy(cli.CONFIGS / "cpu.yaml", theirs)
+    shutil.copy(cli.ACCELERATE_CONFIGS / "cpu.yaml", theirs)
     monkeypatch.setenv("TINYZERO_ACCELERATE_CONFIG", str(theirs))
     monkeypatch.chdir(tmp_path)
     run = made(tmp_path / "run", monkeypatch)
@@ -344,7 +349,7 @@ def test_a_sent_run_of_built_in_names_is_resumed_here_and_not_with_a_file_of_the
     as_another(monkeypatch, tmp_path)
     monkeypatch.chdir("/")
     assert cli.main(["resume", str(run)]) == 0
-    assert how == [theirs, cli.CONFIGS / "cpu.yaml"]
+    assert how == [theirs, cli.ACCELERATE_CONFIGS / "cpu.yaml"]
     assert Path.cwd() == Path("/"), "nor from a folder of theirs"
 
 
@@ -370,7 +375,7 @@ def test_what_is_typed_counts_from_where_it_is_typed_and_no_processes_are_none(
     monkeypatch.setattr(cli, "launch", lambda program, words, **given: how.append(given) or 0)
     run = made(tmp_path / "run", monkeypatch)
     (tmp_path / "here").mkdir()
-    shutil.copy(cli.CONFIGS / "ddp.yaml", tmp_path / "here" / "mine.yaml")
+    shutil.copy(cli.ACCELERATE_CONFIGS / "ddp.yaml", tmp_path / "here" / "mine.yaml")
     monkeypatch.chdir(tmp_path / "here")
     assert cli.main(["resume", "../run", "--accelerate_config", "mine.yaml", "--processes", "2"]) == 0
     assert how == [{"config": tmp_path / "here" / "mine.yaml", "num_processes": 2}]

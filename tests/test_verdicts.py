@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tinyzero_trl.failures import VerifierFailure
+from tinyzero_trl.rewards.verdict import verdict_of
 from tinyzero_trl.task import Outcome, Verdict
 from tinyzero_trl.tasks import TASKS
-from tinyzero_trl.verdicts import verdict_of
 
 COUNTDOWN = TASKS["countdown"]
 ROW = {"nums": [1, 2, 3], "target": 6, "prompt": "...", "prefill": "<think>"}

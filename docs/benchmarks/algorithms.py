@@ -22,8 +22,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from tinyzero_trl import scores, statistics
+from tinyzero_trl import intervals
 from tinyzero_trl.algorithms import ALGORITHMS
+from tinyzero_trl.evaluation import scores
 
 GRPO = ["trainer.loss_type=grpo", "trainer.scale_rewards=group"]
 """grpo-tiny is the demo, with Dr. GRPO's loss; here `grpo` is what its paper says."""
@@ -103,7 +104,7 @@ def _row(name: str, folders: list[Path]) -> dict[str, Any]:
     by_problem: dict[int, list[float]] = {}
     for sample in (sample for path in paths for sample in scores.read_samples(path)):
         by_problem.setdefault(sample.problem, []).append(float(sample.is_correct))
-    interval = statistics.share([sum(values) / len(values) for values in by_problem.values()])
+    interval = intervals.share([sum(values) / len(values) for values in by_problem.values()])
     return {
         "algorithm": name,
         "solved": solved,

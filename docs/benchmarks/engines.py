@@ -25,9 +25,9 @@ ENGINES = ("transformers", "server", "colocate")
 def measure(engine: str, sizes: list[int]) -> None:
     from transformers import AutoTokenizer
 
-    from tinyzero_trl.config import model_path
+    from tinyzero_trl.models import load_path
 
-    tokenizer = AutoTokenizer.from_pretrained(model_path("tiny"))
+    tokenizer = AutoTokenizer.from_pretrained(load_path("tiny"))
     prompt = tokenizer("Using the numbers [19, 36, 55], create an equation that equals 72.")["input_ids"]
     started = time.perf_counter()
     with {"transformers": by_transformers, "server": by_server, "colocate": in_process}[engine](tokenizer) as draw:
@@ -49,10 +49,10 @@ Draw = Callable[[list[list[int]], list[int]], int]
 def by_transformers(tokenizer: Any) -> Iterator[Draw]:
     from transformers import AutoModelForCausalLM
 
-    from tinyzero_trl.config import model_path
     from tinyzero_trl.generation.sampler import sample
+    from tinyzero_trl.models import load_path
 
-    model = AutoModelForCausalLM.from_pretrained(model_path("tiny"))
+    model = AutoModelForCausalLM.from_pretrained(load_path("tiny"))
     how: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "temperature": 1.0, "pad_token_id": tokenizer.pad_token_id}
     ends = [tokenizer.eos_token_id]
     yield lambda rows, seeds: sum(map(len, sample(model, rows, seeds=seeds, eos_token_ids=ends, **how).completion_ids))
@@ -60,11 +60,11 @@ def by_transformers(tokenizer: Any) -> Iterator[Draw]:
 
 @contextmanager
 def by_server(tokenizer: Any) -> Iterator[Draw]:
-    from tinyzero_trl.config import model_path
     from tinyzero_trl.generation.client import Rows, request_bodies
     from tinyzero_trl.generation.server import Server, ServerSpec
+    from tinyzero_trl.models import load_path
 
-    spec = ServerSpec(model_path("tiny"), dtype="float32", max_model_length=512, is_on_cpu=True, weight_transfer="file")
+    spec = ServerSpec(load_path("tiny"), dtype="float32", max_model_length=512, is_on_cpu=True, weight_transfer="file")
     with tempfile.TemporaryDirectory() as folder:
         server = Server(spec, log=Path(folder) / "log", token_file=Path(folder) / "token")
         server.start()
@@ -84,12 +84,12 @@ def by_server(tokenizer: Any) -> Iterator[Draw]:
 def in_process(tokenizer: Any) -> Iterator[Draw]:
     from vllm import SamplingParams
 
-    from tinyzero_trl.config import model_path
     from tinyzero_trl.generation.client import Rows
     from tinyzero_trl.generation.colocated import SeededLLM
     from tinyzero_trl.generation.server import ON_CPU
+    from tinyzero_trl.models import load_path
 
-    llm = SeededLLM(model_path("tiny"), dtype="float32", max_model_len=512, kv_cache_memory_bytes=2**30, **ON_CPU)
+    llm = SeededLLM(load_path("tiny"), dtype="float32", max_model_len=512, kv_cache_memory_bytes=2**30, **ON_CPU)
     params = SamplingParams(temperature=1.0, max_tokens=NEW_TOKENS, logprobs=0)
 
     def draw(rows: list[list[int]], seeds: list[int]) -> int:

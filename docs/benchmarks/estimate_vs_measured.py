@@ -83,7 +83,7 @@ def make_model(case: Case, folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from tinyzero_trl.config import model_path
+    from tinyzero_trl.models import load_path
 
     torch.manual_seed(0)
     shape = LlamaConfig(
@@ -102,7 +102,7 @@ def make_model(case: Case, folder: Path) -> None:
     disable_progress_bar()
     LlamaForCausalLM(shape).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(Path(model_path("tiny")) / name, folder / name)
+        shutil.copy(Path(load_path("tiny")) / name, folder / name)
 
 
 def words_of(case: Case, folder: Path) -> list[str]:

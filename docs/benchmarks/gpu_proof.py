@@ -154,8 +154,8 @@ def make_models(folder: str, is_small: bool, device: str) -> dict[str, int]:
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from tinyzero_trl.config import model_path
     from tinyzero_trl.estimate.shapes import KNOWN, Shape
+    from tinyzero_trl.models import load_path
 
     disable_progress_bar()
     weights = {}
@@ -185,7 +185,7 @@ def make_models(folder: str, is_small: bool, device: str) -> dict[str, int]:
         model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=1, do_sample=True)
         model.save_pretrained(Path(folder) / name)
         for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(Path(model_path("tiny")) / file, Path(folder) / name / file)
+            shutil.copy(Path(load_path("tiny")) / file, Path(folder) / name / file)
         weights[name] = sum(parameter.numel() for parameter in model.parameters())
         del model
     (Path(folder) / "parity.py").write_text(PARITY, encoding="utf-8")

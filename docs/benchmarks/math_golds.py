@@ -15,9 +15,9 @@ from pathlib import Path
 from math_verifier import FILES, boxed, golds, share
 
 from tinyzero_trl.task import Outcome
-from tinyzero_trl.tasks import math_workers
-from tinyzero_trl.tasks.math_normal_form import form_of
-from tinyzero_trl.tasks.math_verdict import is_beyond, sources, verify
+from tinyzero_trl.tasks.math import workers
+from tinyzero_trl.tasks.math.normal_form import form_of
+from tinyzero_trl.tasks.math.verdict import is_beyond, sources, verify
 
 
 def main() -> None:
@@ -29,12 +29,12 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=0, help="answer so many golds, drawn at random, with other golds")
     args = parser.parse_args()
-    math_workers.compare("x+1", "1+x")  # the workers start here and not in the first comparison
+    workers.compare("x+1", "1+x")  # the workers start here and not in the first comparison
     if args.pairs:
         cross([gold for file in FILES.values() for gold in golds(args.folder, file, 1)], num=args.pairs)
     else:
         read_all({name: golds(args.folder, file, args.every) for name, file in FILES.items()}, show=args.show)
-    math_workers.workers.close()
+    workers.workers.close()
 
 
 def cross(texts: list[str], *, num: int) -> None:
@@ -51,7 +51,7 @@ def cross(texts: list[str], *, num: int) -> None:
         outcomes[outcome] += 1
         if outcome in (Outcome.correct, Outcome.undecided):
             print(f"- {outcome}: gold `{gold}` | `{other}`")
-    print(f"\n{sum(outcomes.values()):,} pairs: {dict(outcomes)}; in workers: {dict(math_workers.counts)}.")
+    print(f"\n{sum(outcomes.values()):,} pairs: {dict(outcomes)}; in workers: {dict(workers.counts)}.")
 
 
 def read_all(golds_by_source: dict[str, list[str]], *, show: int) -> None:
@@ -64,9 +64,9 @@ def read_all(golds_by_source: dict[str, list[str]], *, show: int) -> None:
         for gold in dict.fromkeys(texts):
             form = form_of(gold)
             try:
-                is_read, is_equal = (False, False) if is_beyond(gold) else math_workers.compare(*sources(form, form))
+                is_read, is_equal = (False, False) if is_beyond(gold) else workers.compare(*sources(form, form))
                 results[gold] = "equal" if is_equal else "unequal" if is_read else "not read"
-            except math_workers.UndecidedError:
+            except workers.UndecidedError:
                 results[gold] = "undecided"
         seconds = time.perf_counter() - start
         num = Counter(results[gold] for gold in texts)

@@ -55,17 +55,17 @@ def response_of(table: str, answer: str) -> str:
 def judge() -> None:
     """Judges the cases of the standard input with the version on the path; prints [is_correct, microseconds] of each."""
     from tinyzero_trl.task import Outcome
-    from tinyzero_trl.tasks import math_workers
-    from tinyzero_trl.tasks.math_verdict import verify
+    from tinyzero_trl.tasks.math import workers
+    from tinyzero_trl.tasks.math.verdict import verify
 
     found = []
     cases = json.load(sys.stdin)
-    math_workers.compare("x+1", "1+x")  # the workers start here and not in the first verdict
+    workers.compare("x+1", "1+x")  # the workers start here and not in the first verdict
     for case in cases:
         start = time.perf_counter()
         outcome = verify(case["response"], answer=case["gold"]).outcome
         found.append((outcome is Outcome.correct, (time.perf_counter() - start) * 1e6))
-    math_workers.workers.close()
+    workers.workers.close()
     json.dump(found, sys.stdout)
 
 

@@ -19,18 +19,18 @@ from typing import Any
 from unittest import mock
 
 from tinyzero_trl import grpo
-from tinyzero_trl.tasks import math_verdict, math_workers
+from tinyzero_trl.tasks.math import verdict, workers
 
 
 def steps(model: Path, num_steps: int, folder: Path) -> tuple[list[dict[str, float]], int]:
     """The metrics of each step, and how many comparisons reached a worker."""
-    math_workers.workers.close()
-    math_workers.counts.clear()
-    math_workers._remembered.cache_clear()
+    workers.workers.close()
+    workers.counts.clear()
+    workers._remembered.cache_clear()
     words = [f"model.model_name_or_path={model}", f"output_dir={folder}", f"trainer.max_steps={num_steps}"]
     assert grpo.train(["+math=grpo-tiny", *words]) == 0
     lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    num = sum(math_workers.counts[name] for name in ("compared", "too_long", "died", "failed"))
+    num = sum(workers.counts[name] for name in ("compared", "too_long", "died", "failed"))
     return [line for line in lines if "seconds/scoring" in line], num
 
 
@@ -56,20 +56,20 @@ def main() -> None:
     patches: dict[str, dict[str, Callable[..., Any]]] = {
         "as it is": {},
         "text never decides": {"same_by_text": never},
-        "and nothing is remembered": {"same_by_text": never, "compare": math_workers.workers.compare},
+        "and nothing is remembered": {"same_by_text": never, "compare": workers.workers.compare},
     }
     rows = []
     for name, patch in patches.items():
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             for target, replacement in patch.items():
-                stack.enter_context(mock.patch.object(math_verdict, target, replacement))
+                stack.enter_context(mock.patch.object(verdict, target, replacement))
             rows.append(row(name, *steps(args.model.resolve(), args.steps, Path(folder) / "run")))
     print(
         "\n| | seconds a step | scoring | share of the step | comparisons in workers a step | scoring in the first step |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
     print("\n".join(rows))
-    math_workers.workers.close()
+    workers.workers.close()
 
 
 if __name__ == "__main__":

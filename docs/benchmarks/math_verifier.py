@@ -21,8 +21,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from tinyzero_trl.task import Outcome
-from tinyzero_trl.tasks import math_workers
-from tinyzero_trl.tasks.math_verdict import verify
+from tinyzero_trl.tasks.math import workers
+from tinyzero_trl.tasks.math.verdict import verify
 
 FILES = {
     "MATH train": "math_train_7k.jsonl",
@@ -152,11 +152,11 @@ def changed(gold: str) -> Iterator[str]:
 
 
 def judge(source: Source, gold: str, response: str, is_right: bool) -> None:
-    before = sum(math_workers.counts.values())
+    before = sum(workers.counts.values())
     start = time.perf_counter()
     outcome = verify(response, answer=gold).outcome
     seconds = time.perf_counter() - start
-    is_by_text = sum(math_workers.counts.values()) == before
+    is_by_text = sum(workers.counts.values()) == before
     source.num += 1
     source.num_right += is_right
     source.num_undecided += outcome is Outcome.undecided
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=0, help="disagreements shown of each source")
     args = parser.parse_args()
 
-    math_workers.compare("x+1", "1+x")  # the workers start here and not in the first verdict
+    workers.compare("x+1", "1+x")  # the workers start here and not in the first verdict
     sources: dict[str, Source] = {}
     for name, file in FILES.items():
         source = sources[f"{name}, golds as they are"] = Source()
@@ -218,34 +218,34 @@ def main() -> None:
         decided = f"{source.num_by_text / source.num:.1%}"
         costs = f"{mean_us(source.text_seconds)} | {mean_us(source.sympy_seconds)} | {longest:,.0f}"
         print(f"| {name} | {source.num:,} | {accepts} | {rejects} | {source.num_undecided} | {decided} | {costs} |")
-    print(f"\nComparisons in workers: {dict(math_workers.counts)}.")
+    print(f"\nComparisons in workers: {dict(workers.counts)}.")
     print(f"\nOverhead: {overhead()}")
     for name, source in sources.items():
         for kind, found in (("accept", source.false_accepts), ("reject", source.false_rejects)):
             for shown in found[:: max(len(found) // args.show, 1)][: args.show] if args.show else []:
                 print(f"- false {kind}, {name}: {shown}")
-    math_workers.workers.close()
+    workers.workers.close()
 
 
 def overhead() -> str:
     """What a worker adds to the comparison itself, for a pair whose two sides it has parsed before."""
-    from tinyzero_trl.tasks.math_equivalence import compare as compare_here
+    from tinyzero_trl.tasks.math.equivalence import compare as compare_here
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     pairs = [("x+1", "1+x")] * 200
     for pair in pairs:
-        math_workers.workers.compare(*pair)
+        workers.workers.compare(*pair)
         compare_here(*pair)
     start = time.perf_counter()
     for pair in pairs:
-        math_workers.workers.compare(*pair)
+        workers.workers.compare(*pair)
     there = time.perf_counter() - start
     start = time.perf_counter()
     for pair in pairs:
         compare_here(*pair)
     here = time.perf_counter() - start
     start = time.perf_counter()
-    math_workers.Workers().compare("x", "1*x")
+    workers.Workers().compare("x", "1*x")
     first = time.perf_counter() - start
     return f"{there / 200 * 1e6:,.0f} us a comparison in a worker, {here / 200 * 1e6:,.0f} us in this process; first comparison of a new pool {first:.2f} s."
 

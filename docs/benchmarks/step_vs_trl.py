@@ -39,10 +39,12 @@ def build(words: list[str], *, folder: Path, is_ours: bool) -> Any:
     import transformers
     from trl import GRPOTrainer
 
-    from tinyzero_trl import checks, config
-    from tinyzero_trl.policy import checked_start, init_arguments, policy, rollout_function
+    from tinyzero_trl import config
+    from tinyzero_trl.config import checks
+    from tinyzero_trl.config.settings import features
+    from tinyzero_trl.generation.engines import rollout_function
+    from tinyzero_trl.models.policy import checked_start, init_arguments, policy
     from tinyzero_trl.rewards import for_trl
-    from tinyzero_trl.settings import features
     from tinyzero_trl.trainer import TinyZeroTrainer
 
     cfg = config.compose(words)

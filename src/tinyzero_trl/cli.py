@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tinyzero_trl import processes, storage, trust
+from tinyzero_trl import storage
+from tinyzero_trl.config import ACCELERATE_CONFIGS, processes
 from tinyzero_trl.failures import Failure, explained, nearest
-from tinyzero_trl.launch import CONFIGS, launch, visible_gpus
+from tinyzero_trl.launch import launch, visible_gpus
 from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
+from tinyzero_trl.storage import trust
 
 MISTAKE = 2
 """Exit code of a person's mistake, as argparse has it."""
@@ -67,7 +69,7 @@ def prepare(argv: Sequence[str]) -> int:
         print("or path/file.py:TASK\n\nexample:\n  tinyzero prepare countdown --help")
         print("  tinyzero prepare countdown --source generated")
         return 0
-    from tinyzero_trl import preparation
+    from tinyzero_trl.data import preparation
 
     return preparation.main(argv[1:], task=argv[0])
 
@@ -117,7 +119,7 @@ def resume(argv: Sequence[str]) -> int:
         help="run the code that a run folder of somebody else's names, once you have read it",
     )
     arguments = parser.parse_intermixed_args(argv)
-    from tinyzero_trl import resuming
+    from tinyzero_trl.runs import resuming
 
     found = resuming.launch_of(arguments.run, arguments.words)
     is_own = trust.is_own_file(resuming.run_of(arguments.run) / "run.yaml")
@@ -156,7 +158,7 @@ def _launch(program: str, words: Sequence[str], *, num_processes: int | None, ac
     name = accelerate_config or of_hardware
     config = _accelerate_config(name)
     processes.read_accelerate_config(config, num_processes=num_processes)
-    if config.parent == CONFIGS:
+    if config.parent == ACCELERATE_CONFIGS:
         # Ours say 8 because accelerate wants a number; a person's own file says what that person means.
         num_processes = num_processes or len(gpus) or 1
     if gpus:
@@ -203,7 +205,7 @@ def recipes(argv: Sequence[str]) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from tinyzero_trl.recipes import list_recipes
+    from tinyzero_trl.config import list_recipes
 
     rows = list_recipes()
     tasks = sorted({row.task for row in rows})
@@ -230,7 +232,7 @@ def merge(argv: Sequence[str]) -> int:
     parser.add_argument("model_path", help="a run trained with model.use_peft=true, a checkpoint of it, or an adapter")
     parser.add_argument("to", type=Path, help="the folder to write")
     arguments = parser.parse_args(argv)
-    from tinyzero_trl import adapters
+    from tinyzero_trl.models import adapters
 
     print(adapters.merge(arguments.model_path, arguments.to))
     return 0
@@ -285,12 +287,12 @@ def _parser(name: str, verb: Verb, *, example: str, usage: str | None = None) ->
 
 
 def _accelerate_configs() -> list[str]:
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    return sorted(path.stem for path in ACCELERATE_CONFIGS.glob("*.yaml"))
 
 
 def _accelerate_config(name: str) -> Path:
     """The file `name` stands for. Raises: ValueError that lists those there are."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIGS / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else ACCELERATE_CONFIGS / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(
             f"there is no accelerate config {name!r}; there is {', '.join(_accelerate_configs())}, or give a file"
@@ -320,7 +322,7 @@ def _gpus_to_train_on(words: Sequence[str]) -> list[str]:
 
 def _config_of_recipe(words: Sequence[str]) -> str:
     """The accelerate config in the command at the head of the recipe that these words name; ddp where it names none."""
-    from tinyzero_trl.recipes import list_recipes
+    from tinyzero_trl.config import list_recipes
 
     named = {f"{recipe.task}={recipe.name}": recipe.command for recipe in list_recipes()}
     command = next((named[word.lstrip("+")] for word in words if word.lstrip("+") in named), "")

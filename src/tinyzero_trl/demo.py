@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyzero_trl import processes, storage
+from tinyzero_trl import storage
+from tinyzero_trl.config import ACCELERATE_CONFIGS, processes
 from tinyzero_trl.launch import launch
 
 if TYPE_CHECKING:
-    from tinyzero_trl.statistics import Comparison
+    from tinyzero_trl.intervals import Comparison
 
 RECIPE = "+countdown=grpo-tiny"
-ACCELERATE_CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "accelerate_configs"
 NUM_PROBLEMS = 2048
 """Held-out problems; a 95 % interval of about +-2 points."""
 PROBLEM_SEED = 0
@@ -60,9 +60,9 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
     """Evaluate, train, evaluate, report, each told with its seconds; returns the exit code."""
     from rich.console import Console
 
-    from tinyzero_trl import checks, evaluation, scores
-    from tinyzero_trl.config import compose
-    from tinyzero_trl.evaluation_plan import Settings
+    from tinyzero_trl import evaluation
+    from tinyzero_trl.config import checks, compose
+    from tinyzero_trl.evaluation import Settings, scores
     from tinyzero_trl.report import write_report
 
     console = Console(highlight=False, soft_wrap=True)
@@ -147,7 +147,7 @@ def _phase(console: Any, seconds_by_phase: dict[str, float], name: str) -> Itera
 def _show(console: Any, base: dict[str, Any], trained: dict[str, Any], comparison: Comparison) -> None:
     from rich.table import Table
 
-    from tinyzero_trl.evaluation_shown import is_share, shown_p
+    from tinyzero_trl.evaluation import is_share, shown_p
 
     table = Table("", "base", "trained", title=f"The same {base['num_problems']} held-out problems (95 % intervals)")
     for metric, label in SHOWN.items():

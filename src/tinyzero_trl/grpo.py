@@ -13,23 +13,15 @@ if __name__ == "__main__":
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL sends a ping as a trainer is made; 0 allows it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-from tinyzero_trl import (
-    batch_sizes,
-    checks,
-    combinations,
-    config,
-    engine,
-    estimate,
-    processes,
-    record,
-    reward_parameters,
-    run_folder,
-    stopping,
-    trust,
-)
+from tinyzero_trl import config, estimate
+from tinyzero_trl.config import batch_sizes, checks, combinations, generation, processes, rewards
 from tinyzero_trl.failures import exit_code_of
+from tinyzero_trl.generation.engines import rollout_function
 from tinyzero_trl.launch import end_with_launcher
-from tinyzero_trl.policy import checked_start, init_arguments, policy, rollout_function, settle_adapter
+from tinyzero_trl.models import checked_start, init_arguments, policy_arguments, settle_adapter, stop_strings
+from tinyzero_trl.runs import folder as run_folder
+from tinyzero_trl.runs import record
+from tinyzero_trl.storage import trust
 
 
 def train(words: Sequence[str]) -> int:
@@ -46,17 +38,17 @@ def train(words: Sequence[str]) -> int:
     run_folder.check_place(cfg)
     chosen = checks.parts(cfg)
     checks.check_method(cfg, num_processes=num_processes)
-    reward_parameters.check_groups(cfg, chosen.rewards, num_processes=num_processes)
-    engine.check_engine(cfg, num_processes=num_processes)
-    engine.check_installed(cfg)
+    rewards.check_groups(cfg, chosen.rewards, num_processes=num_processes)
+    generation.check_engine(cfg, num_processes=num_processes)
+    generation.check_installed(cfg)
     combinations.check_installed(cfg)
     start = checked_start(cfg)
     if os.environ.get("RANK", "0") == "0":
         warnings = estimate.warnings(cfg, num_processes=num_processes)
-        for line in [*combinations.advice(cfg, num_processes=num_processes), *engine.notes(cfg), *warnings]:
+        for line in [*combinations.advice(cfg, num_processes=num_processes), *generation.notes(cfg), *warnings]:
             print(f"note: {line}", file=sys.stderr, flush=True)
         print(f"batch: {batch_sizes.shown(cfg, num_processes=num_processes)}", flush=True)
-    stopping.check_stop(cfg.generation.stop, name="generation.stop", tokenizer=start.tokenizer)
+    stop_strings.check_stop(cfg.generation.stop, name="generation.stop", tokenizer=start.tokenizer)
     train_rows, eval_rows = checks.rows(cfg, chosen, tokenizer=start.tokenizer)
     args = config.trainer_arguments(cfg, program="grpo", reward_weights=list(cfg.rewards.values()))
     combinations.check_optimizer(args)
@@ -64,9 +56,8 @@ def train(words: Sequence[str]) -> int:
     if eval_rows is not None:
         checks.check_rows(cfg, chosen, eval_rows, start, generation_batch_size=0, name="evaluation")
 
+    from tinyzero_trl.config import features
     from tinyzero_trl.generation import engines
-    from tinyzero_trl.reward_pool import reward_functions
-    from tinyzero_trl.settings import features
     from tinyzero_trl.trainer import TinyZeroTrainer
 
     data = {
@@ -85,8 +76,8 @@ def train(words: Sequence[str]) -> int:
         args.model_init_kwargs = init_arguments(cfg)
         with engines.engine(cfg, folder.path) as vllm_generation:
             trainer = TinyZeroTrainer(
-                **policy(cfg),
-                reward_funcs=reward_functions(cfg, chosen.rewards),
+                **policy_arguments(cfg),
+                reward_funcs=rewards.reward_functions(cfg, chosen.rewards),
                 args=args,
                 train_dataset=train_rows,
                 eval_dataset=eval_rows,

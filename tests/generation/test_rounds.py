@@ -46,7 +46,7 @@ def build(models: Callable[[bool], Path], server: Any, tmp_path: Path) -> Callab
         from transformers import AutoTokenizer
         from trl import GRPOConfig
 
-        from tinyzero_trl.generation.remote import Remote, ServerGeneration
+        from tinyzero_trl.generation.server_generation import Remote, ServerGeneration
         from tinyzero_trl.generation.weights import WeightFolder
         from tinyzero_trl.tasks.countdown import TASK
         from tinyzero_trl.trainer import TinyZeroTrainer
@@ -142,7 +142,7 @@ def test_an_adapter_goes_by_itself_and_a_server_that_lost_it_is_given_it_again(
     build: Callable[..., Any], models: Callable[[bool], Path], server: Any, tmp_path: Path
 ) -> None:
     from tinyzero_trl.generation.calls import Calls, ServerFault
-    from tinyzero_trl.generation.remote import ServerGeneration
+    from tinyzero_trl.generation.server_generation import ServerGeneration
     from tinyzero_trl.generation.weights import WeightFolder
 
     class Forgetful(ServerGeneration):
@@ -179,7 +179,7 @@ def test_an_adapter_goes_by_itself_and_a_server_that_lost_it_is_given_it_again(
 def test_a_server_that_lost_the_weights_in_mid_run_is_given_them_again_and_nothing_else_changes(
     build: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from tinyzero_trl.generation.remote import ServerGeneration
+    from tinyzero_trl.generation.server_generation import ServerGeneration
 
     class Forgetful(ServerGeneration):
         """Before each rollout, and once in the middle of one, the server is what a restart makes it."""
@@ -254,9 +254,9 @@ def test_a_server_that_answers_500_breaks_off_and_hangs_in_mid_run_changes_nothi
 def test_a_server_that_stays_lost_saves_the_run_and_ends_it(
     build: Callable[..., Any], tmp_path: Path, server: Any
 ) -> None:
-    from tinyzero_trl import manifest
     from tinyzero_trl.generation.calls import ServerFault
-    from tinyzero_trl.generation.remote import ServerGeneration
+    from tinyzero_trl.generation.server_generation import ServerGeneration
+    from tinyzero_trl.storage import manifest
 
     class Broken(ServerGeneration):
         """From the third step on every request fails."""
@@ -286,8 +286,8 @@ def test_a_server_that_stays_lost_saves_the_run_and_ends_it(
 def test_weights_that_do_not_fit_save_the_run_and_end_it(
     build: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tinyzero_trl import manifest
     from tinyzero_trl.generation import weights
+    from tinyzero_trl.storage import manifest
 
     save, num_saved = weights.save_file, [0]
 
@@ -317,8 +317,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_real_disk_that_fills_up_in_mid_run_saves_the_run_and_ends_it_with_8(
     build: Callable[..., Any], small_disk: Path, tmp_path: Path
 ) -> None:
-    from tinyzero_trl import manifest
-    from tinyzero_trl.generation.remote import ServerGeneration
+    from tinyzero_trl.generation.server_generation import ServerGeneration
+    from tinyzero_trl.storage import manifest
 
     class Filled(ServerGeneration):
         """Before the third transfer of weights somebody fills the disk."""
@@ -339,7 +339,7 @@ def test_a_real_disk_that_fills_up_in_mid_run_saves_the_run_and_ends_it_with_8(
 
 def test_two_runs_on_one_server_are_told_apart(build: Callable[..., Any], server: Any, tmp_path: Path) -> None:
     from tinyzero_trl.generation.client import ServerTaken
-    from tinyzero_trl.generation.remote import ServerGeneration
+    from tinyzero_trl.generation.server_generation import ServerGeneration
 
     class Visited(ServerGeneration):
         """Another run pushes its weights while this one generates its second batch."""

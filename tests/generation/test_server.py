@@ -102,7 +102,7 @@ def test_the_server_and_the_sampler_end_completions_at_the_same_token_of_a_stop_
 
     from tinyzero_trl.generation.client import Rows
     from tinyzero_trl.generation.sampler import sample
-    from tinyzero_trl.stopping import StopStrings
+    from tinyzero_trl.models.stop_strings import StopStrings
 
     model = shaken(AutoModelForCausalLM.from_pretrained(models(True)).eval(), 3)
     client = client_of(server)
@@ -215,8 +215,8 @@ def test_the_token_is_in_no_command_line_environment_or_log_and_only_this_user_c
 
 
 def family(server: Any) -> list[psutil.Process]:
-    keeper = psutil.Process(server._keeper.pid)
-    return [keeper, *keeper.children(recursive=True)]
+    supervisor = psutil.Process(server._supervisor.pid)
+    return [supervisor, *supervisor.children(recursive=True)]
 
 
 def test_nothing_of_the_server_listens_off_this_machine(server: Any) -> None:

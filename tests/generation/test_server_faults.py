@@ -86,7 +86,7 @@ def test_a_server_that_fails_in_the_middle_of_a_batch_gives_none_of_it(
     from tinyzero_trl.generation.client import LOST
 
     once = threading.Lock()
-    (api,) = psutil.Process(server._keeper.pid).children()
+    (api,) = psutil.Process(server._supervisor.pid).children()
     (engine,) = (child for child in api.children() if "spawn_main" in " ".join(child.cmdline()))
 
     def fail(request: Any) -> None:
@@ -122,7 +122,7 @@ def test_a_server_that_fails_in_the_middle_of_a_batch_gives_none_of_it(
 
 @pytest.mark.parametrize("fault", ["503", "stall", "drip"])
 def test_the_time_to_start_is_all_the_time_there_is(fault: str, proxy: Stub, server: Any) -> None:
-    from tinyzero_trl.generation.remote import Remote
+    from tinyzero_trl.generation.server_generation import Remote
 
     calls = Calls(proxy.url, token=server.token_file, seconds_per_call=FAR)
     remote = Remote(calls, None, None, seconds_to_start=SECONDS, seconds_per_batch=FAR)

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tinyzero_trl.tasks import math_data
-from tinyzero_trl.tasks.math import TASK, difficulty, format_math, key_of, load
-from tinyzero_trl.tasks.math_golds import bare
+from tinyzero_trl.tasks.math import TASK, data, difficulty, format_math, key_of, load
+from tinyzero_trl.tasks.math.golds import bare
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 ROW = {"problem": r"What is $\frac{1}{2} + {x}$?", "answer": "3", "source": "s", "level": "2"}
@@ -162,7 +161,7 @@ def test_a_gold_is_one_text_or_number():
     golds = ["1", 2, 3.5, ["4"], ["5", "6"], [], {"x": 7}, float("nan"), None]
     rows = [{"problem": f"{index}?", "answer": gold} for index, gold in enumerate(golds)]
     with pytest.warns(UserWarning, match="5 of 9 rows have no problem, or no gold"):
-        kept = math_data.mapped(rows, "rows", math_data.Columns(), math_data.Filters())
+        kept = data.mapped(rows, "rows", data.Columns(), data.Filters())
     assert [row["answer"] for row in kept] == ["1", "2", "3.5", "4"]
 
 
@@ -224,7 +223,7 @@ def test_datasets_of_the_hub_are_asked_for_as_they_lie_there(monkeypatch):
 
     def load_dataset(name, config=None, *, split, **files):
         asked.append((name, config, split, files))
-        chat = [{"role": "user", "content": f"... {math_data._DAPO_BEFORE}\n\nWhat is 1+1?\n\n{math_data._DAPO_AFTER}"}]
+        chat = [{"role": "user", "content": f"... {data._DAPO_BEFORE}\n\nWhat is 1+1?\n\n{data._DAPO_AFTER}"}]
         return datasets.Dataset.from_list(
             [{"question": f"{n}?", "answer": f"#### {n}", "prompt": chat, "reward_model": {"ground_truth": "2"},
               "extra_info": {"question": f"{n}!", "answer": str(n)}} for n in range(9)]

@@ -19,11 +19,10 @@ import psutil
 import pytest
 
 from tinyzero_trl.task import Outcome
-from tinyzero_trl.tasks import math_workers
-from tinyzero_trl.tasks.math import TASK
-from tinyzero_trl.tasks.math_answers import find_answer
-from tinyzero_trl.tasks.math_equivalence import compare
-from tinyzero_trl.tasks.math_verdict import canonical, gold_fault, verify
+from tinyzero_trl.tasks.math import TASK, workers
+from tinyzero_trl.tasks.math.equivalence import compare
+from tinyzero_trl.tasks.math.final_answer import find_answer
+from tinyzero_trl.tasks.math.verdict import canonical, gold_fault, verify
 
 needs_sympy = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed")
 SOLVED = Outcome.correct
@@ -33,7 +32,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 @pytest.fixture(scope="module", autouse=True)
 def _workers_end():
     yield
-    math_workers.workers.close()
+    workers.workers.close()
 
 
 def boxed(answer: str) -> str:
@@ -214,7 +213,7 @@ def no_workers(monkeypatch):
     def never(*_: object):
         raise AssertionError("text decides this one")
 
-    monkeypatch.setattr("tinyzero_trl.tasks.math_verdict.compare", never)
+    monkeypatch.setattr("tinyzero_trl.tasks.math.verdict.compare", never)
 
 
 SYMPY_SAME = [
@@ -290,9 +289,9 @@ BOMBS = (
 @pytest.mark.slow
 def test_what_would_hang_ends_by_processor_time_and_costs_the_trainer_none_of_its_own():
     """The clock decides nothing: its guard is far above what a busy machine makes of the second of processor time."""
-    assert math_workers.WALL_SECONDS >= 100 * math_workers.CPU_SECONDS
+    assert workers.WALL_SECONDS >= 100 * workers.CPU_SECONDS
     before = signal.getitimer(signal.ITIMER_REAL), signal.getsignal(signal.SIGALRM)
-    num_long, start = math_workers.counts["too_long"], time.process_time()
+    num_long, start = workers.counts["too_long"], time.process_time()
     outcomes = {bomb: verify(boxed(bomb), answer="12").outcome for bomb in BOMBS}
     assert SOLVED not in outcomes.values()
     assert time.process_time() - start < 10
@@ -300,7 +299,7 @@ def test_what_would_hang_ends_by_processor_time_and_costs_the_trainer_none_of_it
     assert verify(boxed(r"3\cdot 4"), answer="12").outcome is SOLVED
     # What the rules refuse is the policy's fault, what sympy cannot finish is not.
     assert outcomes["(x+y+z)^{200}"] is Outcome.undecided
-    assert math_workers.counts["too_long"] > num_long
+    assert workers.counts["too_long"] > num_long
     refused = ("9^{9^{9}}", "10**10**10", "1000000!", "(10^6)!", "9" * 900, "\ud800\x00")
     assert {outcomes[bomb] for bomb in refused} == {Outcome.illegal_expression}
     assert Outcome.undecided in TASK.outcomes
@@ -400,11 +399,11 @@ def test_what_eats_memory_is_held_in_its_worker():
     sampler = threading.Thread(target=sample)
     sampler.start()
     for bomb in (r"2^{2^{40}}", r"2^{2^{34}}+1", r"\binom{20000}{10000}", "((10^{6})!)!+2"):
-        with contextlib.suppress(math_workers.UndecidedError):
-            assert not math_workers.compare("12", bomb)[1], bomb
+        with contextlib.suppress(workers.UndecidedError):
+            assert not workers.compare("12", bomb)[1], bomb
     is_done.set()
     sampler.join()
-    assert 0 < largest < math_workers.MEMORY_GIB * 2**30
+    assert 0 < largest < workers.MEMORY_GIB * 2**30
     assert psutil.Process().memory_info().rss - own < 20 * 2**20
     assert verify(boxed("7+y"), answer="y+7").outcome is SOLVED
 
@@ -432,13 +431,13 @@ def _with_trouble(gold: str, answer: str, _: float) -> tuple[bool, bool]:
 @pytest.mark.slow
 def test_a_library_that_fails_and_a_worker_that_dies_decide_nothing(monkeypatch):
     """R-7, E-6."""
-    monkeypatch.setattr(math_workers, "compare_within", _with_trouble)
-    before = math_workers.counts.copy()
+    monkeypatch.setattr(workers, "compare_within", _with_trouble)
+    before = workers.counts.copy()
     for trouble in ("library", "memory", "exit"):
-        with pytest.raises(math_workers.UndecidedError):
-            math_workers.workers.compare("x+1", trouble)
+        with pytest.raises(workers.UndecidedError):
+            workers.workers.compare("x+1", trouble)
     monkeypatch.undo()
-    assert math_workers.counts - before == {"failed": 2, "died": 1}
+    assert workers.counts - before == {"failed": 2, "died": 1}
     assert verify(boxed("8+y"), answer="y+8").outcome is SOLVED
 
 
@@ -456,20 +455,20 @@ def test_no_answer_and_no_gold_runs_as_code(tmp_path):
     for payload in payloads:
         assert verify(boxed(payload), answer="12").outcome is not SOLVED, payload
         for pair in ((payload, "12"), ("12", payload), (payload, payload)):
-            with contextlib.suppress(math_workers.UndecidedError):
-                math_workers.compare(*pair)
+            with contextlib.suppress(workers.UndecidedError):
+                workers.compare(*pair)
     assert not canary.exists()
 
 
 @needs_sympy
 @pytest.mark.nightly
 def test_a_quarter_of_a_batch_that_hangs_leaves_the_rest_its_verdicts():
-    num_long = math_workers.counts["too_long"]
+    num_long = workers.counts["too_long"]
     for k in range(64):
         is_bomb = k % 4 == 0
         answer = f"(x+y+z)^{{{200 + k}}}" if is_bomb else rf"{k} \cdot 1"
         assert (verify(boxed(answer), answer=str(k)).outcome is SOLVED) is not is_bomb, k
-    assert math_workers.counts["too_long"] - num_long == 16
+    assert workers.counts["too_long"] - num_long == 16
 
 
 @pytest.mark.parametrize("file", ["math_train_7k.jsonl", "aime_1983_2023.jsonl", "gsm8k_train.jsonl"])
@@ -488,7 +487,7 @@ def golds(file: str) -> list[str]:
 def test_real_outputs_get_the_verdicts_that_others_gave_them(monkeypatch):
     """Text decides all but one, which ends in the middle of `5 * 1/2`."""
     asked = []
-    monkeypatch.setattr("tinyzero_trl.tasks.math_verdict.compare", lambda *pair: asked.append(pair) or compare(*pair))
+    monkeypatch.setattr("tinyzero_trl.tasks.math.verdict.compare", lambda *pair: asked.append(pair) or compare(*pair))
     path = SHARED / "rollouts" / "gsm8k_openai_1600.jsonl"
     if not path.is_file():
         pytest.skip(f"{path} is not here")
@@ -555,7 +554,7 @@ PIECES = (
 
 
 def test_any_text_gets_a_verdict_and_a_normal_form(monkeypatch):
-    monkeypatch.setattr("tinyzero_trl.tasks.math_verdict.compare", lambda gold, answer: (False, False))
+    monkeypatch.setattr("tinyzero_trl.tasks.math.verdict.compare", lambda gold, answer: (False, False))
     draw = random.Random(0)
     texts = ["".join(draw.choices(PIECES, k=draw.randrange(60))) for _ in range(4000)]
     texts += [(piece * 1000)[:1000] for piece in (*PIECES, "a", "a ", "1 ", "1,", "a=", "x_", "(1,", "\\frac{")]

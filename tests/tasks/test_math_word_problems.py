@@ -8,9 +8,9 @@ from itertools import islice
 import pytest
 
 from tinyzero_trl.expression import parse
+from tinyzero_trl.pretraining.math_traces import draw, traces
 from tinyzero_trl.tasks.math import load, verify
-from tinyzero_trl.tasks.math_traces import draw, traces
-from tinyzero_trl.tasks.math_word_problems import MAX_VALUE, STORIES, generate, steps_of
+from tinyzero_trl.tasks.math.word_problems import MAX_VALUE, STORIES, generate, steps_of
 
 ROWS = list(islice(generate(random.Random(1)), 3000))
 

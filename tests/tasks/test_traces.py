@@ -9,8 +9,9 @@ from collections import Counter
 import pytest
 
 from tinyzero_trl.expression import parse
+from tinyzero_trl.pretraining import countdown_traces, multiplication_traces
 from tinyzero_trl.task import Outcome, Row
-from tinyzero_trl.tasks import countdown, countdown_traces, multiplication, multiplication_traces
+from tinyzero_trl.tasks import countdown, multiplication
 
 LINE = re.compile(r"(.+) = (.+) = (\d+), (yes|no)")
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from tinyzero_trl.config import sum_gradients_in_float32
-from tinyzero_trl.settings import BatchingSettings
+from tinyzero_trl.config.settings import BatchingSettings
 from tinyzero_trl.trainer import TinyZeroTrainer
 
 OFF = BatchingSettings(False, False, None, False, False)

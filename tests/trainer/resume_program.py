@@ -11,7 +11,7 @@ from faults import at, signals
 from transformers import AutoTokenizer
 from trl import GRPOConfig
 
-from tinyzero_trl import record
+from tinyzero_trl.runs import record
 from tinyzero_trl.tasks.countdown import TASK
 from tinyzero_trl.trainer import TinyZeroTrainer
 

@@ -278,7 +278,7 @@ def test_a_tokenizer_that_cannot_serve_is_refused(
 
 def test_a_tokenizer_without_pad_pads_with_eos(tiny_llama: Path, tmp_path: Path) -> None:
     from tinyzero_trl.config import compose
-    from tinyzero_trl.policy import checked_start
+    from tinyzero_trl.models.policy import checked_start
 
     folder = shutil.copytree(tiny_llama, tmp_path / "model")
     settings = json.loads((folder / "tokenizer_config.json").read_text())

@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from tinyzero_trl import manifest
 from tinyzero_trl.failures import DiskFull, NumericFailure
+from tinyzero_trl.storage import manifest
 from tinyzero_trl.trainer import TinyZeroTrainer
 
 

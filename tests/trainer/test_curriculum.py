@@ -9,13 +9,13 @@ import pytest
 import torch
 from datasets import Dataset
 
-from tinyzero_trl.checks import check_curriculum
 from tinyzero_trl.config import compose
-from tinyzero_trl.draws import generator_of
+from tinyzero_trl.config.checks import check_curriculum
+from tinyzero_trl.config.method import check_method
+from tinyzero_trl.config.settings import CurriculumSettings
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.method import check_method
 from tinyzero_trl.rewards import for_trl
-from tinyzero_trl.settings import CurriculumSettings
+from tinyzero_trl.seeding import generator_of
 from tinyzero_trl.tasks import TASKS
 from tinyzero_trl.trainer import TinyZeroTrainer
 from tinyzero_trl.trainer.curriculum import FLOOR, drawn, easy_first, middling

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from tinyzero_trl.config import compose
+from tinyzero_trl.config.method import check_method
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.generation.rollout import transformers_rollout
-from tinyzero_trl.method import check_method
+from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 from tinyzero_trl.tasks import TASKS
 from tinyzero_trl.trainer import TinyZeroTrainer
 from tinyzero_trl.trainer.merging import groups_with_signal, joined, rows_in, rows_of

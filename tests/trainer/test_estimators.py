@@ -13,9 +13,9 @@ from estimators_program import all_advantages
 
 from tinyzero_trl.algorithms import ALGORITHMS
 from tinyzero_trl.config import compose
+from tinyzero_trl.config.method import check_method
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.generation.rollout import transformers_rollout
-from tinyzero_trl.method import check_method
+from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 from tinyzero_trl.trainer import TinyZeroTrainer
 
 SETTINGS: dict[str, dict[str, Any]] = {

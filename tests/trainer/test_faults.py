@@ -11,8 +11,8 @@ import pytest
 import torch
 from faults import at, fails, signals
 
-from tinyzero_trl import manifest
 from tinyzero_trl.failures import ConfigError, exit_code_of
+from tinyzero_trl.storage import manifest
 from tinyzero_trl.trainer import TinyZeroTrainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from tinyzero_trl import manifest
+from tinyzero_trl.storage import manifest
 from tinyzero_trl.trainer import TinyZeroTrainer
 
 

@@ -50,7 +50,8 @@ def attempt(model: Path, folder: Path) -> int:
     from transformers import AutoTokenizer
     from trl import GRPOConfig
 
-    from tinyzero_trl import manifest, record
+    from tinyzero_trl.runs import record
+    from tinyzero_trl.storage import manifest
     from tinyzero_trl.tasks.countdown import TASK
     from tinyzero_trl.trainer import TinyZeroTrainer
 

@@ -20,11 +20,12 @@ import pytest
 import yaml
 from two_processes import GRPO, REPO, REWARDS, SMALL, launch, words_of
 
-from tinyzero_trl import grpo, manifest
-from tinyzero_trl.addresses import free_port
+from tinyzero_trl import grpo
 from tinyzero_trl.config import list_recipes
+from tinyzero_trl.config.addresses import free_port
+from tinyzero_trl.config.recipes import program_of
 from tinyzero_trl.failures import exit_code_of
-from tinyzero_trl.recipes import program_of
+from tinyzero_trl.storage import manifest
 
 pytestmark = pytest.mark.slow
 REAL_ROWS = REPO.parent / "shared" / "data" / "countdown" / "countdown_dev_2k.jsonl"

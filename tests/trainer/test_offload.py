@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tinyzero_trl.generation.rollout import transformers_rollout
+from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 from tinyzero_trl.trainer import TinyZeroTrainer, offload
 from tinyzero_trl.trainer.offload import keep_state_on_host
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from tinyzero_trl.config.settings import BatchingSettings, ReplaySettings
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.generation.rollout import transformers_rollout
-from tinyzero_trl.settings import BatchingSettings, ReplaySettings
+from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 from tinyzero_trl.trainer import TinyZeroTrainer
 from tinyzero_trl.trainer.merging import groups_with_signal
 

@@ -13,10 +13,11 @@ import pytest
 import safetensors.torch
 from equal_runs import different
 
-from tinyzero_trl import manifest, record
+from tinyzero_trl.config.settings import CriticSettings, CurriculumSettings, ReplaySettings
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.generation.rollout import transformers_rollout
-from tinyzero_trl.settings import CriticSettings, CurriculumSettings, ReplaySettings
+from tinyzero_trl.generation.transformers_rollout import transformers_rollout
+from tinyzero_trl.runs import record
+from tinyzero_trl.storage import manifest
 from tinyzero_trl.task import Outcome, Verdict
 from tinyzero_trl.tasks.countdown import TASK
 from tinyzero_trl.trainer import TinyZeroTrainer

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from tinyzero_trl.reward_pool import RewardPool
+from tinyzero_trl.config.settings import RewardWorkerSettings
 from tinyzero_trl.rewards import BatchReward, for_trl
-from tinyzero_trl.settings import RewardWorkerSettings
+from tinyzero_trl.rewards.pool import RewardPool
 from tinyzero_trl.task import resolve
+from tinyzero_trl.tasks.reward_worker import score_here
 from tinyzero_trl.trainer import TinyZeroTrainer
 from tinyzero_trl.trainer.reward_workers import NUM_STEPS, RewardWorkers
 
@@ -30,7 +31,7 @@ def fragile(response, *, target):
 def reward_of(folder: Path, name: str, *, in_workers: bool) -> BatchReward:
     (folder / "mine.py").write_text(REWARD)
     spec = f"{folder}/mine.py:{name}"
-    pool = RewardPool("countdown", RewardWorkerSettings(rewards=[spec])) if in_workers else None
+    pool = RewardPool("countdown", RewardWorkerSettings(rewards=[spec]), score=score_here) if in_workers else None
     return for_trl(resolve(spec, among={}, kind="reward"), name=spec, workers=pool)
 
 

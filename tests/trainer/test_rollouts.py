@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tinyzero_trl.generation.rollout import transformers_rollout
+from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 from tinyzero_trl.rewards import for_trl
 from tinyzero_trl.tasks import TASKS
-from tinyzero_trl.tasks.math_workers import UndecidedError
+from tinyzero_trl.tasks.math.workers import UndecidedError
 from tinyzero_trl.trainer import TinyZeroTrainer
 
 TASK = TASKS["countdown"]
@@ -70,7 +70,7 @@ def test_a_response_that_was_cut_off_or_not_decided_earns_what_its_verdict_says(
     def gives_up(*_: object) -> Any:
         raise UndecidedError
 
-    monkeypatch.setattr("tinyzero_trl.tasks.math_verdict.compare", gives_up)
+    monkeypatch.setattr("tinyzero_trl.tasks.math.verdict.compare", gives_up)
 
     def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         tokenizer = trainer.processing_class

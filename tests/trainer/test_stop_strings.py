@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tinyzero_trl.generation.rollout import transformers_rollout
+from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 from tinyzero_trl.rewards import for_trl
 from tinyzero_trl.tasks import TASKS
 from tinyzero_trl.trainer import TinyZeroTrainer

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from small_models import make_llama
-from tinyzero_trl.addresses import free_port
-from tinyzero_trl.settings import BatchingSettings
+from tinyzero_trl.config.addresses import free_port
+from tinyzero_trl.config.settings import BatchingSettings
 
 REPO = Path(__file__).resolve().parents[2]
 GRPO = REPO / "src" / "tinyzero_trl" / "grpo.py"

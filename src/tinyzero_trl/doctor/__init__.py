@@ -11,6 +11,7 @@ from typing import Any
 
 from tinyzero_trl.doctor.findings import Finding
 from tinyzero_trl.doctor.host import Host, host
+from tinyzero_trl.doctor.host import gpus as gpus
 from tinyzero_trl.doctor.imports import tried_imports
 from tinyzero_trl.doctor.machine import machine_findings
 from tinyzero_trl.doctor.packages import Installed, Wanted, installed, name_of, wanted

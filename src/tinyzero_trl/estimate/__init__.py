@@ -9,12 +9,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from tinyzero_trl.config import Sharding, sharding_here, sharding_of
 from tinyzero_trl.estimate.cards import USABLE, Card, card_of
 from tinyzero_trl.estimate.memory import GIB, Memory, memory_of
-from tinyzero_trl.estimate.plan import PROMPT_TOKENS, plan_of
 from tinyzero_trl.estimate.shapes import shape_of
-from tinyzero_trl.estimate.sharding import Sharding, sharding_here, sharding_of
 from tinyzero_trl.estimate.speed import MEAN_SHARE, speed_of
+from tinyzero_trl.estimate.workload import PROMPT_TOKENS, plan_of
 from tinyzero_trl.failures import ConfigError
 
 __all__ = ["main", "memory_of", "plan_of", "shape_of", "sharding_of", "sharding_of_recipe", "warnings"]
@@ -26,9 +26,8 @@ MANY = 10_000_000
 
 def main(argv: Sequence[str]) -> int:
     """Print the estimate; exit code 1 where the run does not fit the card."""
-    from tinyzero_trl.config import compose
+    from tinyzero_trl.config import check_numbers, compose
     from tinyzero_trl.estimate.shown import as_json, show
-    from tinyzero_trl.method import check_numbers
 
     parser = _parser()
     arguments, words = parser.parse_known_args(argv)
@@ -59,7 +58,7 @@ def warnings(cfg: DictConfig, *, num_processes: int) -> list[str]:
     """One line where this run will not fit the GPU it is started on; none where it fits, or nothing is known."""
     import torch
 
-    from tinyzero_trl.engine import has_gpu
+    from tinyzero_trl.config import has_gpu
 
     if cfg.trainer.use_cpu or not has_gpu():
         return []
@@ -87,7 +86,7 @@ def sharding_of_recipe(
 
 def _launched(words: Sequence[str]) -> tuple[str, int]:
     """Accelerate config and number of processes in the command of the recipe that these words name."""
-    from tinyzero_trl.recipes import list_recipes
+    from tinyzero_trl.config import list_recipes
 
     chosen = {tuple(word.lstrip("+").partition("=")[::2]) for word in words if word.startswith("+")}
     commands = [recipe.command for recipe in list_recipes() if (recipe.task, recipe.name) in chosen]
@@ -96,11 +95,11 @@ def _launched(words: Sequence[str]) -> tuple[str, int]:
 
 def _sharding(name: str, num_processes: int) -> Sharding:
     """What an accelerate config says, a file or one of ours by name."""
-    from tinyzero_trl.recipes import RECIPES
+    from tinyzero_trl.config import ACCELERATE_CONFIGS
 
-    file = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / "accelerate_configs" / f"{name}.yaml"
+    file = Path(name) if name.endswith((".yaml", ".yml")) else ACCELERATE_CONFIGS / f"{name}.yaml"
     if not file.is_file():
-        known = sorted(path.stem for path in (RECIPES / "accelerate_configs").glob("*.yaml"))
+        known = sorted(path.stem for path in ACCELERATE_CONFIGS.glob("*.yaml"))
         raise ConfigError(f"there is no accelerate config {name!r}; there is {', '.join(known)}, or give a file")
     return sharding_of(file, num_processes=num_processes)
 
@@ -118,7 +117,7 @@ def _card(name: str | None, *, is_cpu: bool) -> Card | None:
         return card_of(name)
     if is_cpu:
         return None
-    from tinyzero_trl.doctor.host import gpus
+    from tinyzero_trl.doctor import gpus
 
     found, _, _ = gpus()
     if not found:

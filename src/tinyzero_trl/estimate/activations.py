@@ -6,7 +6,7 @@ same count is made here for RMSNorm, rotary grouped-query attention that keeps n
 
 from __future__ import annotations
 
-from tinyzero_trl.estimate.plan import Plan
+from tinyzero_trl.estimate.workload import Plan
 
 TOKEN_TILE, VOCABULARY_TILE = 4096, 32768
 """Size of the logits TRL has at once (kernels/chunked_logprob.py: TOKEN_CHUNK_SIZE; trainer/utils.py)."""

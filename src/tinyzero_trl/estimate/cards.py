@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tinyzero_trl.config import nearest
-from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.failures import ConfigError, nearest
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tinyzero_trl.estimate.activations import (
     passing_activations,
     sampling_bytes,
 )
-from tinyzero_trl.estimate.plan import ROWS_SAMPLED_AT_ONCE, Plan
+from tinyzero_trl.estimate.workload import ROWS_SAMPLED_AT_ONCE, Plan
 
 GIB = 2**30
 CUDA_CONTEXT = int(0.8 * GIB)

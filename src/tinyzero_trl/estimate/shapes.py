@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_trl import hub
-from tinyzero_trl.config import model_path, nearest
-from tinyzero_trl.failures import ConfigError, first_line
-from tinyzero_trl.model_faults import json_object
-from tinyzero_trl.model_location import TRAINED, locate
+from tinyzero_trl.failures import ConfigError, first_line, nearest
+from tinyzero_trl.models import TRAINED, json_object, load_path, locate
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def shape_of(name: str, *, revision: str | None = None) -> Shape:
 
     Raises: ConfigError where it is not known and the hub does not answer, or where it is no dense decoder.
     """
-    folder = Path(model_path(name)).expanduser()
+    folder = Path(load_path(name)).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
         return shape_of(locate(name, typed=TRAINED).path, revision=revision)
     if folder.is_dir():

@@ -7,11 +7,11 @@ import sys
 
 from omegaconf import DictConfig
 
-from tinyzero_trl import batch_sizes
+from tinyzero_trl.config import batch_sizes
 from tinyzero_trl.estimate.cards import USABLE, Card, smallest_size
 from tinyzero_trl.estimate.memory import GIB, Memory
-from tinyzero_trl.estimate.plan import Plan
 from tinyzero_trl.estimate.speed import Speed
+from tinyzero_trl.estimate.workload import Plan
 
 
 def show(

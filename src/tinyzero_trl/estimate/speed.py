@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinyzero_trl.estimate.cards import Card
-from tinyzero_trl.estimate.plan import ROWS_SAMPLED_AT_ONCE, Plan
+from tinyzero_trl.estimate.workload import ROWS_SAMPLED_AT_ONCE, Plan
 
 TRAINING_UTILIZATION = 0.35
 """Share of peak products that a forward and backward pass of transformers reaches; PaLM (arXiv 2204.02311) reports 0.46 for its own stack."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from trl.generation.vllm_client import VLLMClient, parse_logprobs
 
-from tinyzero_trl.addresses import free_port, is_on_this_machine
+from tinyzero_trl.config import free_port, is_on_this_machine
 from tinyzero_trl.failures import Failure, ServerLost
 from tinyzero_trl.generation import broadcast
 from tinyzero_trl.generation.calls import Calls, ServerFault

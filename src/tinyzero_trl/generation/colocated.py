@@ -12,12 +12,12 @@ from trl.generation import vllm_generation
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
-from tinyzero_trl.addresses import free_port
+from tinyzero_trl.config import free_port
 from tinyzero_trl.failures import DiskFull
 from tinyzero_trl.generation.client import Rows
 from tinyzero_trl.generation.lora import WithAdapter, adapter_of
-from tinyzero_trl.generation.remote import replaced
 from tinyzero_trl.generation.server import within_limits
+from tinyzero_trl.generation.server_generation import replaced
 from tinyzero_trl.generation.transfer import repack_heads
 from tinyzero_trl.generation.weights import WeightFolder, raise_together
 

@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from tinyzero_trl.config import model_path
-from tinyzero_trl.engine import ADAPTER_RANKS, has_gpu, memory_share, several, shares_gpus, why_merged
-from tinyzero_trl.engine import weight_transfer as transfer_of
-from tinyzero_trl.estimate.sharding import Sharding, sharding_here
+from tinyzero_trl.config import (
+    ADAPTER_RANKS,
+    Sharding,
+    has_gpu,
+    memory_share,
+    several,
+    sharding_here,
+    shares_gpus,
+    why_merged,
+)
+from tinyzero_trl.config import weight_transfer as transfer_of
 from tinyzero_trl.failures import ConfigError, ServerLost
 from tinyzero_trl.generation.server import ON_CPU, Server, ServerSpec
+from tinyzero_trl.models import load_path
 
 if TYPE_CHECKING:
     from tinyzero_trl.generation.weights import WeightFolder
@@ -41,7 +49,7 @@ def engine(cfg: DictConfig, folder: Path) -> Iterator[Generation | None]:
             adapters = _weight_folder(cfg, stack) if adapter_rank(cfg) else None
             yield partial(ColocatedGeneration, engine=colocated_arguments(cfg), adapters=adapters)
         return
-    from tinyzero_trl.generation.remote import ServerGeneration
+    from tinyzero_trl.generation.server_generation import ServerGeneration
 
     with ExitStack() as stack:
         remote = _remote(cfg, folder, stack) if os.environ.get("RANK", "0") == "0" else None
@@ -56,7 +64,7 @@ def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:
     from tinyzero_trl.generation.calls import Calls
     from tinyzero_trl.generation.fleet import Fleet
     from tinyzero_trl.generation.guard import read_token
-    from tinyzero_trl.generation.remote import Remote
+    from tinyzero_trl.generation.server_generation import Remote
 
     section = cfg.generation
     weights = _weight_folder(cfg, stack) if weight_transfer(cfg) == "file" else None
@@ -127,7 +135,7 @@ def server_spec(cfg: DictConfig) -> ServerSpec:
     """The server that a recipe needs."""
     trainer, section = cfg.trainer, cfg.generation
     return ServerSpec(
-        model=model_path(cfg.model.model_name_or_path),
+        model=load_path(cfg.model.model_name_or_path),
         dtype=server_dtype(cfg),
         max_model_length=trainer.vllm_max_model_length,
         is_on_cpu=is_on_cpu(cfg),
@@ -211,3 +219,16 @@ def _leased(token_file: Path, url: str) -> Iterator[None]:
                 f"generation.server {url} is used by another run; give each run a server of its own"
             ) from None
         yield
+
+
+def rollout_function(cfg: DictConfig) -> Callable[..., dict[str, Any]] | None:
+    """Our sampler in TRL's form, or None where vLLM generates, or FSDP shards the model.
+
+    Under FSDP each forward pass is a collective, and processes whose completions end early would leave it; transformers'
+    generate keeps them in step.
+    """
+    if cfg.trainer.use_vllm or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+        return None
+    from tinyzero_trl.generation.transformers_rollout import transformers_rollout
+
+    return transformers_rollout

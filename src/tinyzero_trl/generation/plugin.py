@@ -37,7 +37,7 @@ def _ask_for_amx() -> None:
     # SIGILL at the first token. The first call of torch's own AMX code asks.
     import torch
 
-    from tinyzero_trl.engine import has_gpu
+    from tinyzero_trl.config import has_gpu
 
     if not has_gpu() and torch.cpu._is_amx_tile_supported():
         torch.cpu._init_amx()

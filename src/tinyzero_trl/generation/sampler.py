@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from tinyzero_trl.draws import tokens_at, uniforms
 from tinyzero_trl.failures import NumericFailure
-from tinyzero_trl.stopping import StopStrings, is_truncated
+from tinyzero_trl.models import StopStrings, is_truncated
+from tinyzero_trl.seeding import tokens_at, uniforms
 
 # Finished rows are taken out when they are more than this share of the batch: taking them out copies the cache.
 COMPACT_ABOVE = 0.125

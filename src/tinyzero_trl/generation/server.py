@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_trl import storage
-from tinyzero_trl.addresses import free_port
+from tinyzero_trl.config import free_port
 from tinyzero_trl.generation.calls import Calls, ServerFault, look
 from tinyzero_trl.generation.guard import TOKEN_FILE, make_token
 from tinyzero_trl.generation.plugin import DIE_WITH_PARENT
@@ -23,7 +23,7 @@ from tinyzero_trl.generation.plugin import DIE_WITH_PARENT
 LOOPBACK = "127.0.0.1"
 LOOK_EVERY = 0.25
 PATIENCE = 30.0
-"""Seconds for the keeper to end the server, which by itself takes ten at most."""
+"""Seconds for the supervisor to end the server, which by itself takes ten at most."""
 MAX_NUM_SEQS = 512
 """Sequences that colocated vLLM generates at once at most; it captures CUDA graphs up to as many."""
 ON_CPU: dict[str, Any] = {
@@ -170,7 +170,7 @@ class Server:
         self.seconds_to_start = 0.0
         self._token = make_token(token_file)
         self._seconds_per_call = seconds_per_call
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._supervisor: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._log_from = 0
 
@@ -188,11 +188,11 @@ class Server:
         self.stop()
         self.port = port or free_port(self.host)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        keeper = [sys.executable, "-m", "tinyzero_trl.generation.keeper", str(os.getpid())]
+        supervisor = [sys.executable, "-m", "tinyzero_trl.generation.supervisor", str(os.getpid())]
         with os.fdopen(storage.open_in_place(self.log, os.O_WRONLY | os.O_APPEND), "ab") as log:
             self._log_from = log.tell()
-            self._keeper = subprocess.Popen(
-                [*keeper, *map(str, self._leftovers), "--", *self.spec.command(host=self.host, port=self.port)],
+            self._supervisor = subprocess.Popen(
+                [*supervisor, *map(str, self._leftovers), "--", *self.spec.command(host=self.host, port=self.port)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -227,20 +227,20 @@ class Server:
 
     def is_running(self) -> bool:
         """Whether the process is there."""
-        return self._keeper is not None and self._keeper.poll() is None
+        return self._supervisor is not None and self._supervisor.poll() is None
 
     def stop(self) -> None:
         """End it and every process of it."""
-        if self._keeper is None:
+        if self._supervisor is None:
             return
-        if self._keeper.poll() is None:
-            self._keeper.send_signal(signal.SIGTERM)
+        if self._supervisor.poll() is None:
+            self._supervisor.send_signal(signal.SIGTERM)
         try:
-            self._keeper.wait(PATIENCE)
+            self._supervisor.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            self._keeper.kill()  # takes the server along
-            self._keeper.wait()
-        self._keeper = None
+            self._supervisor.kill()  # takes the server along
+            self._supervisor.wait()
+        self._supervisor = None
 
     def last_error(self) -> str:
         """The last line of the log that names an error of its own, or else the last line."""

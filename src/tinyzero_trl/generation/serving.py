@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyzero_trl.addresses import INSIST, check_host
+from tinyzero_trl.config import INSIST, check_host
 
 DEFAULT_PORT = 8000
 
@@ -22,18 +22,19 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"no recipe given; `tinyzero recipes` lists them\n{parser.format_usage()}".strip())
     host = check_host(arguments.host, insists=arguments.i_know_this_network_is_private)
 
-    from tinyzero_trl import config, engine
+    from tinyzero_trl import config
+    from tinyzero_trl.config import generation
     from tinyzero_trl.estimate import sharding_of_recipe
     from tinyzero_trl.generation.calls import ServerFault
     from tinyzero_trl.generation.engines import server_spec, token_file_of, weight_transfer
     from tinyzero_trl.generation.server import Server
-    from tinyzero_trl.policy import checked_start
+    from tinyzero_trl.models import checked_start
 
     cfg = config.compose([*words, "generation.engine=server"], program="grpo")
-    engine.check_installed(cfg)
+    generation.check_installed(cfg)
     shown = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}"
     cfg.generation.server = shown  # as the run that uses it will say: how weights travel depends on it
-    engine.check_engine(cfg, trains=False)
+    generation.check_engine(cfg, trains=False)
     # Of an adapter, the model below it, as large: the trainer sends its weights before the first completion.
     cfg.model.model_name_or_path = checked_start(cfg).location.path
     cfg.generation.weight_transfer = weight_transfer(cfg, sharding_of_recipe(cfg, words))

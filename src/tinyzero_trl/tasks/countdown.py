@@ -10,9 +10,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl.answer import split_response
+from tinyzero_trl.data import Problems, load_rows, split_of_key
 from tinyzero_trl.expression import parse
 from tinyzero_trl.rewards import exact_format, ladder
-from tinyzero_trl.rows import Problems, load_rows, split_of_key
 from tinyzero_trl.task import Outcome, Row, Task, Verdict, without_answer
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from tinyzero_trl.answer import split_response
+from tinyzero_trl.data import Problems, load_rows, split_of_key
 from tinyzero_trl.rewards import exact_format, ladder
-from tinyzero_trl.rows import Problems, load_rows, split_of_key
 from tinyzero_trl.task import Outcome, Row, Task, Verdict, without_answer
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ import torch
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOTrainer
 
-from tinyzero_trl import manifest, storage
+from tinyzero_trl import storage
 from tinyzero_trl.failures import FULL, DiskFull, NumericFailure
+from tinyzero_trl.storage import manifest
 
 MIN_KEPT = 2
 """Sealed checkpoints kept at least: with one, a disk that dies while the next is written loses everything."""

@@ -14,8 +14,8 @@ from trl import GRPOTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
 from tinyzero_trl.algorithms.ppo import gae, token_rewards
+from tinyzero_trl.config import BatchingSettings, CriticSettings
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.settings import BatchingSettings, CriticSettings
 from tinyzero_trl.trainer.value_model import COLUMNS, ValueLearner, ValueModel
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from tinyzero_trl.draws import generator_of
-from tinyzero_trl.settings import CurriculumSettings
+from tinyzero_trl.config import CurriculumSettings
+from tinyzero_trl.seeding import generator_of
 from tinyzero_trl.task import Outcome
 from tinyzero_trl.trainer.problems import ROW_INDEX
 from tinyzero_trl.trainer.rollouts import Rollouts

@@ -8,13 +8,12 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from tinyzero_trl.rewards import text_of
-from tinyzero_trl.settings import EvaluationSettings
-from tinyzero_trl.statistics import Estimate, share
+from tinyzero_trl.config import EvaluationSettings
+from tinyzero_trl.intervals import Estimate, share
+from tinyzero_trl.rewards import text_of, verdict_of
 from tinyzero_trl.task import Outcome
 from tinyzero_trl.trainer.extra_rollout import extra_rollout
 from tinyzero_trl.trainer.rollouts import Rollouts
-from tinyzero_trl.verdicts import verdict_of
 
 
 class HeldOut(Rollouts):

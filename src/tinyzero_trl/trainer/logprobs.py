@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
-from tinyzero_trl.settings import BatchingSettings
+from tinyzero_trl.config import BatchingSettings
 from tinyzero_trl.trainer.columns import Batch, lengths, take, trim
 from tinyzero_trl.trainer.importance import importance_ratio, summary
 from tinyzero_trl.trainer.packing import Packed

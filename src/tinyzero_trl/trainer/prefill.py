@@ -6,7 +6,7 @@ from typing import Any
 
 from trl import GRPOTrainer
 
-from tinyzero_trl.tokens import prompts_ids
+from tinyzero_trl.models import prompts_ids
 
 
 class Prefill(GRPOTrainer):

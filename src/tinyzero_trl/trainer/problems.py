@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from tinyzero_trl.draws import generator_of
+from tinyzero_trl.seeding import generator_of
 from tinyzero_trl.trainer.seeds import Seeds
 
 ROW_INDEX = "row_index"

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from tinyzero_trl.config import ReplaySettings
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.settings import ReplaySettings
 from tinyzero_trl.trainer.columns import Batch, trim
 from tinyzero_trl.trainer.merging import groups_with_signal, joined, num_loss_tokens, rows_in, rows_of
 from tinyzero_trl.trainer.problems import Problems

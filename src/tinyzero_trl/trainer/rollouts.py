@@ -19,11 +19,10 @@ import torch
 from accelerate.utils import gather_object
 
 from tinyzero_trl import storage
-from tinyzero_trl.rewards import text_of
+from tinyzero_trl.rewards import text_of, verdict_of
 from tinyzero_trl.task import Outcome, Task
 from tinyzero_trl.trainer.problems import ROW_INDEX, Problems
 from tinyzero_trl.trainer.stopping import Stopping
-from tinyzero_trl.verdicts import verdict_of
 
 logger = logging.getLogger(__name__)
 NOT_RAW = ("prompt", "prefill", ROW_INDEX)

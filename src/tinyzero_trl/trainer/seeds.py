@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyzero_trl.draws import row_seeds
+from tinyzero_trl.seeding import row_seeds
 from tinyzero_trl.trainer.state import ResumableState
 
 

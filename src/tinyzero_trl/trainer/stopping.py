@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from tinyzero_trl.stopping import StopStrings, is_truncated
+from tinyzero_trl.models import StopStrings, is_truncated
 from tinyzero_trl.trainer.merging import num_loss_tokens
 
 

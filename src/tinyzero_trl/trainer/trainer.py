@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyzero_trl.settings import (
-    BatchingSettings,
-    CriticSettings,
-    CurriculumSettings,
-    EvaluationSettings,
-    ReplaySettings,
-)
+from tinyzero_trl.config import BatchingSettings, CriticSettings, CurriculumSettings, EvaluationSettings, ReplaySettings
 from tinyzero_trl.trainer.adapter import Adapter
 from tinyzero_trl.trainer.batching import Batching
 from tinyzero_trl.trainer.budget import Budget

@@ -1,0 +1,181 @@
+"""Which keys a run has, and how a value on the command line is read: every other key is refused, with the nearest, or with what took its place."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tinyzero_trl.config.schema import DATA_KEYS, OURS, REPLACED, SECTIONS, run_schema
+from tinyzero_trl.failures import ConfigError, near
+
+MAPPINGS = frozenset((*SECTIONS, "rewards", "reward_parameters", "data", "scratch"))
+"""Keys of a run that have keys below them."""
+TEXTS = (
+    *("task", "format", "output_dir", "model.model_name_or_path", "critic.model"),
+    *("trainer.run_name", "trainer.resume_from_checkpoint", "generation.shared_folder", "generation.token_file"),
+)
+"""Keys whose value is a name or a path, whatever it looks like; those of `data` are, too, where Hydra cannot read them."""
+
+
+def check_keys(content: Any, keys: dict[str, frozenset[str]], *, where: str, prefix: str = "") -> None:
+    """Raises: ConfigError, for a key that there is not, and a section that is none."""
+    for key, value in (content or {}).items():
+        if not prefix and key == "defaults":
+            continue
+        _check_key(f"{prefix}{key}", keys, where=where)
+        if not prefix and key in MAPPINGS:
+            check_section(key, value, where=where)
+        if isinstance(value, dict) and not prefix and key in SECTIONS:
+            check_keys(value, keys, where=where, prefix=f"{key}.")
+
+
+def check_section(key: str, value: Any, *, where: str) -> None:
+    """Raises: ConfigError where a section is empty, or no section."""
+    if value is None or value == "":
+        raise ConfigError(f"{where}: {key} is empty; give it keys, or leave it out")
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{where}: {key} is a section with keys of its own, `{key}: {{key: value}}`; got {value!r:.80}"
+        )
+
+
+def checked_override(argument: str, keys: dict[str, frozenset[str]]) -> str:
+    """The override in Hydra's add-or-change form, once its key is known to exist.
+
+    A value that Hydra's grammar cannot read (a blank before a parenthesis, `~`, letters that are not ASCII) is text.
+    """
+    if argument.startswith("~"):
+        raise ConfigError(f"{argument}: keys are set, not deleted; write {argument[1:].partition('=')[0]}=null")
+    key, _, value = argument.lstrip("+").partition("=")
+    _check_key(key, keys, where="command line")
+    takes_text = key in TEXTS or key.startswith("data.")
+    is_read, plain = _read(value)
+    if not is_read and not takes_text:
+        if value[:1] in ("[", "{"):
+            raise ConfigError(f"{key}={value}: write a list as [a, b], a mapping as {{a: 1}}; this is neither")
+        if _is_sweep(value):
+            raise ConfigError(f"{key}={value}: to give a list, write {key}=[{value}]")
+    if key in MAPPINGS and (is_read or value == ""):
+        check_section(key, plain, where="command line")
+        check_keys({key: plain}, keys, where="command line")
+    is_number = isinstance(plain, (bool, int, float)) and key in TEXTS and key != "trainer.resume_from_checkpoint"
+    override = f"++{key}={value if is_read and not is_number else _quoted(value)}"
+    if not _parses(override):
+        raise ConfigError(f"command line: there is no key {key}")
+    return override
+
+
+def value_of(text: str) -> Any:
+    """What a value on the command line stands for: what Hydra reads, or else the text as it is."""
+    is_read, plain = _read(text)
+    return plain if is_read else text
+
+
+def recipe_override(group: str, name: str) -> str:
+    """Hydra's words for the recipe `name` of the folder `group`."""
+    plain = f"+{group}={name}"
+    return plain if _parses(plain) else f"+{group}={_quoted(name)}"
+
+
+@cache
+def defaults(program: str) -> dict[str, Any]:
+    """Every key of a run with its default."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(run_schema(trainer_class(program))))
+
+
+def known_keys(program: str) -> dict[str, frozenset[str]]:
+    """The keys of each section by its name; none for a section that is a value, or whose keys the task decides."""
+    sections = defaults(program)
+    return {key: frozenset(value) if key in SECTIONS else frozenset() for key, value in sections.items()}
+
+
+def trainer_class(program: str) -> type:
+    import trl
+
+    return {"grpo": trl.GRPOConfig, "sft": trl.SFTConfig}[program]
+
+
+def _check_key(key: str, keys: dict[str, frozenset[str]], *, where: str) -> None:
+    section, _, name = key.partition(".")
+    last = (name or section).split(".")[0]
+    if section in ("rewards", "reward_parameters", "data") and name:
+        return
+    if section == "trainer" and last in OURS:
+        raise ConfigError(f"{where}: {key} is not for a recipe: {OURS[last]}")
+    if section in keys and (not name or last in keys[section]):
+        return
+    if last in REPLACED:
+        raise ConfigError(f"{where}: {key} does not exist any more: {REPLACED[last]}")
+    hint = next((found for found in _meant(key, keys) if found), None)
+    raise ConfigError(f"{where}: there is no key {key}{f'; did you mean {hint}?' if hint else ''}")
+
+
+def _meant(key: str, keys: dict[str, frozenset[str]]) -> Iterator[str | None]:
+    """Keys that `key` may be meant for, the likeliest first: misspelt in its section, said in another, of a misspelt section."""
+    section, _, name = key.partition(".")
+    inner = {part: sorted(keys[part]) for part in SECTIONS if part in keys} | {"data": list(DATA_KEYS)}
+    if name and section in inner:
+        found = near(name, inner[section])
+        yield f"{section}.{found}" if found else None
+    if name and (right := near(section, keys)):
+        found = name if name in inner.get(right, ()) else near(name, inner.get(right, ()))
+        yield f"{right}.{found}" if found else f"{right}.{name}" if right not in inner else None
+    last = name or section
+    everything = {item: f"{part}.{item}" for part in reversed(inner) for item in inner[part]} | {
+        one: one for one in keys
+    }
+    yield everything.get(last)
+    if not name:
+        found = near(last, everything)
+        yield everything[found] if found else None
+
+
+def _read(value: str) -> tuple[bool, Any]:
+    """Whether Hydra reads this value as one, and which."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(f"key={value}")
+    except HydraException:
+        return False, None
+    return (False, None) if override.is_sweep_override() else (True, override.value())
+
+
+def _is_sweep(value: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(f"key={value}").is_sweep_override()
+    except HydraException:
+        return False
+
+
+def _parses(override: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
+
+
+def _quoted(text: str) -> str:
+    """The text in quotes for Hydra. A dollar and a brace stay an interpolation where they are one."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from omegaconf.grammar_parser import parse
+
+    if "${" in text:
+        try:
+            parse(text)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{text}: `${{` begins an interpolation, ${{section.key}}, and this is none") from error
+    return QuotedString(text=text, quote=Quote.single).with_quotes()

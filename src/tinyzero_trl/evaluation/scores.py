@@ -1,0 +1,285 @@
+"""Verified samples -> metrics with intervals, and the evaluation folder that holds both."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyzero_trl import intervals, storage
+from tinyzero_trl.evaluation import benchmarks
+from tinyzero_trl.failures import kind_of
+from tinyzero_trl.intervals import Comparison, Estimate
+from tinyzero_trl.task import Row, Task
+
+SUMMARY, SAMPLES = "summary.json", "samples.parquet"
+AUDIT = "audit.json"
+"""A second grader's word on the samples, where somebody asked for it."""
+MANY_TRUNCATED = 0.05
+"""Share of truncated responses above which a reader is told."""
+MAX_UNDECIDED = 0.005
+"""Share of samples without a verdict above which figures are about the verifier and not about the model."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response to one problem, and its verdict. The fields are the columns of samples.parquet."""
+
+    problem: int
+    """Index of the problem in this evaluation."""
+    sample: int
+    """Index of the sample of this problem, from 0 to k - 1."""
+    row: Row
+    """The raw columns of the problem; JSON in the file."""
+    prompt: str
+    """The prompt as text; chat messages as JSON."""
+    prefill: str
+    """What the prompt already put in the assistant's mouth."""
+    completion: str
+    """What the model wrote."""
+    num_completion_tokens: int
+    """Its length, end-of-text token included."""
+    is_truncated: bool
+    """It ran into the token limit."""
+    outcome: str
+    """The verifier's word."""
+    is_correct: bool
+    """outcome is `correct`."""
+    answer: str | None
+    """The answer as written, where there is exactly one."""
+
+
+def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
+    """Every figure of an evaluation by name; each rests on problems, whatever the number of samples of one.
+
+    maj@k votes by the task's normal form of the answer (`Task.canonical`): it may not know what the verifier knows.
+    """
+    groups: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.problem].append(sample)
+    problems = [groups[index] for index in sorted(groups)]
+    k = min(len(group) for group in problems)
+    values = {"pass@1": intervals.share(_per_problem(problems, lambda sample: sample.is_correct))}
+    if k > 1:
+        # Of 16 samples also pass@2, @4 and @8: there the unbiased estimator uses every sample.
+        for size in [*(2**power for power in range(1, k.bit_length()) if 2**power < k), k]:
+            values[f"pass@{size}"] = intervals.share(
+                [
+                    intervals.pass_at_k(len(group), sum(sample.is_correct for sample in group), size)
+                    for group in problems
+                ]
+            )
+        values[f"maj@{k}"] = intervals.share([_majority(group, task.canonical) for group in problems])
+    for outcome in task.outcomes:
+        is_it = _per_problem(problems, lambda sample, outcome=outcome: sample.outcome == outcome)  # type: ignore[misc]
+        values[f"outcome/{outcome}"] = intervals.share(is_it)
+    # A response cut off is wrong in pass@1; how good those are that came to their end is another question.
+    ended = _per_problem(problems, lambda sample: math.nan if sample.is_truncated else float(sample.is_correct))
+    if ended:
+        values["correct_of_ended/share"] = intervals.share(ended)
+    lengths: dict[str, Callable[[Sample], float]] = {
+        "length/mean": lambda sample: sample.num_completion_tokens,
+        "length/correct": lambda sample: sample.num_completion_tokens if sample.is_correct else math.nan,
+        "length/wrong": lambda sample: math.nan if sample.is_correct else sample.num_completion_tokens,
+    }
+    for name, length in lengths.items():
+        if counted := _per_problem(problems, length):
+            e = intervals.mean(counted)
+            values[name] = replace(e, low=max(e.low, 0.0))  # of two problems Student's t knows of no zero
+    for name, behaviour in task.behaviours.items():
+
+        def measured(sample: Sample, behaviour: Callable[..., float] = behaviour) -> float:
+            return behaviour(sample.prefill + sample.completion, **{name: sample.row[name] for name in task.columns})
+
+        if counted := _per_problem(problems, measured):
+            values[name] = (intervals.share if name.endswith("/share") else intervals.mean)(counted)
+    by_difficulty: dict[str, list[list[Sample]]] = defaultdict(list)
+    for group in problems:
+        by_difficulty[task.difficulty(group[0].row)].append(group)
+    if by_difficulty.keys() != {""}:
+        for label in sorted(by_difficulty):
+            is_correct = _per_problem(by_difficulty[label], lambda sample: sample.is_correct)
+            values[f"pass@1/{label or 'no level'}"] = intervals.share(is_correct)
+    return values
+
+
+def warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader of these figures must know: too few samples, or many responses cut off."""
+    lines = []
+    if summary.get("benchmark") and (line := benchmarks.advice(summary["num_problems"], summary["k"])):
+        lines.append(line)
+    truncated = summary["metrics"].get("outcome/truncated", {}).get("value", 0.0)
+    if truncated > MANY_TRUNCATED:
+        lines.append(
+            f"{truncated:.0%} of the responses had no answer before {summary.get('max_new_tokens')} tokens, and count as wrong"
+        )
+    if num_undecided := undecided(summary):
+        lines.append(
+            f"{num_undecided:.2%} of the responses got no verdict, and count as wrong: the verifier gave up (docs/math-verifier.md)"
+        )
+    return lines
+
+
+def undecided(summary: Mapping[str, Any]) -> float:
+    """Share of samples that the verifier gave up on; 0 where it cannot."""
+    return float(summary["metrics"].get("outcome/undecided", {}).get("value", 0.0))
+
+
+def write(folder: Path, *, summary: dict[str, Any], samples: Sequence[Sample]) -> None:
+    """Write an evaluation folder; summary.json comes last and whole, so a folder that has it is complete."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (SUMMARY, AUDIT):  # they are of other samples
+        (folder / name).unlink(missing_ok=True)
+    columns: dict[str, list[Any]] = {name: [getattr(sample, name) for sample in samples] for name in _COLUMNS}
+    columns["row"] = [json.dumps(row) for row in columns["row"]]
+    with storage.replacing(folder / SAMPLES) as file:
+        pq.write_table(pa.table(columns, schema=pa.schema(list(_columns_of_file().items()))), file)
+    storage.write_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """summary.json of an evaluation folder (or of the path of that file).
+
+    Raises: ValueError where there is none, or it is none; the line names the file.
+    """
+    file = path if path.name == SUMMARY else path / SUMMARY
+    if not file.is_file():
+        raise not_an_evaluation(path)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}; {_AGAIN}") from error
+    if fault := _fault_of_summary(content):
+        raise ValueError(f"{file} is not the summary of an evaluation: {fault}; {_AGAIN}")
+    return {"name": file.parent.name, "num_problems": content["metrics"]["pass@1"]["n"], "k": 1, **content}
+
+
+_AGAIN = "make it again with tinyzero evaluate --overwrite"
+
+
+def _fault_of_summary(content: Any) -> str | None:
+    """What of a summary is not as `write` and its readers have it, or None."""
+    if not isinstance(content, dict):
+        return f"it holds {kind_of(content)}"
+    if not isinstance(content.get("metrics"), dict):
+        return "it has no metrics"
+    for name, kinds, is_optional in KEYS:
+        value: Any = content.get(name)
+        if name not in content and is_optional:
+            continue
+        if type(value) not in kinds or (type(value) in (int, float) and not 0 <= value < LARGE):
+            return f"{name} is {value!r:.80}"
+    for name, values in content["metrics"].items():
+        is_estimate = isinstance(values, dict) and values.keys() == Estimate.__dataclass_fields__.keys()
+        if not is_estimate or not all(type(v) in (int, float) and -LARGE < v < LARGE for v in values.values()):
+            return f"metrics has no value, low, high and n of {name}"
+    return None if "pass@1" in content["metrics"] else "metrics has no pass@1"
+
+
+KEYS: tuple[tuple[str, tuple[type, ...], bool], ...] = (
+    ("temperature", (int, float), False),
+    ("num_problems", (int,), True),
+    ("k", (int,), True),
+    ("max_new_tokens", (int,), True),
+    ("top_p", (int, float), True),
+    ("name", (str,), True),
+    ("task", (str,), True),
+    ("model", (str,), True),
+    ("benchmark", (str, type(None)), True),
+)
+"""Keys of a summary that its readers show: name, types, and True if it may be absent."""
+LARGE = 1e12
+"""No figure of an evaluation reaches it; neither infinity nor NaN is below it."""
+
+
+def not_an_evaluation(path: Path) -> ValueError:
+    """What to raise of a path without a summary; of a run it names the evaluations there are."""
+    found = sorted(str(place) for place in path.glob("evaluation/*") if place.is_dir())
+    hint = f"; there is {', '.join(found)}" if found else ""
+    return ValueError(f"{path} is not an evaluation: it has no {SUMMARY}{hint}")
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Every sample of an evaluation folder (or of the path of its summary.json), in the order they were written."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = (path.parent if path.name == SUMMARY else path) / SAMPLES
+    if not file.is_file():
+        raise ValueError(f"{path} is not an evaluation: it has no {SAMPLES}")
+    try:
+        names = pq.read_schema(file).names
+        if missing := [name for name in _COLUMNS if name not in names]:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        table = pq.read_table(file, columns=list(_COLUMNS)).cast(pa.schema(list(_columns_of_file().items())))
+        if empty := [name for name in _COLUMNS if name != "answer" and table[name].null_count]:
+            raise ValueError(f"column {', '.join(empty)} has empty cells")
+        rows = table.to_pylist()
+        samples = [Sample(**{**row, "row": json.loads(row["row"])}) for row in rows]
+        if any(not isinstance(sample.row, dict) for sample in samples):
+            raise ValueError("column row must hold objects")
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}; {_AGAIN}") from error
+    if not samples:
+        raise ValueError(f"{file} has no samples; {_AGAIN}")
+    return samples
+
+
+def compare(base: Sequence[Sample], trained: Sequence[Sample]) -> Comparison:
+    """The paired test of two evaluations.
+
+    Raises: ValueError where they are not of the same problems.
+    """
+    rates = [_rates(base), _rates(trained)]
+    if len(rates[0]) != len(rates[1]):
+        raise ValueError(f"they hold {len(rates[0])} and {len(rates[1])} problems")
+    if num_other := len(rates[0].keys() - rates[1].keys()):
+        raise ValueError(f"{num_other} of {len(rates[0])} problems of the first are not in the second")
+    order = sorted(rates[0])
+    return intervals.compare([rates[0][key] for key in order], [rates[1][key] for key in order])
+
+
+_COLUMNS = tuple(Sample.__dataclass_fields__)
+
+
+def _columns_of_file() -> dict[str, Any]:
+    import pyarrow as pa
+
+    types = {"int": pa.int64(), "bool": pa.bool_(), "Row": pa.string(), "str": pa.string(), "str | None": pa.string()}
+    return {name: types[str(Sample.__dataclass_fields__[name].type)] for name in _COLUMNS}
+
+
+def _per_problem(problems: Sequence[Sequence[Sample]], figure: Callable[[Sample], float]) -> list[float]:
+    """The mean of `figure` over the samples of each problem; samples of NaN, and problems of these alone, left out."""
+    means = []
+    for group in problems:
+        counted = [value for value in map(figure, group) if not math.isnan(value)]
+        if counted:
+            means.append(float(np.mean(counted)))
+    return means
+
+
+def _majority(group: Sequence[Sample], canonical: Callable[[str], str]) -> float:
+    answers = [None if sample.answer is None else canonical(sample.answer) for sample in group]
+    return intervals.majority(answers, [sample.is_correct for sample in group])
+
+
+def _rates(samples: Sequence[Sample]) -> dict[str, float]:
+    """Pass rate by problem; a problem that stands twice in an evaluation is two."""
+    is_correct: dict[str, dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for sample in samples:
+        is_correct[json.dumps(sample.row, sort_keys=True)][sample.problem].append(sample.is_correct)
+    return {
+        f"{row} #{count}": float(np.mean(group))
+        for row, by_problem in is_correct.items()
+        for count, (_, group) in enumerate(sorted(by_problem.items()))
+    }

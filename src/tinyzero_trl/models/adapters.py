@@ -1,0 +1,53 @@
+"""A LoRA adapter made one with the model below it: a folder that needs neither PEFT nor the base any more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tinyzero_trl import storage
+from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.models import inspection, tokens
+from tinyzero_trl.models.location import EVALUATED, ModelLocation, locate
+
+
+def merge(model_path: str, to: Path) -> Path:
+    """Write the merged model of a run, checkpoint or adapter folder to `to`; returns `to`.
+
+    Raises: ConfigError where there is no adapter, something is wrong with it, or `to` is there already.
+    """
+    location = locate(model_path, typed="")
+    if location.adapter is None:
+        raise ConfigError(f"{model_path} has no adapter: {location.path} is a whole model already")
+    if to.exists():
+        raise ConfigError(f"{to} is there already; choose another folder")
+    inspection.empty_model(location, inspection.config_of(location, typed=""), typed="")
+    write_merged(location, to)
+    return to
+
+
+def write_merged(location: ModelLocation, to: Path) -> None:
+    """The model of `location` with its adapter in it, written to the folder `to`, in the precision of the model below.
+
+    A base that was trained in 4 bits is loaded whole: the adapter learned on its rounded weights, and differs from what
+    training saw by that rounding.
+    """
+    tokenizer = tokens.tokenizer_of(location, typed="")
+    # Under ZeRO-3 one process writes for all, and no other would take part in sharing weights out.
+    with inspection.whole_weights():
+        model = whole(location, dtype="auto")
+    with storage.replacing_folder(to) as beside:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+
+
+def whole(location: ModelLocation, *, dtype: Any) -> Any:
+    """The model of `location`, loaded, its adapter added to its weights."""
+    model = inspection.class_of(inspection.config_of(location, typed=EVALUATED)).from_pretrained(
+        location.path, dtype=dtype
+    )
+    if location.adapter is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, location.adapter).merge_and_unload()

@@ -1,0 +1,144 @@
+"""What a person named as model -> the folder or hub id to load, and the run it belongs to. Reads small files only."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinyzero_trl import hub
+from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.storage import manifest, plain_record
+
+EVALUATED, TRAINED = "--model_path ", "model.model_name_or_path="
+"""The words in front of a model's path on the command lines of evaluation and of training."""
+START = "start"
+"""Folder of a run that began with an adapter: the model below it and the adapter, made one."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def load_path(name: str) -> str:
+    """Where `name` loads from: the packaged folder for `tiny`, otherwise `name` itself."""
+    return str(Path(__file__).resolve().parents[1] / "tiny") if name == "tiny" else name
+
+
+@dataclass(frozen=True)
+class ModelLocation:
+    """Where a model is, all checks passed that need no library."""
+
+    name: str
+    """What evaluations of it are called: base, final, checkpoint-N."""
+    path: str
+    """Folder or hub id that holds the weights; for an adapter, the model below it."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter, or None."""
+    run_folder: Path | None = None
+    """The run it comes from, or None."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """Content of that run's run.yaml."""
+
+    @property
+    def shown(self) -> str:
+        """The path a person recognises."""
+        return self.adapter or self.path
+
+
+def locate(model_path: str, *, typed: str = EVALUATED) -> ModelLocation:
+    """The model of a run folder, checkpoint, model folder, LoRA adapter, the word `tiny` or a hub id.
+
+    Of a run: `model/` where the run ended, otherwise its newest checkpoint without a fault.
+    typed: what a person types in front of the path; messages begin with both.
+    Raises: ConfigError with one line that says what is there and what would be right.
+    """
+    folder = Path(model_path).expanduser()
+    if folder.is_file():
+        if folder.suffix == ".gguf":
+            raise ConfigError(f"{typed}{model_path} is a GGUF file; give the folder of the model it was made from")
+        raise ConfigError(f"{typed}{model_path} is a file; give the folder that holds the model")
+    if not folder.is_dir():
+        return _without_folder(model_path, typed)
+    if not (folder / "run.yaml").is_file():
+        is_of_run = (folder.parent / "run.yaml").is_file()
+        # What a run of ours writes is sealed; a folder of another's need not be.
+        is_ours = (is_of_run and folder.name == "model") or (
+            folder.name.startswith("checkpoint-") and (is_of_run or any(folder.glob("rollout_state*")))
+        )
+        if manifest.is_sealed(folder) or is_ours:
+            _refuse_fault(folder, typed)
+        return _of_folder(folder, run_folder=folder.parent if is_of_run else None, typed=typed)
+    final = folder / "model"
+    if final.is_dir():
+        # It is put there whole: one that is not was changed, and an older checkpoint in its place would be another model.
+        _refuse_fault(final, typed)
+        return _of_folder(final, run_folder=folder, typed=typed)
+    found = manifest.newest_usable(folder)
+    if found.path is None:
+        seen = "; ".join(found.passed_over) or "it has neither model/ nor a checkpoint"
+        raise ConfigError(f"{typed}{model_path} is a run without a usable model: {seen}")
+    return _of_folder(found.path, run_folder=folder, typed=typed)
+
+
+def _without_folder(model_path: str, typed: str) -> ModelLocation:
+    path = load_path(model_path)
+    if path != model_path:
+        if not Path(path).is_dir():
+            raise ConfigError(f"{typed}{model_path}: the packaged model is missing from {path}")
+        return ModelLocation("base", path)
+    if not HUB_ID.fullmatch(model_path):
+        near = hub.nearest_model(model_path)
+        raise ConfigError(
+            f"{typed}{model_path}: there is no such folder, and it is no hub id (organisation/name){near}"
+        )
+    return ModelLocation("base", model_path)
+
+
+def _of_folder(folder: Path, *, run_folder: Path | None, typed: str) -> ModelLocation:
+    name = "base" if run_folder is None else "final" if folder.name == "model" else folder.name
+    run = read_record(run_folder) if run_folder else {}
+    if (folder / "adapter_config.json").is_file():
+        file = folder / "adapter_config.json"
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{file} is not JSON: {error}; save the adapter again") from error
+        below = str(content.get("base_model_name_or_path") or "") if isinstance(content, dict) else ""
+        if not below:
+            raise ConfigError(f"{file} does not name the model below the adapter (base_model_name_or_path)")
+        if run_folder and not Path(below).is_dir() and (run_folder / START).is_dir():
+            below = str(run_folder / START)  # the run folder was moved
+        base = locate(below, typed=f"{file} names a model below the adapter that cannot be used: ")
+        if base.adapter:
+            raise ConfigError(
+                f"{file}: the model below the adapter, {below}, is itself an adapter; make it whole with `tinyzero merge`"
+            )
+        # An adapter is a trained thing also where no run is left around it.
+        adapter_name = "adapter" if run_folder is None else name
+        return ModelLocation(adapter_name, base.path, str(folder), run_folder, run)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{typed}{folder} is not a model: it has neither config.json nor adapter_config.json, and no run.yaml of a run"
+        )
+    return ModelLocation(name, str(folder), None, run_folder, run)
+
+
+def _refuse_fault(folder: Path, typed: str) -> None:
+    if reason := manifest.fault(folder):
+        raise ConfigError(f"{typed}{folder} {reason}; take another checkpoint of the run")
+
+
+def read_record(run_folder: Path) -> dict[str, Any]:
+    """Content of a run folder's run.yaml. Raises: ConfigError that names the file and what is wrong with it."""
+    file = run_folder / "run.yaml"
+    try:
+        content = plain_record(file)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    stop = (content.get("generation") or {}).get("stop")
+    if stop is not None and not (isinstance(stop, list) and all(isinstance(text, str) for text in stop)):
+        raise ConfigError(f"{file} is not the record of a run: generation.stop is {stop!r:.80} and no list of texts")
+    for name in ("task", "format"):
+        if content.get(name) is not None and not isinstance(content[name], str):
+            raise ConfigError(f"{file} is not the record of a run: {name} is {content[name]!r} and no name")
+    return content

@@ -1,0 +1,157 @@
+"""The text a tiny base model is made of: problems of several tasks with synthetic thoughts, in stages, dealt into even batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tinyzero_trl.failures import ConfigError, nearest
+from tinyzero_trl.models import Start, adapters
+from tinyzero_trl.pretraining import countdown_traces, math_traces, multiplication_traces
+from tinyzero_trl.pretraining.scratch import fixed_sentences, new_llama, train_tokenizer
+from tinyzero_trl.tasks import TASKS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TRACES = {"countdown": countdown_traces, "math": math_traces, "multiplication": multiplication_traces}
+"""By task, the module whose `draw` picks problems and whose `traces` thinks about them."""
+
+# Documents the tokenizer is trained on; its alphabet of merges is small, and more text would not change it.
+TOKENIZER_TEXTS = 20_000
+# Batches between which examples are sorted by length: enough that a batch is even, few enough that batches stay varied.
+DEAL_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class Text:
+    """One document: what is given and what is to be learnt."""
+
+    prompt: str
+    completion: str
+
+
+def problems(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Training rows by task; each spec holds keyword arguments of the task's `load`."""
+    return {task: TASKS[task].load(split="train", **spec).to_list() for task, spec in specs.items()}
+
+
+def stages_of(cfg: Any) -> list[tuple[int, dict[str, dict[str, Any]]]]:
+    """Seed and shares of each stage of a recipe, in order. Raises: ConfigError that names the stage and the key."""
+    stages: Any = OmegaConf.to_container(cfg.stages)
+    checked = []
+    if not stages:
+        raise ConfigError("stages is empty; a stage has a seed and, by task, num_rows")
+    for task in cfg.data:
+        if task not in TRACES:
+            raise ConfigError(f"data: there is no task {task!r} with traces; there is {', '.join(TRACES)}{nearest(str(task), TRACES)}")  # fmt: skip
+        if not isinstance(cfg.data[task], DictConfig):
+            raise ConfigError(f"data.{task} holds the arguments of its load, key: value; got {cfg.data[task]!r}")
+        if str(cfg.format) not in TASKS[task].formats:
+            raise ConfigError(f"format: task {task} has no {cfg.format!r}; it has {', '.join(TASKS[task].formats)}{nearest(str(cfg.format), TASKS[task].formats)}")  # fmt: skip
+    for number, spec in enumerate(stages, start=1):
+        if not isinstance(spec, dict):
+            raise ConfigError(f"stages: stage {number} must have a seed and, by task, num_rows; got {spec!r}")
+        shares = {task: share for task, share in spec.items() if task != "seed"}
+        if type(spec.get("seed")) is not int:
+            raise ConfigError(f"stages: stage {number} needs seed, an integer")
+        for task, share in shares.items():
+            if task not in TRACES or task not in cfg.data:
+                raise ConfigError(
+                    f"stages: stage {number} draws from {task!r}; there is {', '.join(sorted(set(TRACES) & set(cfg.data)))}"
+                )
+            if not isinstance(share, dict):
+                raise ConfigError(f"stages: stage {number}: {task} must have num_rows, got {share!r}")
+            unknown = set(share) - {"num_rows", *TRACES[task].HABITS}
+            if unknown or type(share.get("num_rows")) is not int:
+                raise ConfigError(
+                    f"stages: stage {number}: {task} takes num_rows (required) and {', '.join(TRACES[task].HABITS)}, "
+                    f"got {', '.join(sorted(share))}"
+                )
+        hand = cfg.trainer.per_device_train_batch_size * DEAL_BATCHES
+        if (num_rows := sum(share["num_rows"] for share in shares.values())) < hand:
+            raise ConfigError(
+                f"stages: stage {number} has {num_rows} rows, and rows are dealt {hand} at a time ({DEAL_BATCHES} batches of "
+                "trainer.per_device_train_batch_size): raise num_rows, or lower the batch"
+            )
+        checked.append((spec["seed"], shares))
+    return checked
+
+
+def stage(
+    rows_by_task: Mapping[str, Sequence[dict[str, Any]]],
+    shares: Mapping[str, Mapping[str, Any]],
+    *,
+    format_name: str,
+    seed: int,
+) -> list[Text]:
+    """The documents of one stage, shuffled: for each task `num_rows` of them, in the habits its share spells out."""
+    rng = random.Random(seed + 1)
+    drawn = {
+        task: TRACES[task].draw(rows_by_task[task], num_rows=share["num_rows"], rng=rng)
+        for task, share in shares.items()
+    }
+    texts: list[Text] = []
+    for offset, (task, rows) in enumerate(drawn.items(), start=2):
+        habits = {name: value for name, value in shares[task].items() if name != "num_rows"}
+        thoughts = TRACES[task].traces(rows, seed=seed + offset, **habits)
+        word = TASKS[task].formats[format_name]
+        texts += [Text(word(row)["prompt"], thought) for row, thought in zip(rows, thoughts, strict=True)]
+    random.Random(seed + offset + 1).shuffle(texts)
+    return texts
+
+
+def start(cfg: Any, texts: Sequence[Text], begun: Start | None) -> tuple[Any, Any]:
+    """The model and tokenizer that training starts with.
+
+    begun: what `model.model_name_or_path` names; None makes both anew, in the shape of `scratch`, for `texts`.
+    """
+    if begun is not None:
+        return adapters.whole(begun.location, dtype="float32"), begun.tokenizer
+    shape = dict(cfg.scratch)
+    tokenizer = tokenizer_for(texts, vocab_size=shape.pop("vocab_size"), max_length=shape["max_length"])
+    return new_llama(tokenizer, seed=cfg.trainer.seed, **shape), tokenizer
+
+
+def tokenizer_for(texts: Sequence[Text], *, vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer for these documents: what their prompts share is one token a sentence, the thoughts are merged by BPE."""
+    openings = {text.prompt[: _first_digit(text.prompt)] for text in texts[:2000]}
+    sentences: dict[str, None] = {}
+    for opening in sorted(openings):  # one opening a task: prompts of different tasks share little
+        sentences |= dict.fromkeys(fixed_sentences([t.prompt for t in texts[:2000] if t.prompt.startswith(opening)]))
+    return train_tokenizer(
+        [text.completion for text in texts[:TOKENIZER_TEXTS]],
+        sentences=list(sentences),
+        vocab_size=vocab_size,
+        max_length=max_length,
+    )
+
+
+def examples(texts: Sequence[Text], tokenizer: Any) -> list[dict[str, list[int]]]:
+    """Token ids, with a loss on the completion and its end of text only."""
+    prompts = tokenizer([text.prompt for text in texts], return_attention_mask=False)["input_ids"]
+    completions = tokenizer([text.completion + tokenizer.eos_token for text in texts], return_attention_mask=False)
+    return [
+        {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+        for prompt, completion in zip(prompts, completions["input_ids"], strict=True)
+    ]
+
+
+def dealt(rows: Sequence[dict[str, list[int]]], *, batch_size: int, seed: int) -> Iterable[dict[str, list[int]]]:
+    """The rows in batches of like length, the batches in random order; an incomplete last deal is left out."""
+    rng = random.Random(seed)
+    hand = batch_size * DEAL_BATCHES
+    for start in range(0, len(rows) - hand + 1, hand):
+        ordered = sorted(rows[start : start + hand], key=lambda row: len(row["input_ids"]))
+        batches = [ordered[at : at + batch_size] for at in range(0, hand, batch_size)]
+        rng.shuffle(batches)
+        for batch in batches:
+            yield from batch
+
+
+def _first_digit(text: str) -> int:
+    return next(index for index, character in enumerate(text) if character.isdigit())

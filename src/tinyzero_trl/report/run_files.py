@@ -1,0 +1,262 @@
+"""A run folder's files -> what a report shows; a file that is missing, cut off or not what we write leaves a note, never an error."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinyzero_trl.evaluation import Sample, scores
+from tinyzero_trl.intervals import Comparison, Estimate, compare, share
+from tinyzero_trl.redaction import redacted
+from tinyzero_trl.runs import metric_lines
+from tinyzero_trl.storage import is_number, plain_record
+
+NUM_PROBLEMS_SHOWN = 6
+NUM_STEPS_SHOWN = 4
+NUM_FILES_NAMED = 3
+"""Shards that cannot be read and are named; the note counts the others."""
+MAX_STEP = 10**9
+"""More steps than any run has; a larger number in a file is damage."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response to a problem at one time of the run."""
+
+    step: int
+    """Optimiser steps before it; 0 is the base model."""
+    label: str
+    """What a reader calls that time."""
+    prefill: str
+    completion: str
+    outcome: str
+    num_tokens: int
+
+
+@dataclass
+class RunFiles:
+    """Everything a report needs, read."""
+
+    folder: Path
+    run: dict[str, Any] = field(default_factory=dict)
+    """run.yaml without its provenance."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    train: list[dict[str, Any]] = field(default_factory=list)
+    """Lines of metrics.jsonl about training steps."""
+    evals: list[dict[str, Any]] = field(default_factory=list)
+    """Lines of metrics.jsonl about evaluations during training."""
+    batches: list[tuple[int, Estimate]] = field(default_factory=list)
+    """Step and accuracy of each training batch, the interval over its problems."""
+    checks: list[tuple[int, Estimate]] = field(default_factory=list)
+    """The same of each evaluation during training."""
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name and summary of each evaluation of the run."""
+    comparison: Comparison | None = None
+    """Trained against base, where both answered the same problems."""
+    problems: list[tuple[dict[str, Any], list[Response]]] = field(default_factory=list)
+    """Row and responses, oldest first, of the problems picked to show."""
+    missing: list[str] = field(default_factory=list)
+    """One line for each thing that is not there."""
+
+    @property
+    def task(self) -> str:
+        """Name of the run's task; empty where run.yaml does not say it."""
+        name = self.run.get("task")
+        return name if isinstance(name, str) else ""
+
+    @property
+    def model(self) -> str:
+        """The model that the run began with: the last two parts of its path."""
+        name = (self.run.get("model") or {}).get("model_name_or_path")
+        return "/".join(name.split("/")[-2:]) if isinstance(name, str) else "the model"
+
+    @property
+    def base(self) -> dict[str, Any] | None:
+        """Summary of the model before training."""
+        return self.evaluations.get("base")
+
+    @property
+    def trained(self) -> dict[str, Any] | None:
+        """Summary of the model after training: final, or else the last checkpoint evaluated."""
+        numbered = [name for name in self.evaluations if name.startswith("checkpoint-")]
+        last = max(numbered, key=_step_of, default=None)
+        return self.evaluations.get("final") or (self.evaluations[last] if last else None)
+
+    @property
+    def num_steps(self) -> int:
+        """The last step that was logged."""
+        return max((int(line["step"]) for line in self.train), default=0)
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Everything of `folder` that can be read.
+
+    Raises: ValueError where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no run folder {folder}")
+    files = RunFiles(folder)
+    _read_record(files)
+    _read_metrics(files)
+    for kind, found in (("train", files.batches), ("eval", files.checks)):
+        for step, table in _shards(files, kind, ("problem", "outcome")):
+            rates: dict[int, list[float]] = defaultdict(list)
+            for problem, outcome in zip(table["problem"], table["outcome"], strict=True):
+                rates[problem].append(float(outcome == "correct"))
+            found.append((step, share([sum(values) / len(values) for values in rates.values()])))
+    if not files.batches:
+        files.missing.append("rollouts/ has no training shard, so training accuracy has no interval.")
+    answers = _read_evaluations(files)
+    if files.base and files.trained:
+        pair = [answers[str(summary["name"])] for summary in (files.base, files.trained)]
+        if pair[0].keys() == pair[1].keys() and pair[0]:
+            keys = sorted(pair[0])
+            files.comparison = compare(*([_rate(side[key]) for key in keys] for side in pair))
+        else:
+            files.missing.append("Base and trained answered different problems, so there is no paired gain.")
+    for name in ("base", "trained"):
+        if getattr(files, name) is None:
+            files.missing.append(f"The {name} model has no evaluation on held-out problems (tinyzero evaluate).")
+    files.problems = _pick(_responses(files, answers))
+    if not files.problems:
+        files.missing.append("No held-out problem was answered at two times of the run.")
+    return files
+
+
+def metric(summary: dict[str, Any] | None, key: str) -> Estimate | None:
+    """A figure of an evaluation, or None where the evaluation or the figure is missing."""
+    found = (summary or {}).get("metrics", {}).get(key)
+    return Estimate(**found) if found else None
+
+
+def _read_record(files: RunFiles) -> None:
+    try:
+        content = redacted(plain_record(files.folder / "run.yaml"))
+    except (OSError, ValueError) as error:
+        files.missing.append(f"run.yaml cannot be read, so configuration, versions and hardware are unknown: {error}.")
+        return
+    files.run, files.provenance = content, content.pop("provenance", None) or {}
+
+
+def _read_metrics(files: RunFiles) -> None:
+    path = files.folder / "metrics.jsonl"
+    for line in metric_lines(path) if path.is_file() else ():
+        if not 0 <= line["step"] <= MAX_STEP:
+            continue
+        numbers = {name: value for name, value in line.items() if is_number(value)}
+        if any(name.startswith("eval_") for name in line):
+            files.evals.append({name.removeprefix("eval_"): value for name, value in numbers.items()})
+        elif "reward" in line or "accuracy" in line:
+            files.train.append(numbers)
+    if not files.train:
+        files.missing.append("metrics.jsonl has no training step, so there are no curves.")
+
+
+def _shards(files: RunFiles, kind: str, columns: tuple[str, ...]) -> list[tuple[int, dict[str, Any]]]:
+    """Step and columns of every shard that is whole, in order of steps."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {"problem": pa.int64(), "num_completion_tokens": pa.int64()}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in columns])
+    tables: list[tuple[int, dict[str, Any]]] = []
+    unread: list[str] = []
+    for path in sorted((files.folder / "rollouts").glob(f"{kind}-*.parquet")):
+        digits = path.stem.removeprefix(f"{kind}-").split(".")[0]
+        try:
+            table = pq.read_table(path, columns=list(columns)).select(columns).cast(schema)
+            if (
+                not digits.isascii()
+                or not digits.isdigit()
+                or not len(table)
+                or any(c.null_count for c in table.columns)
+            ):
+                raise ValueError
+            tables.append((int(digits), table.to_pydict()))
+        except (pa.ArrowException, OSError, ValueError, KeyError):
+            unread.append(path.name)  # such as one cut off by a full disk
+    note = f"{len(unread)} of rollouts/ cannot be read and are left out: {', '.join(unread[:NUM_FILES_NAMED])}."
+    if unread and note not in files.missing:
+        files.missing.append(note)
+    return tables
+
+
+def _read_evaluations(files: RunFiles) -> dict[str, dict[str, list[Sample]]]:
+    """Fills `files.evaluations`; by name of an evaluation and problem: its samples."""
+    answers: dict[str, dict[str, list[Sample]]] = {}
+    for path in sorted((files.folder / "evaluation").glob(f"*/{scores.SUMMARY}")):
+        name = path.parent.name
+        try:
+            summary, samples = scores.read_summary(path.parent), scores.read_samples(path.parent)
+        except (OSError, ValueError) as error:
+            files.missing.append(f"evaluation/{name} cannot be read: {error}.")
+            continue
+        answers[name] = defaultdict(list)
+        for sample in samples:
+            answers[name][_key(sample.row)].append(sample)
+        files.evaluations[name] = {**summary, "name": name}
+    return answers
+
+
+def _responses(files: RunFiles, answers: Mapping[str, Mapping[str, list[Sample]]]) -> dict[str, list[Response]]:
+    """By problem, its first response at each time it was answered, oldest first."""
+    found: dict[str, dict[int, Response]] = defaultdict(dict)
+    columns = ("row", "prefill", "completion", "outcome", "num_completion_tokens")
+    for step, table in _shards(files, "eval", columns):
+        for text, *rest in zip(*(table[name] for name in columns), strict=True):
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict):
+                found[_key(row)].setdefault(step, Response(step, "base" if step == 0 else f"step {step}", *rest))
+    for name, by_problem in answers.items():
+        step = 0 if name == "base" else _step_of(name) or (files.num_steps or MAX_STEP)
+        if name not in ("base", "final") and _step_of(name) == 0:
+            continue
+        label = {"base": "base", "final": "trained"}.get(name, f"step {step}")
+        for key, samples in by_problem.items():
+            first = samples[0]
+            found[key][step] = Response(step, label, *(getattr(first, column) for column in columns[1:]))
+    return {key: [times[step] for step in sorted(times)] for key, times in found.items()}
+
+
+def _pick(responses: dict[str, list[Response]]) -> list[tuple[dict[str, Any], list[Response]]]:
+    """A few problems answered at most times: most of them learned, one that was always right, one still wrong."""
+    most = max((len(times) for times in responses.values()), default=0)
+    if most < 2:
+        return []
+    learned: list[tuple[str, list[Response]]] = []
+    kept: list[tuple[str, list[Response]]] = []
+    failed: list[tuple[str, list[Response]]] = []
+    for key, times in sorted(responses.items()):
+        if len(times) == most:
+            before, after = times[0].outcome == "correct", times[-1].outcome == "correct"
+            (learned if after and not before else kept if after else failed).append((key, times))
+    # The longest last thoughts show most of what was learned; they must still fit a page.
+    learned.sort(key=lambda item: (len(item[1][-1].completion) > 900, -len(item[1][-1].completion), item[0]))
+    picked = learned[: NUM_PROBLEMS_SHOWN - 2] + kept[:1] + failed[:1]
+    picked += [item for item in learned + kept + failed if item not in picked][: NUM_PROBLEMS_SHOWN - len(picked)]
+    last = most - 1
+    columns = sorted({round(last * index / (NUM_STEPS_SHOWN - 1)) for index in range(NUM_STEPS_SHOWN)})
+    return [(json.loads(key), [times[column] for column in columns]) for key, times in picked]
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    """The problem of a row: the same for a rollout and an evaluation, whatever the order of its columns."""
+    return json.dumps(row, sort_keys=True)
+
+
+def _rate(samples: list[Sample]) -> float:
+    return math.fsum(sample.is_correct for sample in samples) / len(samples)
+
+
+def _step_of(name: str) -> int:
+    """Step of `checkpoint-N`; 0 for another name."""
+    digits = name.removeprefix("checkpoint-")
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0

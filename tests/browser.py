@@ -65,7 +65,7 @@ class Browser:
         self._cdp("Emulation.setEmulatedMedia", features=[feature])
 
     def run(self, script: str) -> Any:
-        """What the body of a JavaScript function returns."""
+        """The value that the body of a JavaScript function returns."""
         return self._call("/execute/sync", {"script": script, "args": []})
 
     def console(self) -> list[str]:

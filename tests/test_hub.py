@@ -53,7 +53,7 @@ def at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 
 
 def refused(call: Any, *arguments: Any) -> str:
-    """What the one line says; it comes in time."""
+    """The text of the one line; it comes in time."""
     start = time.monotonic()
     with pytest.raises((ValueError, FileNotFoundError)) as raised:
         call(*arguments)

@@ -74,7 +74,7 @@ def test_the_interval_over_problems_covers_the_truth_92_to_97_times_in_100(num_p
 
 
 def test_the_spread_over_repeats_would_cover_far_too_rarely():
-    """What many harnesses print, std over repeats / sqrt(repeats), in the same simulation: the reason for ours."""
+    """The interval that many harnesses print, std over repeats / sqrt(repeats), in the same simulation: the reason for ours."""
     rng = np.random.default_rng(0)
     chances = rng.beta(0.5, 0.5, size=(2000, 30))
     repeats = rng.binomial(1, chances[:, :, None], size=(2000, 30, 8)).mean(axis=1)

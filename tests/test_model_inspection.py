@@ -139,7 +139,7 @@ def pickled(content: Callable[[dict[str, Any]], Any]) -> Damage:
 
 
 class Payload:
-    """What must not run when a file of weights is opened."""
+    """Code that must not run when a file of weights is opened."""
 
     def __reduce__(self) -> Any:
         return (os.mkdir, ("payload-ran",))

@@ -1,4 +1,4 @@
-"""What launchers say about processes: nonsense in the environment and in accelerate's config files is one line."""
+"""Processes as launchers describe them: nonsense in the environment and in accelerate's config files is one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tinyzero_trl.failures import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUP = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-"""What torchrun sets for the second of two processes."""
+"""Variables that torchrun sets for the second of two processes."""
 
 
 @pytest.mark.parametrize(

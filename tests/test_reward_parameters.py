@@ -1,4 +1,4 @@
-"""What a recipe may say about its rewards besides weights."""
+"""Parameters that a recipe gives its rewards besides their weights."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _call(command: list[str], *, core: str, log: IO[str]) -> float:
 
 
 def _row(name: str, folders: list[Path]) -> dict[str, Any]:
-    """What the table says of one algorithm; its interval is that of these problems."""
+    """One algorithm's row of the table; its interval is that of these problems."""
     paths = [next((folder / "evaluation").glob("*/")) for folder in folders]
     evaluations = [scores.read_summary(path) for path in paths]
     solved = [evaluation["metrics"]["pass@1"]["value"] for evaluation in evaluations]

@@ -13,7 +13,7 @@ IMPORTED_ONCE = ["tinyzero_trl.trainer", "datasets", "watch"]
 
 
 def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function(*arguments)` returns, from a new process whose standard output goes nowhere. Raises: RuntimeError."""
+    """The result of `function(*arguments)`, computed in a new process whose standard output goes nowhere. Raises: RuntimeError."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED_ONCE)
     receiver, sender = context.Pipe(duplex=False)

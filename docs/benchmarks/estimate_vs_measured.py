@@ -21,7 +21,7 @@ from typing import Any
 
 TOLERANCE = 0.20
 PROMPT_TOKENS = 26
-"""Of every prompt, with the tiny model's tokenizer."""
+"""Tokens of every prompt, with the tiny model's tokenizer."""
 COMMON = (
     *("+countdown=grpo-tiny", "trainer.max_steps=2", "trainer.eval_strategy=no", "trainer.eval_on_start=false"),
     *("trainer.save_strategy=no", "data.num_eval_rows=0", "data.num_train_rows=64", "give_up_after=0"),
@@ -127,7 +127,7 @@ def measure(case: Case, folder: Path) -> int:
 
 
 def estimated(case: Case, folder: Path) -> dict[str, Any]:
-    """What `tinyzero estimate --json` says about the same command line."""
+    """The output of `tinyzero estimate --json` for the same command line."""
     from tinyzero_trl import cli
 
     with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NUM_GENERATIONS = 8
 NUM_PROMPTS = 8
-"""Of an optimizer step: 64 rows, as 8 micro-batches of 8 in TRL."""
+"""Rows of an optimizer step: 64 rows, as 8 micro-batches of 8 in TRL."""
 PROMPT_TOKENS = 150
 """Before scaling."""
 EOS, PAD = 0, 1
@@ -66,7 +66,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Window:
-    """What one optimizer step (or, with mu > 1, the steps that share rollouts) trains on; row i is of prompt i // 8."""
+    """The batch of one optimizer step, or, with mu > 1, of the steps that share rollouts; row i is of prompt i // 8."""
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]

@@ -1,4 +1,4 @@
-"""What only a GPU can show, in one command and at most twelve minutes: a Markdown table of what was measured and what it should be.
+"""Measurements that need a GPU, in one command and at most twelve minutes: a Markdown table of what was measured and what it should be.
 
 python docs/benchmarks/gpu_proof.py --out docs/benchmarks/gpu_proof.md
 python docs/benchmarks/gpu_proof.py --device cpu --small --out /tmp/dry.md     # the same on a CPU with tiny shapes, numbers without meaning
@@ -32,9 +32,9 @@ MINUTES = 12.0
 GIB = 2**30
 
 GRADIENT_BOUND = 0.03
-"""Of |ours - stock| / |stock| over all gradients in bf16: both sum other micro-batches, and bf16 has 8 bits. README.md says what was measured."""
+"""Bound on |ours - stock| / |stock| over all gradients in bf16: both sum other micro-batches, and bf16 has 8 bits. README.md says what was measured."""
 NEARNESS_BOUND = 1.25
-"""How much farther ours may be from the gradient in float32 than stock's bf16 is."""
+"""Bound on the distance of our gradient from the float32 gradient, relative to that of stock's bf16."""
 MEMORY_TOLERANCE = 0.20
 LEAST_GAIN = 0.20
 """Points of accuracy, of 1, that the demo must gain; on a CPU it gains 0.55."""
@@ -52,7 +52,7 @@ LORA = (
     "model.lora_target_modules=[all-linear]",
 )
 PROMPT_TOKENS = 26
-"""Of every prompt of `+countdown=grpo-tiny` with the tiny model's tokenizer."""
+"""Tokens of every prompt of `+countdown=grpo-tiny` with the tiny model's tokenizer."""
 PARITY = '''"""Random weights solve nothing, so this pays for what they do: half of all completions, at random."""
 
 
@@ -70,18 +70,18 @@ class Row:
     value: str
     wanted: str = ""
     holds: bool | None = None
-    """Whether the value is what is wanted; None where nothing is."""
+    """True if the value is the wanted one; None if nothing is wanted."""
 
 
 @dataclass
 class Proof:
-    """What the parts need to know, and a way to run a measurement apart."""
+    """Facts that the parts need, and a way to run a measurement in a process of its own."""
 
     device: str
     is_small: bool
     folder: Path
     deadline: float = field(default_factory=lambda: time.monotonic() + MINUTES * 60)
-    """Of the part that runs, on the monotonic clock."""
+    """The deadline of the part that runs, on the monotonic clock."""
 
     def words(self, model: str, *more: str) -> list[str]:
         """A command line of a short run of `+countdown=grpo-tiny` with that model in bf16 on the device; later words win."""
@@ -93,7 +93,7 @@ class Proof:
         ]
 
     def apart(self, function: Callable[..., Any], **arguments: Any) -> Any:
-        """What a function of this file returns, from a process of its own. Raises: RuntimeError with the error's one line."""
+        """The result of a function of this file, computed in a process of its own. Raises: RuntimeError with the error's one line."""
         result = self.folder / "result.json"
         result.unlink(missing_ok=True)
         words = [str(HERE / "gpu_proof.py"), "--do", function.__name__, "--arguments", json.dumps(arguments)]
@@ -138,7 +138,7 @@ def environment() -> dict[str, str]:
 
 
 def last_line(log: str, code: int) -> str:
-    """What ended a process, in one line: the last line that names an error, else the last there is."""
+    """The reason why a process ended, in one line: the last line that names an error, else the last there is."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line.split(":")[0] or line.startswith(("tinyzero", "grpo"))]
     said = (named or lines or ["it said nothing"])[-1]
@@ -288,7 +288,7 @@ def gradients(model: str, device: str, is_small: bool) -> dict[str, float]:
 
 
 def step(words: list[str], is_ours: bool) -> dict[str, float]:
-    """What a step takes on average after the first, by phase (step_vs_trl.py), with generated tokens."""
+    """Average seconds of a step after the first, by phase (step_vs_trl.py), with generated tokens."""
     import step_vs_trl
     import torch
 
@@ -349,7 +349,7 @@ def train(words: list[str]) -> None:
 
 
 def difference(one: str, other: str) -> dict[str, float]:
-    """How far the weights of two models are apart: the largest difference, and the share of weights that differ."""
+    """The distance between the weights of two models: the largest difference, and the share of weights that differ."""
     from safetensors.torch import load_file
 
     first, second = (load_file(Path(folder) / "model.safetensors") for folder in (one, other))

@@ -1,4 +1,4 @@
-"""What becomes of golds without the ease of their own text: each read by sympy alone, or as the answer to another; prints Markdown.
+"""Golds judged without the help of their own text: each read by sympy alone, or as the answer to another; prints Markdown.
 
 python docs/benchmarks/math_golds.py ../shared/data                # which golds sympy reads, a quarter of a minute on one core
 python docs/benchmarks/math_golds.py ../shared/data --pairs 6000   # instead: golds as answers to others, a minute

@@ -1,4 +1,4 @@
-"""What verdicts on mathematical answers cost in real steps of `+math=grpo-tiny`; prints Markdown. Two minutes on one core.
+"""The cost of verdicts on mathematical answers in real steps of `+math=grpo-tiny`; prints Markdown. Two minutes on one core.
 
     python docs/benchmarks/math_step.py outputs/math/sft-tiny/model
 

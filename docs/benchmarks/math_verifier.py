@@ -1,4 +1,4 @@
-"""How far the verdicts on mathematical answers can be trusted, and what they cost; prints Markdown.
+"""Errors and cost of the verdicts on mathematical answers; prints Markdown.
 
     python docs/benchmarks/math_verifier.py ../shared/data             # ten minutes on one core
     python docs/benchmarks/math_verifier.py ../shared/data --every 8   # every 8th gold is rewritten: half a minute
@@ -29,7 +29,7 @@ FILES = {
     "AIME 1983-2023": "aime_1983_2023.jsonl",
     "GSM8K train": "gsm8k_train.jsonl",
 }
-"""Of golds, in the folder `math`."""
+"""The golds in the folder `math`."""
 BOMBS = (
     *(
         "(9!)!!+2",
@@ -228,7 +228,7 @@ def main() -> None:
 
 
 def overhead() -> str:
-    """What a worker adds to the comparison itself, for a pair whose two sides it has parsed before."""
+    """The overhead of a worker on top of the comparison itself, for a pair whose two sides it has parsed before."""
     from tinyzero_trl.tasks.math.equivalence import compare as compare_here
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)

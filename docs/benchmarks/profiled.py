@@ -17,7 +17,7 @@ PROFILED_STEP = 2
 """The first one warms up."""
 NUM_SHOWN = 12
 GEMM_SECONDS = 0.5
-"""How long each product is repeated to measure its rate."""
+"""Seconds for which each product is repeated to measure its rate."""
 
 
 class Profiled(TrainerCallback):

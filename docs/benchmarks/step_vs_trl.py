@@ -95,7 +95,7 @@ def measure(words: list[str], is_ours: bool, threads: int, profile: Path | None)
 
 
 def means(steps: list[dict[str, Any]]) -> dict[str, float]:
-    """What a step takes on average, and seconds for 1,000 generated tokens."""
+    """Average seconds of a step, and seconds for 1,000 generated tokens."""
     keys = (*PHASES, "total", "generated", "tokens", "real_tokens", "passes")
     mean = {key: sum(step[key] for step in steps) / len(steps) for key in keys}
     return {**mean, "per_1000": 1000 * mean["total"] / mean["generated"]}

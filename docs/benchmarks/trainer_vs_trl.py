@@ -139,7 +139,7 @@ def measure(case: Case, is_ours: bool) -> dict[str, Any]:
 
 
 def _pretend_vllm(trainer: Any) -> None:
-    """What vLLM's rollouts look like to the trainer, after its construction, which would start an engine."""
+    """vLLM's rollouts as the trainer sees them, after its construction, which would start an engine."""
 
     class Nothing:
         def sync_weights(self) -> None: ...

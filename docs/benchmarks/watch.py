@@ -1,4 +1,4 @@
-"""What each optimizer step of a trainer costs, ours or TRL's own: seconds by phase, tokens through the model, memory.
+"""The cost of each optimizer step of a trainer, ours or TRL's own: seconds by phase, tokens through the model, memory.
 
 On a GPU the clock is read when the device has done what it was given, and memory is the device's; elsewhere it is the process's.
 """
@@ -33,7 +33,7 @@ class Step:
     between: float = 0.0
     """From the update of the step before to this step's first micro-step: logging, saving, loading data."""
     cpu: float = 0.0
-    """Of the processor's time, all threads together, as `training`: says more than the clock where others use the machine."""
+    """Processor seconds, all threads together, as `training`: says more than the clock where others use the machine."""
     tokens: int = 0
     """Computed by the model's forward passes outside generation, padding included."""
     real_tokens: int = 0
@@ -106,7 +106,7 @@ class Watch(TrainerCallback):
         return time.perf_counter()
 
     def _note_peak(self, phase: str) -> None:
-        """What the phase that ends here had allocated at its highest."""
+        """Peak allocation of the phase that ends here."""
         if self._is_on_gpu:
             self._step.peaks[phase] = max(self._step.peaks.get(phase, 0), torch.cuda.max_memory_allocated())
             self._step.reserved = max(self._step.reserved, torch.cuda.max_memory_reserved())

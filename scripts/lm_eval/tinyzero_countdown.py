@@ -1,4 +1,4 @@
-"""What tinyzero_countdown.yaml calls: the problems of `tinyzero evaluate --task countdown`, and its verdicts."""
+"""Functions that tinyzero_countdown.yaml calls: the problems of `tinyzero evaluate --task countdown`, and its verdicts."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Stub:
         self.behave = lambda request: forward(request, url)
 
     def count(self, path: str) -> int:
-        """How often it was asked for `path`."""
+        """The number of requests for `path`."""
         return sum(asked.split("?")[0] == path for _, asked, _ in self.asked)
 
     def stall(self, request: Any) -> None:

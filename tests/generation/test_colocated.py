@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 IS_TIED = {"whole": True, "merged": False, "adapter": True}
-"""Of the model whose weights are synchronised so."""
+"""The model whose weights are synchronised in this way."""
 
 
 @pytest.fixture(scope="module")

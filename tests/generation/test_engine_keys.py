@@ -310,7 +310,7 @@ def test_what_fsdp_leaves_out_is_said_at_the_start(monkeypatch: pytest.MonkeyPat
 
 
 def test_asking_for_a_gpu_does_not_initialise_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was initialised before a fork cannot be used after it, and vLLM forks."""
+    """CUDA that was initialised before a fork cannot be used after it, and vLLM forks."""
     import torch
 
     def initialises() -> int:

@@ -19,7 +19,7 @@ from tinyzero_trl.generation.fleet import Fleet, dealt
 
 
 class Stub:
-    """What of a vLLM server a fleet looks at: a version, a transfer that is open or not, completions."""
+    """The part of a vLLM server that a fleet looks at: a version, a transfer that is open or not, completions."""
 
     def __init__(self, name: str) -> None:
         self.name, self.version, self.rows = name, "default", 0

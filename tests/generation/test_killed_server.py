@@ -22,7 +22,7 @@ STEPS = 16
 PROCESSES = {"api": "vllm.entrypoints", "engine": "multiprocessing.spawn"}
 """A word on the command line of each process of a vLLM server."""
 STOPPED = (1, 4, 6, 8)
-"""Of ten kills, those that are SIGSTOP: found out after seconds_per_call, or after seconds_to_start."""
+"""The kills among ten that are SIGSTOP: found out after seconds_per_call, or after seconds_to_start."""
 REWARD = "def short(response: str) -> float:\n    return 1 / (1 + len(response))\n"
 
 
@@ -63,7 +63,7 @@ def num_steps(folder: Path) -> int:
 
 
 def num_retries(folder: Path) -> int:
-    """How often a run found its server lacking and did the same once more."""
+    """The number of times that a run lost its server and repeated a request."""
     log = folder.with_suffix(".log").read_text(errors="replace")
     return log.count("; trying again (") + log.count("; starting once more")
 

@@ -1,4 +1,4 @@
-"""What the real server answers: log-probabilities of the weights it was given last, and nothing at all without the token."""
+"""Answers of the real server: log-probabilities of the weights it was given last, and nothing at all without the token."""
 
 from __future__ import annotations
 

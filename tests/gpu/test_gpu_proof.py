@@ -1,4 +1,4 @@
-"""What holds on a GPU alone. The measurements and their bounds are those of docs/benchmarks/gpu_proof.py, part by part."""
+"""Claims that hold on a GPU alone. The measurements and their bounds are those of docs/benchmarks/gpu_proof.py, part by part."""
 
 from __future__ import annotations
 

@@ -192,13 +192,13 @@ class Writer:
 
 @dataclass
 class Result:
-    """What a run of the fuzzer saw."""
+    """The findings of a run of the fuzzer."""
 
     num_by_outcome: dict[str, int]
     disagreements: list[tuple[str, list[int], int, object, object]]
     """(response, nums, target, the verifier's, the oracle's), the first twenty."""
     microseconds: list[float]
-    """What each verdict took of the processor, sorted."""
+    """Processor seconds of each verdict, sorted."""
 
     def at(self, share: float) -> float:
         return self.microseconds[min(int(share * len(self.microseconds)), len(self.microseconds) - 1)]

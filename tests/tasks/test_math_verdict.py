@@ -282,7 +282,7 @@ BOMBS = (
     "1000000!", "(10^6)!", r"0-\sum_{k=1}^{\pi}{12^{\lfloor 3.5 \rfloor}}", "(x+y+z)^{200}", r"\int_0^1 \sin(x^x)dx", r"\sqrt[1000000007]{2^{1000000007}}",
     "(" * 300 + "1" + ")" * 300, "{" * 400 + "1" + "}" * 400, "9" * 900, r"\frac{" * 40 + "1" + "}{2}" * 40, "\ud800\x00",
 )  # fmt: skip
-"""What hangs or kills stock TRL, its like, and what no parser should see."""
+"""Texts that hang or kill stock TRL, texts like them, and texts that no parser should see."""
 
 
 @needs_sympy

@@ -1,4 +1,4 @@
-"""What the trainer's tests share: small models, and a trainer of any class on them."""
+"""Fixtures that the trainer's tests share: small models, and a trainer of any class on them."""
 
 from __future__ import annotations
 

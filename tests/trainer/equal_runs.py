@@ -1,4 +1,4 @@
-"""Whether two finished runs are the same, bit for bit."""
+"""Comparison of two finished runs, bit for bit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 TIMES = ("seconds", "step_time", "tokens_per_second", "runtime", "samples_per", "steps_per", "rewards/time_share")
-"""How the metrics begin that no two runs share, `train_` or `eval_` before it or not."""
+"""First words of the metrics that differ between any two runs, `train_` or `eval_` before it or not."""
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:

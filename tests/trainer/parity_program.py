@@ -116,7 +116,7 @@ def compared(model: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def sums_in_bfloat16(model: str) -> dict[str, float]:
-    """How far 16 micro-batches of a row are from one of 16 rows, in DeepSpeed's float32 weights after a step, by the type they are summed in.
+    """The distance of 16 micro-batches of one row from one micro-batch of 16 rows, in DeepSpeed's float32 weights after a step, by the type they are summed in.
 
     Relative to what the step changes; what is left in float32 is what each micro-batch's own gradient is rounded by.
     """

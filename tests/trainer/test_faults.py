@@ -1,4 +1,4 @@
-"""What goes wrong while a run trains or saves: it ends with its exit code, and goes on from the last whole checkpoint."""
+"""Faults while a run trains or saves: it ends with its exit code, and goes on from the last whole checkpoint."""
 
 from __future__ import annotations
 

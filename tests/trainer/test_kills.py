@@ -119,7 +119,7 @@ def main(model: Path, work: Path, num_kills: int, num_terms: int) -> None:
 
 
 def stopped(model: Path, straight: Path, *, length: float, number: signal.Signals, num_stops: int) -> dict[str, Any]:
-    """What came of runs that were sent a signal so often in all. length: of the run that was not, in seconds."""
+    """The outcome of runs that were sent this many signals. length: of the run that was not, in seconds."""
     sys.path.insert(0, str(Path(__file__).parent))
     from equal_runs import different
 

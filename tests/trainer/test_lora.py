@@ -56,7 +56,7 @@ def test_under_zero3_an_adapter_is_merged_with_one_layer_gathered_at_a_time(laun
 
 
 def moved(trainer: Any) -> dict[str, torch.Tensor]:
-    """What training changed, by weight."""
+    """The change of each weight in training."""
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
     return {name: value.detach() - before[name] for name, value in trainer.model.named_parameters()}

@@ -1,4 +1,4 @@
-"""What waits in the host's memory is back when it is needed, and no number is another for it; the moves alone are stood in for on a CPU."""
+"""Tensors that wait in the host's memory are back when they are needed, and no number changes; the moves alone are stood in for on a CPU."""
 
 from __future__ import annotations
 

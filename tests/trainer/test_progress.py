@@ -1,4 +1,4 @@
-"""What a person sees while a run trains."""
+"""Lines that a person sees while a run trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run writes down about itself."""
+"""Files in which a run records itself."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ PARITY: list[dict[str, Any]] = [
     {"batching": vars(BatchingSettings(False, False, None, False, False)), "forced": False, "optim": "adamw_torch",
      "learning_rate": 1e-3, "beta": 0.1, "num_iterations": 2},
 ]  # fmt: skip
-"""What TRL's trainer and ours are given side by side."""
+"""Arguments that TRL's trainer and ours are given side by side."""
 
 
 def parity_of(config: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tinyzero_trl.evaluation import evaluating, scores
-from tinyzero_trl.evaluation.completions import prompt_ids_of
+from tinyzero_trl.evaluation.completions import checked_model, prompt_ids_of
 from tinyzero_trl.evaluation.plan import Settings, make_plan
 from tinyzero_trl.models import identity
 from tinyzero_trl.models.location import locate
@@ -324,13 +324,11 @@ def test_of_a_model_of_the_hub_the_record_has_the_commit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("format_name", ["base", "instruct", "r1_prefix"])
 def test_prompts_are_tokenised_as_training_does(model_folder, tmp_path, format_name):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
     plan = make_plan(Settings(str(model_folder), task="countdown", format=format_name, output=tmp_path))
     row = TASKS["countdown"].formats[format_name]({"nums": [3, 5, 40], "target": 42})
-    (ids,) = prompt_ids_of(tokenizer, [row], plan)
-    text = tokenizer.decode(ids)
+    model = checked_model(plan.location)
+    (ids,) = prompt_ids_of(model, [row], format_name=plan.format)
+    text = model.tokenizer.decode(ids)
     if format_name == "instruct":
         assert text.endswith("</s><assistant>")
     else:
@@ -339,12 +337,10 @@ def test_prompts_are_tokenised_as_training_does(model_folder, tmp_path, format_n
 
 
 def test_a_bos_that_the_prompt_brings_is_not_doubled(model_folder, tmp_path):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
     plan = make_plan(Settings(str(model_folder), task="countdown", output=tmp_path))
-    (ids,) = prompt_ids_of(tokenizer, [{"prompt": "<s>1 + 1"}], plan)
-    assert ids.count(tokenizer.bos_token_id) == 1
+    model = checked_model(plan.location)
+    (ids,) = prompt_ids_of(model, [{"prompt": "<s>1 + 1"}], format_name=plan.format)
+    assert ids.count(model.tokenizer.bos_token_id) == 1
 
 
 # ---- metrics

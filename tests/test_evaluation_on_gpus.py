@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from small_models import make_llama
 from tinyzero_trl.config import generation
@@ -144,16 +144,16 @@ def test_vllm_is_told_the_precision_that_transformers_takes(
     asked: str, told: str, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """vLLM's own word for a checkpoint in float32 would be bfloat16."""
-    specs: list[for_evaluation.Answering] = []
+    specs: list[for_evaluation.EngineSpec] = []
 
     @contextmanager
-    def opened(chosen: str, spec: for_evaluation.Answering) -> Any:
+    def opened(chosen: str, spec: for_evaluation.EngineSpec) -> Any:
         specs.append(spec)
         yield None
 
     monkeypatch.setattr(for_evaluation, "opened", opened)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    with completions.opened("colocate", locate(str(model)), tokenizer, max_length=64, dtype=asked):
+    loading = completions.Loading(completions.checked_model(locate(str(model))), max_length=64, dtype=asked)
+    with completions.opened("colocate", loading):
         pass
     assert [spec.dtype for spec in specs] == [told]
     assert str(completions._model(locate(str(model)), asked, device="cpu").dtype) == f"torch.{told}"

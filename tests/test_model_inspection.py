@@ -16,7 +16,7 @@ import pytest
 from small_models import CHAT_TEMPLATE
 from tinyzero_trl import sft
 from tinyzero_trl.config import checks, compose
-from tinyzero_trl.evaluation.completions import checked_tokenizer, fitted
+from tinyzero_trl.evaluation.completions import checked_model, fitted_rows
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.models import adapters, inspection, load_path, tokens
 from tinyzero_trl.models.location import locate
@@ -77,7 +77,7 @@ def refused(folder: Path | str, *words: str) -> str:
     assert "\n" not in line
     if not words:
         with pytest.raises(ConfigError) as evaluation:
-            checked_tokenizer(locate(str(folder)))
+            checked_model(locate(str(folder)))
         assert str(evaluation.value) == line.replace("model.model_name_or_path=", "--model_path ")
     return line
 
@@ -275,8 +275,9 @@ def test_a_template_without_system_role_gets_its_text_in_the_users_turn_in_train
     text = start.tokenizer.apply_chat_template(prompt[:1], tokenize=False)
     assert text == f"<start_of_turn>user\n{system['content'].strip()}\n\n{user['content'].strip()}<end_of_turn>\n"
 
-    location = locate(str(folder))
-    (answered,) = fitted([{**train_rows[0], **FORMATS[format_name](train_rows[0])}], start.tokenizer, location)
+    (answered,) = fitted_rows(
+        [{**train_rows[0], **FORMATS[format_name](train_rows[0])}], checked_model(locate(str(folder)))
+    )
     assert answered["prompt"] == prompt
 
 
@@ -361,7 +362,7 @@ def test_a_model_without_a_fault_is_no_false_alarm(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, tmp_path / name)
     checked_start(run_of(tmp_path))
-    checked_tokenizer(locate(str(tmp_path)))
+    checked_model(locate(str(tmp_path)))
     assert capsys.readouterr().err == ""
 
 
@@ -382,7 +383,7 @@ def test_training_needs_an_architecture_by_name(copy: Callable[..., Path]) -> No
         'config.json names no architecture, by which TRL loads the model; add "architectures": ["LlamaForCausalLM"]'
         in line
     )
-    checked_tokenizer(locate(str(folder)))
+    checked_model(locate(str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -473,7 +474,7 @@ def test_a_fault_of_an_adapter_is_one_line(adapter: Path, damage: Damage, messag
     with pytest.raises(ConfigError) as training:
         checked_start(run_of(folder))
     with pytest.raises(ConfigError) as evaluation:
-        checked_tokenizer(locate(str(folder)))
+        checked_model(locate(str(folder)))
     assert message in str(training.value)
     assert str(evaluation.value) == str(training.value).replace("model.model_name_or_path=", "--model_path ")
     assert "\n" not in str(training.value)

@@ -1,60 +1,79 @@
-"""A model that answers prompts: tokenizer and lengths checked before weights are read, then a function that draws completions."""
+"""Completions of a model for evaluation: checks before weights are read, then one function for every engine.
+
+`checked_model` reads small files only; `opened` loads the model, or starts vLLM with it.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl.evaluation.plan import Plan
 from tinyzero_trl.failures import ConfigError, first_line
-from tinyzero_trl.models import EVALUATED, ModelLocation, adapters, inspection, tokens
+from tinyzero_trl.models import EVALUATED, ModelLocation, Start, StopStrings, adapters, inspection, tokens
 from tinyzero_trl.task import Row
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from tinyzero_trl.generation.for_evaluation import Asked
+    from tinyzero_trl.generation.for_evaluation import Request
     from tinyzero_trl.generation.sampler import Sampled
-    from tinyzero_trl.models import StopStrings
 
 Draw = Callable[..., list[dict[str, Any]]]
 """(*, prompt_ids, seeds, max_new_tokens, temperature, top_p, on_progress) -> text, length and `is_truncated` of each completion."""
 
 
-def checked_tokenizer(location: ModelLocation) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, once nothing is found wrong with either. Raises: ConfigError."""
+@dataclass(frozen=True)
+class Loading:
+    """A checked model, and the settings to load it with."""
+
+    model: Start
+    max_length: int
+    """Tokens of the longest prompt with its completion."""
+    dtype: str = "auto"
+    """Precision on a GPU, as in Plan; a CPU computes in float32."""
+    batch_size: int | None = None
+    """Largest number of sequences generated at once; None is the engine's choice."""
+    stop: Sequence[str] = ()
+    """Strings that end a completion."""
+
+    @property
+    def stop_strings(self) -> StopStrings | None:
+        """The stop strings as the model's tokenizer spells them; None without any."""
+        return StopStrings(self.stop, self.model.tokenizer) if self.stop else None
+
+
+def checked_model(location: ModelLocation) -> Start:
+    """The model's config and tokenizer, after all checks that need no weights. Raises: ConfigError."""
     config = inspection.config_of(location, typed=EVALUATED)
-    tokenizer = tokens.tokenizer_of(location, typed=EVALUATED)
-    inspection.check_vocabulary(tokenizer, config, subject=f"{EVALUATED}{location.shown}")
+    tokenizer = tokens.tokenizer_of(location, typed=EVALUATED, config=config)
     inspection.empty_model(location, config, typed=EVALUATED)
-    return tokenizer
+    return Start(location, config, tokenizer)
 
 
-def fitted(rows: list[Row], tokenizer: PreTrainedTokenizerBase, location: ModelLocation) -> list[Row]:
-    """The rows with their prompts as the model's chat template takes them, as training does it."""
-    prompts = tokens.fitted([row["prompt"] for row in rows], tokenizer, name=location.shown)
+def fitted_rows(rows: list[Row], model: Start) -> list[Row]:
+    """The rows with their prompts as the model's chat template takes them, as in training."""
+    prompts = tokens.fitted([row["prompt"] for row in rows], model.tokenizer, name=model.location.shown)
     return [{**row, "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
 
 
-def prompt_ids_of(tokenizer: PreTrainedTokenizerBase, rows: list[Row], plan: Plan) -> list[list[int]]:
-    """The prompts as training tokenises them. Raises: ConfigError where the chat template does not take them."""
+def prompt_ids_of(model: Start, rows: list[Row], *, format_name: str) -> list[list[int]]:
+    """The prompts as training tokenises them. Raises: ConfigError if the chat template refuses them."""
     prompts = [row["prompt"] for row in rows]
-    config = inspection.config_of(plan.location, typed=EVALUATED)
-    tokens.check_prompts(prompts, tokenizer, config, name=plan.location.shown, format_name=plan.format)
-    return tokens.prompts_ids(tokenizer, prompts)
+    tokens.check_prompts(prompts, model.tokenizer, model.config, name=model.location.shown, format_name=format_name)
+    return tokens.prompts_ids(model.tokenizer, prompts)
 
 
-def context_of(location: ModelLocation) -> int | None:
-    """Tokens of a prompt with its response that the model takes, where it says. Raises: ConfigError where it is no model."""
-    context = getattr(inspection.config_of(location, typed=EVALUATED), "max_position_embeddings", None)
+def context_of(model: Start) -> int | None:
+    """Most tokens of a prompt with its response; None if the model's config names no limit."""
+    context = getattr(model.config, "max_position_embeddings", None)
     return None if context is None else int(context)
 
 
-def room(plan: Plan, prompt_ids: list[list[int]]) -> int:
-    """Tokens a response may have, so that with the longest prompt it fits the model."""
-    context, longest = context_of(plan.location), max(map(len, prompt_ids))
+def room(plan: Plan, model: Start, prompt_ids: list[list[int]]) -> int:
+    """Tokens a response may have, so that the longest prompt and its response fit the model."""
+    context, longest = context_of(model), max(map(len, prompt_ids))
     room = None if context is None else context - longest
     if room is not None and (room < 1 or (plan.max_new_tokens or 1) > room):
         place = f"problem {[*map(len, prompt_ids)].index(longest)} (from 0) of {plan.benchmark or plan.task.name}"
@@ -66,29 +85,18 @@ def room(plan: Plan, prompt_ids: list[list[int]]) -> int:
 
 
 @contextmanager
-def opened(
-    engine: str,
-    location: ModelLocation,
-    tokenizer: Any,
-    *,
-    max_length: int,
-    dtype: str = "auto",
-    batch_size: int | None = None,
-    stop: Sequence[str] = (),
-) -> Iterator[Draw]:
+def opened(engine: str, loading: Loading) -> Iterator[Draw]:
     """The model, loaded, as a function that draws completions.
 
-    max_length: tokens of the longest prompt with its completion. dtype: as in Plan; a CPU computes in float32. stop: strings that end a completion.
-    Raises: MemoryError where the device has too little memory for the batch; Failure where vLLM does not do its part.
+    Raises: MemoryError if the device has too little memory for the batch; Failure if vLLM fails.
     """
-    from tinyzero_trl.generation.for_evaluation import Asked
-    from tinyzero_trl.models import StopStrings
+    from tinyzero_trl.generation.for_evaluation import Request
 
-    stop_strings = StopStrings(stop, tokenizer) if stop else None
-    with _sampler(engine, location, tokenizer, max_length, dtype, batch_size, stop_strings) as sampled_of:
+    tokenizer = loading.model.tokenizer
+    with _transformers(loading) if engine == "transformers" else _vllm(engine, loading) as sampled_of:
 
-        def draw(**asked: Any) -> list[dict[str, Any]]:
-            sampled = sampled_of(Asked(**asked))
+        def draw(**request: Any) -> list[dict[str, Any]]:
+            sampled = sampled_of(Request(**request))
             texts = tokenizer.batch_decode(sampled.completion_ids, skip_special_tokens=True)
             return [
                 {"completion": text, "num_completion_tokens": len(ids), "is_truncated": is_truncated}
@@ -99,40 +107,35 @@ def opened(
 
 
 @contextmanager
-def _sampler(
-    engine: str,
-    location: ModelLocation,
-    tokenizer: Any,
-    max_length: int,
-    dtype: str,
-    batch_size: int | None,
-    stop: StopStrings | None,
-) -> Iterator[Callable[[Asked], Sampled]]:
-    if engine == "transformers":
-        yield _transformers(location, tokenizer, max_length, dtype, batch_size, stop)
-        return
+def _vllm(engine: str, loading: Loading) -> Iterator[Callable[[Request], Sampled]]:
     from transformers import AutoConfig, GenerationConfig
 
     from tinyzero_trl.generation import for_evaluation
 
+    location, tokenizer = loading.model.location, loading.model.tokenizer
     try:
         generation_config = GenerationConfig.from_pretrained(location.path)
-    except OSError:  # a model without the file: its own config names the end, as it does for transformers
+    except OSError:  # without the file, the model's own config names the end token, as it does for transformers
         generation_config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(location.path))
-    ends = _ends(tokenizer, generation_config)
     with tempfile.TemporaryDirectory(prefix="tinyzero-merged-") as merged:
         if location.adapter:
-            # On the CPU: vLLM is about to measure the memory of the GPU, and float32 rounds nothing of the adapter away.
+            # On the CPU: vLLM is about to measure the GPU's free memory. In float32: nothing of the adapter is rounded away.
             _model(location, "float32", device="cpu").save_pretrained(merged)
             tokenizer.save_pretrained(merged)
-        path = merged if location.adapter else location.path
-        spec = for_evaluation.Answering(path, ends, max_length, _dtype_of_files(location.path, dtype), batch_size, stop)
+        spec = for_evaluation.EngineSpec(
+            model=merged if location.adapter else location.path,
+            eos_token_ids=_ends(tokenizer, generation_config),
+            max_length=loading.max_length,
+            dtype=_dtype_of_files(location.path, loading.dtype),
+            batch_size=loading.batch_size,
+            stop=loading.stop_strings,
+        )
         with for_evaluation.opened(engine, spec) as sampled_of:
             yield sampled_of
 
 
 def _dtype_of_files(path: str, dtype: str) -> str:
-    """The precision by name: vLLM's own `auto` halves float32, which transformers does not."""
+    """The precision by name. vLLM's own `auto` would halve float32, which transformers does not do."""
     from transformers import AutoConfig
 
     if dtype != "auto":
@@ -140,60 +143,56 @@ def _dtype_of_files(path: str, dtype: str) -> str:
     return "float32" if str(AutoConfig.from_pretrained(path).dtype) == "torch.float32" else "auto"
 
 
-def _transformers(
-    location: ModelLocation,
-    tokenizer: Any,
-    max_length: int,
-    dtype: str,
-    batch_size: int | None,
-    stop: StopStrings | None,
-) -> Callable[[Asked], Sampled]:
+@contextmanager
+def _transformers(loading: Loading) -> Iterator[Callable[[Request], Sampled]]:
     import torch
 
     from tinyzero_trl.config import has_gpu
     from tinyzero_trl.generation.sampler import sample
 
+    tokenizer, batch_size = loading.model.tokenizer, loading.batch_size
     if has_gpu():
-        model = _model(location, dtype, device="cuda")
+        model = _model(loading.model.location, loading.dtype, device="cuda")
         if batch_size is None:
-            batch_size = rows_at_once(model.config, model.dtype.itemsize, max_length, torch.cuda.mem_get_info()[0])
+            free_bytes = torch.cuda.mem_get_info()[0]
+            batch_size = rows_at_once(model.config, model.dtype.itemsize, loading.max_length, free_bytes)
     else:
-        # Half precision on a CPU without AMX is slower than single, and differs from what the tiny model trains in.
-        model = _model(location, "float32", device="cpu")
+        # Half precision on a CPU without AMX is slower than single, and differs from the precision that the tiny model trains in.
+        model = _model(loading.model.location, "float32", device="cpu")
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ends = _ends(tokenizer, model.generation_config)
+    ends, stop = _ends(tokenizer, model.generation_config), loading.stop_strings
 
-    def draw(asked: Asked) -> Sampled:
+    def draw(request: Request) -> Sampled:
         try:
             return sample(
                 model,
-                asked.prompt_ids,
-                max_new_tokens=asked.max_new_tokens,
-                temperature=asked.temperature,
-                top_p=asked.top_p,
-                seeds=asked.seeds,
+                request.prompt_ids,
+                max_new_tokens=request.max_new_tokens,
+                temperature=request.temperature,
+                top_p=request.top_p,
+                seeds=request.seeds,
                 eos_token_ids=ends,
                 pad_token_id=pad_token_id,
                 stop=stop,
                 batch_size=batch_size,
-                on_progress=asked.on_progress,
+                on_progress=request.on_progress,
             )
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error)) from error
 
-    return draw
+    yield draw
 
 
 def _ends(tokenizer: Any, generation_config: Any) -> list[int]:
-    """Tokens that end a response: the tokenizer's, and those the model's generation config lists."""
+    """Tokens that end a response: the tokenizer's end token, and those in the model's generation config."""
     listed = generation_config.eos_token_id
     return sorted({tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])} - {None})
 
 
 def rows_at_once(config: Any, itemsize: int, max_length: int, free_bytes: int) -> int:
-    """The rows that transformers answers at once: as many as our sampler takes, or as their keys and values fit into a third of the memory.
+    """Rows that transformers generates at once: the sampler's default, or fewer if a third of the free memory holds no more keys and values.
 
-    A third: while the cache doubles, old and new are there. config: of transformers. itemsize: bytes of a number of the cache.
+    A third, because the cache exists twice while it doubles. config: the model's. itemsize: bytes of one number in the cache.
     """
     from tinyzero_trl.generation.sampler import DEFAULT_BATCH_SIZE
 
@@ -210,6 +209,6 @@ def _model(location: ModelLocation, dtype: str, *, device: str) -> Any:
     logging.disable_progress_bar()
     try:
         model = adapters.whole(location, dtype=dtype)
-    except (OSError, ValueError) as error:  # of the hub, whose files are not checked before they come
+    except (OSError, ValueError) as error:  # a model of the hub: its files are not checked before they are fetched
         raise ConfigError(f"{EVALUATED}{location.shown} cannot be loaded: {first_line(error)}") from error
     return model.to(device).eval()

@@ -61,12 +61,13 @@ def probe(model_path: str, chosen: Sequence[Chosen], *, n: int | None, seed: int
 
     Raises: ValueError or FileNotFoundError with one line, before weights are read.
     """
-    from tinyzero_trl.evaluation.completions import checked_tokenizer, context_of, opened
+    from tinyzero_trl.evaluation.completions import Loading, checked_model, context_of, opened
     from tinyzero_trl.models import locate
 
     location = locate(model_path)
     rows = {one.name: benchmarks.load(one, num_rows=n, seed=seed) for one in chosen}
-    tokenizer = checked_tokenizer(location)
+    model = checked_model(location)
+    tokenizer = model.tokenizer
     cuts = {name: [cut(row["problem"]) for row in of_name] for name, of_name in rows.items()}
     ids = {name: [tokenizer(shown)["input_ids"] for shown, _ in pairs] for name, pairs in cuts.items()}
     rooms = {
@@ -74,12 +75,12 @@ def probe(model_path: str, chosen: Sequence[Chosen], *, n: int | None, seed: int
         for name, pairs in cuts.items()
     }
     length = max(max(map(len, ids[name])) + rooms[name] for name in ids)
-    if (context := context_of(location)) is not None and length > context:
+    if (context := context_of(model)) is not None and length > context:
         raise ValueError(
             f"the longest problem has {length} tokens and {location.shown} takes {context}: it does not fit"
         )
     found: dict[str, Any] = {}
-    with opened(engine, location, tokenizer, max_length=length) as draw:
+    with opened(engine, Loading(model, max_length=length)) as draw:
         for name, pairs in cuts.items():
             completions = draw(
                 prompt_ids=ids[name], seeds=[0] * len(pairs), max_new_tokens=rooms[name], temperature=0.0

@@ -16,7 +16,7 @@ from tinyzero_trl import storage
 from tinyzero_trl.config import engine_of_evaluation
 from tinyzero_trl.evaluation import audit, benchmarks, contamination, scores, unfinished
 from tinyzero_trl.evaluation.arguments import parser_of
-from tinyzero_trl.evaluation.completions import Draw, checked_tokenizer, opened
+from tinyzero_trl.evaluation.completions import Draw, Loading, checked_model, opened
 from tinyzero_trl.evaluation.plan import Settings, make_plan, refuse_changed
 from tinyzero_trl.evaluation.scores import Sample
 from tinyzero_trl.evaluation.tables import show, show_comparison
@@ -106,8 +106,8 @@ def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
     plans = [make_plan(settings) for settings in asked]
     storage.probe(plans[0].folder)
     problems = [rows_of(plan, settings) for plan, settings in zip(plans, asked, strict=True)]
-    tokenizer = checked_tokenizer(plans[0].location)
-    works = [work_of(*parts, tokenizer) for parts in zip(plans, asked, problems, strict=True)]
+    model = checked_model(plans[0].location)
+    works = [work_of(*parts, model) for parts in zip(plans, asked, problems, strict=True)]
     for work in works:
         _refuse_others_samples(work)
     weights = model_identity.weights_of(plans[0].location)
@@ -125,13 +125,14 @@ def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
                 console.print(work.said(num_known=len(known)))
                 model_id = model_id or model_identity.identity(work.plan.location)
                 if draw is None and len(known) < work.num_samples:
-                    length = max(one.max_length for one in works)
-                    place, batch_size = work.plan.location, work.settings.batch_size
-                    dtype, stop = work.plan.dtype, work.plan.stop
-                    model = opened(
-                        engine, place, tokenizer, max_length=length, dtype=dtype, batch_size=batch_size, stop=stop
+                    loading = Loading(
+                        model,
+                        max_length=max(one.max_length for one in works),
+                        dtype=work.plan.dtype,
+                        batch_size=work.settings.batch_size,
+                        stop=work.plan.stop,
                     )
-                    draw = stack.enter_context(model)
+                    draw = stack.enter_context(opened(engine, loading))
                 is_whole = not known  # the seconds are those of all its tokens
                 completions, seconds = completed(work, known, draw, console)
                 _write(work, completions, seconds, identity | model_id, is_whole=is_whole)

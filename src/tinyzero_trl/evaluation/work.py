@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyzero_trl.evaluation import benchmarks, unfinished
-from tinyzero_trl.evaluation.completions import Draw, fitted, prompt_ids_of, room
+from tinyzero_trl.evaluation.completions import Draw, fitted_rows, prompt_ids_of, room
 from tinyzero_trl.evaluation.plan import Plan, Settings, request
-from tinyzero_trl.models import check_stop
+from tinyzero_trl.models import Start, check_stop
 from tinyzero_trl.task import Row, loaded, prompts, resolve
 
 SHARD = {"transformers": 256, "server": 2048, "colocate": 2048}
@@ -78,12 +78,12 @@ def rows_of(plan: Plan, settings: Settings) -> list[Row]:
     return rows
 
 
-def work_of(plan: Plan, settings: Settings, rows: list[Row], tokenizer: Any) -> Work:
-    """The plan with its problems tokenised. Raises: ValueError where the model has no room for them."""
-    check_stop(plan.stop, name="--stop", tokenizer=tokenizer)
-    rows = fitted(rows, tokenizer, plan.location)
-    prompt_ids = prompt_ids_of(tokenizer, rows, plan)
-    return Work(plan, settings, rows, prompt_ids, room(plan, prompt_ids))
+def work_of(plan: Plan, settings: Settings, rows: list[Row], model: Start) -> Work:
+    """The plan with its problems tokenised. Raises: ValueError if a prompt leaves no room for a response."""
+    check_stop(plan.stop, name="--stop", tokenizer=model.tokenizer)
+    rows = fitted_rows(rows, model)
+    prompt_ids = prompt_ids_of(model, rows, format_name=plan.format)
+    return Work(plan, settings, rows, prompt_ids, room(plan, model, prompt_ids))
 
 
 def completed(

@@ -1,4 +1,4 @@
-"""Completions from vLLM, for evaluation: what is asked at once goes in at once, and vLLM fills its batches from it."""
+"""Completions from vLLM, for evaluation: all prompts of a request are sent at once, and vLLM fills its batches from them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Drawn = tuple[list[list[int]], list[list[float]]]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is to be answered, and how."""
+class Request:
+    """Prompts to complete, and the distribution to sample from."""
 
     prompt_ids: Sequence[Sequence[int]]
     seeds: Sequence[int]
@@ -29,47 +29,47 @@ class Asked:
     on_progress: Callable[[int, int], None] | None = None
     """Called with (prompts done, new tokens)."""
     seconds: float = 24 * 3600.0
-    """For all of it, from a server."""
+    """Seconds that a server has for the whole request."""
 
     def sampling(self) -> dict[str, Any]:
-        """The distribution, by vLLM's names."""
+        """vLLM's names and values of the sampling parameters."""
         return {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0, "max_tokens": self.max_new_tokens}
 
 
 @dataclass(frozen=True)
-class Answering:
-    """What vLLM must know before it is asked."""
+class EngineSpec:
+    """The model that vLLM loads, and the limits it loads it with."""
 
     model: str
     eos_token_ids: Sequence[int]
     max_length: int
     """Tokens of the longest prompt with its completion."""
     dtype: str = "auto"
-    """Precision on a GPU, by vLLM's name."""
+    """vLLM's name of the precision on a GPU."""
     batch_size: int | None = None
-    """Sequences generated at once at most."""
+    """Largest number of sequences generated at once; None is vLLM's own choice."""
     stop: StopStrings | None = None
     """Strings that end a completion."""
 
 
 @contextmanager
-def opened(engine: str, spec: Answering) -> Iterator[Callable[[Asked], Sampled]]:
-    """A function that gives what `sampler.sample` does, from a server of its own (`server`) or vLLM in this process (`colocate`).
+def opened(engine: str, spec: EngineSpec) -> Iterator[Callable[[Request], Sampled]]:
+    """A function that samples as `sampler.sample` does, from a server started for it (`server`) or from vLLM in this process (`colocate`).
 
-    Raises: ServerLost where the server does not start, or ends.
+    Raises: ServerLost if the server does not start, or ends early.
     """
     ends = set(spec.eos_token_ids)
     with {"server": _server, "colocate": _in_process}[engine](spec) as draw:
 
-        def sampled(asked: Asked) -> Sampled:
-            ids, logprobs = draw(asked)
+        def sampled(request: Request) -> Sampled:
+            ids, logprobs = draw(request)
             return Sampled(ids, logprobs, [is_truncated(row, ends=ends, stop=spec.stop) for row in ids])
 
         yield sampled
 
 
 @contextmanager
-def _server(spec: Answering) -> Iterator[Callable[[Asked], Drawn]]:
+def _server(spec: EngineSpec) -> Iterator[Callable[[Request], Drawn]]:
     from tinyzero_trl.config import has_gpu
     from tinyzero_trl.generation.calls import ServerFault
     from tinyzero_trl.generation.client import Rows, checked_choice, request_bodies
@@ -85,14 +85,14 @@ def _server(spec: Answering) -> Iterator[Callable[[Asked], Drawn]]:
         max_num_seqs=spec.batch_size,
     )
 
-    def draw(asked: Asked) -> Drawn:
+    def draw(request: Request) -> Drawn:
         def count(answer: Any) -> None:
-            if asked.on_progress is not None:
-                asked.on_progress(1, len(checked_choice(answer)["token_ids"]))
+            if request.on_progress is not None:
+                request.on_progress(1, len(checked_choice(answer)["token_ids"]))
 
-        rows = Rows(asked.seeds, spec.eos_token_ids, spec.stop.texts if spec.stop else ())
-        bodies = request_bodies(spec.model, asked.prompt_ids, rows, **asked.sampling())
-        given = server.calls.together("/v1/completions", bodies, seconds=asked.seconds, on_answer=count)
+        rows = Rows(request.seeds, spec.eos_token_ids, spec.stop.texts if spec.stop else ())
+        bodies = request_bodies(spec.model, request.prompt_ids, rows, **request.sampling())
+        given = server.calls.together("/v1/completions", bodies, seconds=request.seconds, on_answer=count)
         choices = [checked_choice(answer) for answer in given]
         return [choice["token_ids"] for choice in choices], [choice["logprobs"]["token_logprobs"] for choice in choices]
 
@@ -110,14 +110,14 @@ def _server(spec: Answering) -> Iterator[Callable[[Asked], Drawn]]:
 
 
 @contextmanager
-def _in_process(spec: Answering) -> Iterator[Callable[[Asked], Drawn]]:
+def _in_process(spec: EngineSpec) -> Iterator[Callable[[Request], Drawn]]:
     import os
 
     from tinyzero_trl.config import has_gpu
 
     is_on_cpu = not has_gpu()
     if is_on_cpu:
-        # Read as vLLM is imported: one process and no threads bound, as in colocate mode.
+        # vLLM reads these as it is imported: one process and no bound threads, as in colocate mode.
         os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -140,16 +140,16 @@ def _in_process(spec: Answering) -> Iterator[Callable[[Asked], Drawn]]:
         **own,
     )
 
-    def draw(asked: Asked) -> Drawn:
-        llm.rows = Rows(asked.seeds, spec.eos_token_ids, spec.stop.texts if spec.stop else ())
+    def draw(request: Request) -> Drawn:
+        llm.rows = Rows(request.seeds, spec.eos_token_ids, spec.stop.texts if spec.stop else ())
         outputs = llm.generate(
-            [{"prompt_token_ids": list(ids)} for ids in asked.prompt_ids],
-            sampling_params=SamplingParams(**asked.sampling(), logprobs=0),
+            [{"prompt_token_ids": list(ids)} for ids in request.prompt_ids],
+            sampling_params=SamplingParams(**request.sampling(), logprobs=0),
             use_tqdm=False,
         )
         done = [output.outputs[0] for output in outputs]
-        if asked.on_progress is not None:
-            asked.on_progress(len(done), sum(len(one.token_ids) for one in done))
+        if request.on_progress is not None:
+            request.on_progress(len(done), sum(len(one.token_ids) for one in done))
         return (
             [list(one.token_ids) for one in done],
             [[at[token].logprob for token, at in zip(one.token_ids, one.logprobs, strict=True)] for one in done],

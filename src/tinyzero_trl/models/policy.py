@@ -42,8 +42,7 @@ def checked_start(cfg: DictConfig) -> Start:
             f"{TRAINED}{location.path}: config.json names no architecture, by which TRL loads the model; add "
             f'"architectures": ["{inspection.class_name_of(config)}"]'
         )
-    tokenizer = tokens.tokenizer_of(location, typed=TRAINED, **asked)
-    inspection.check_vocabulary(tokenizer, config, subject=f"{TRAINED}{location.shown}")
+    tokenizer = tokens.tokenizer_of(location, typed=TRAINED, config=config, **asked)
     model = inspection.empty_model(location, config, typed=TRAINED, **init_arguments(cfg))
     if model is not None and cfg.model.get("use_peft"):
         inspection.check_lora(model, _model_settings(cfg))

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl import hub
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.models.inspection import beyond_embeddings, note
+from tinyzero_trl.models.inspection import beyond_embeddings, check_vocabulary, note
 from tinyzero_trl.models.location import ModelLocation
 from tinyzero_trl.task import raised
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 Prompt = str | list[dict[str, str]]
 """Text, or chat messages."""
@@ -49,11 +49,17 @@ def prompts_ids(tokenizer: Any, batch: list[Any], **template: Any) -> list[list[
 
 
 def tokenizer_of(
-    location: ModelLocation, *, typed: str, revision: str | None = None, trust_remote_code: bool = False
+    location: ModelLocation,
+    *,
+    typed: str,
+    config: PreTrainedConfig | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """The adapter's tokenizer, or else the model's, its padding on the left.
+    """The adapter's tokenizer, or else the model's, with padding on the left.
 
-    typed: what a person types in front of the path. Raises: ConfigError where there is none that can end a text.
+    typed: the words in front of the path on the command line. config: the model's, which must have an embedding for every token;
+    None leaves that unchecked. Raises: ConfigError if no tokenizer that can end a text loads.
     """
     from transformers import AutoTokenizer
 
@@ -82,6 +88,8 @@ def tokenizer_of(
             note(
                 f"the tokenizer of {place} has no pad token; its eos token {tokenizer.eos_token!r} is taken for padding"
             )
+        if config is not None:
+            check_vocabulary(tokenizer, config, subject=f"{typed}{location.shown}")
         return tokenizer
     raise ConfigError(f"{typed}{location.shown} has no tokenizer that can be loaded ({'; '.join(failures)})")
 

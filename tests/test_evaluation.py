@@ -16,7 +16,7 @@ import yaml
 from tinyzero_trl.evaluation import evaluating, scores
 from tinyzero_trl.evaluation.completions import checked_model, prompt_ids_of
 from tinyzero_trl.evaluation.plan import Settings, make_plan
-from tinyzero_trl.models import identity
+from tinyzero_trl.models import identity_of
 from tinyzero_trl.models.location import locate
 from tinyzero_trl.storage import manifest
 from tinyzero_trl.tasks import TASKS
@@ -284,11 +284,11 @@ def test_a_folder_of_the_hubs_shape_is_known_by_a_hash_that_sha256sum_gives(mode
     said = subprocess.run(["bash", "-c", command], cwd=copy, capture_output=True, text=True, check=True).stdout
     assert summary["model_sha256"] == said.split()[0]
     location = locate(str(model_folder))
-    assert identity.identity(location)["model_sha256"] == summary["model_sha256"]
+    assert identity_of(location)["model_sha256"] == summary["model_sha256"]
     with (copy / "model.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x01")
-    assert identity.identity(locate(str(copy)))["model_sha256"] != summary["model_sha256"]
+    assert identity_of(locate(str(copy)))["model_sha256"] != summary["model_sha256"]
 
 
 def test_a_folder_that_lost_its_seal_outside_its_run_is_still_ours(model_folder, tmp_path):
@@ -303,9 +303,9 @@ def test_an_adapters_record_names_the_model_below_it_too(model_folder, tmp_path)
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model_folder)}))
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
-    found = identity.identity(locate(str(adapter)))
+    found = identity_of(locate(str(adapter)))
     assert found["model_sha256_of"] == ["adapter_config.json", "adapter_model.safetensors"]
-    assert found["base_model_sha256"] == identity.identity(locate(str(model_folder)))["model_sha256"]
+    assert found["base_model_sha256"] == identity_of(locate(str(model_folder)))["model_sha256"]
 
 
 def test_of_a_model_of_the_hub_the_record_has_the_commit(tmp_path, monkeypatch):
@@ -315,8 +315,8 @@ def test_of_a_model_of_the_hub_the_record_has_the_commit(tmp_path, monkeypatch):
         (place / file).parent.mkdir(parents=True)
         (place / file).write_text(text)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert identity.identity(locate("org/name")) == {"model_sha256": None, "model_commit": commit}
-    assert identity.identity(locate("org/other")) == {"model_sha256": None, "model_commit": None}
+    assert identity_of(locate("org/name")) == {"model_sha256": None, "model_commit": commit}
+    assert identity_of(locate("org/other")) == {"model_sha256": None, "model_commit": None}
 
 
 # ---- prompts as in training

@@ -15,6 +15,7 @@ import yaml
 
 from tinyzero_trl.config import compose
 from tinyzero_trl.failures import ConfigError, RunLocked
+from tinyzero_trl.models import identity
 from tinyzero_trl.runs import folder as run_folder
 from tinyzero_trl.runs import record
 from tinyzero_trl.runs.resuming import MAY_CHANGE
@@ -182,18 +183,19 @@ def test_a_run_is_not_continued_where_its_model_or_tokenizer_became_another(tmp_
 def test_a_large_file_of_a_model_is_known_by_its_size_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """C-17."""
     model = a_model(tmp_path / "model")
-    cfg = compose([TINY, f"model.model_name_or_path={model}"])
     weights = model / "model.safetensors"
     weights.write_bytes(bytes(3 * 2**20))
-    monkeypatch.setattr(record, "WHOLE_BYTES", 2**21)
-    first = record.model_files(cfg)
+    monkeypatch.setattr(identity, "WHOLE_BYTES", 2**21)
+    first = identity.model_files(str(model))
     for place in (5, -5):
         changed = bytearray(3 * 2**20)
         changed[place] = 1
         weights.write_bytes(changed)
-        assert {key for key, value in record.model_files(cfg).items() if value != first[key]} == {"model.safetensors"}
+        assert {key for key, value in identity.model_files(str(model)).items() if value != first[key]} == {
+            "model.safetensors"
+        }
     weights.write_bytes(bytes(3 * 2**20 + 1))
-    assert record.model_files(cfg) != first
+    assert identity.model_files(str(model)) != first
 
 
 def test_packages_that_changed_since_the_run_began_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +354,7 @@ def test_a_manifest_names_every_file_with_its_own_hash(tmp_path: Path) -> None:
     files = json.loads((tmp_path / manifest.MANIFEST).read_text())["files"]
     assert list(files) == sorted(f"part-{index}" for index in range(40))
     assert all(files[n]["sha256"] == hashlib.sha256((tmp_path / n).read_bytes()).hexdigest() for n in files)
-    assert manifest.fault(tmp_path) is None
+    assert manifest.why_not_usable(tmp_path) is None
 
 
 def test_the_fingerprint_of_rows_is_that_of_their_content() -> None:

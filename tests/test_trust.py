@@ -232,7 +232,7 @@ def test_where_no_key_can_be_kept_runs_are_written_unsigned_and_are_nobodys(
     run = made(tmp_path / "run", monkeypatch)
     assert "signed" not in (run / "run.yaml").read_text()
     assert not trust.is_own_file(run / "run.yaml")
-    assert manifest.fault(run / "model") is None
+    assert manifest.why_not_usable(run / "model") is None
 
 
 def test_a_run_knows_the_words_processes_and_folder_it_was_started_with(

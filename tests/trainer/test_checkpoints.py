@@ -31,7 +31,7 @@ def test_a_checkpoint_is_sealed_with_the_size_and_hash_of_each_file(saved: Path)
     names = {path.name for path in (saved / "checkpoint-3").iterdir()} - {"MANIFEST.json"}
     assert set(content["files"]) == names
     assert "training_args.bin" not in names
-    assert manifest.fault(saved / "checkpoint-3") is None
+    assert manifest.why_not_usable(saved / "checkpoint-3") is None
 
 
 def test_every_flipped_bit_and_every_missing_or_cut_file_is_found(saved: Path) -> None:
@@ -44,13 +44,13 @@ def test_every_flipped_bit_and_every_missing_or_cut_file_is_found(saved: Path) -
             content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
         for broken in (b"", whole[: len(whole) // 2], whole[:-1], *flipped):
             (folder / name).write_bytes(broken)
-            assert name in (manifest.fault(folder) or "")
+            assert name in (manifest.why_not_usable(folder) or "")
         (folder / name).unlink()
-        assert manifest.fault(folder) == f"lacks {name}"
+        assert manifest.why_not_usable(folder) == f"lacks {name}"
         (folder / name).write_bytes(whole)
-    assert manifest.fault(folder) is None
+    assert manifest.why_not_usable(folder) is None
     (folder / "MANIFEST.json").write_text('{"files": ')
-    assert manifest.fault(folder) == "has a damaged manifest (MANIFEST.json is not JSON)"
+    assert manifest.why_not_usable(folder) == "has a damaged manifest (MANIFEST.json is not JSON)"
 
 
 def test_the_newest_usable_checkpoint_is_found_and_the_others_are_passed_over_with_the_reason(saved: Path) -> None:

@@ -100,6 +100,6 @@ def test_the_best_model_of_transformers_is_named_by_its_place_and_kept(build: An
     written = (folder / "checkpoint-2" / "trainer_state.json").read_text()
     assert manifest.UNFINISHED not in written
     assert f'"best_model_checkpoint": "{folder}/checkpoint-2"' in written
-    assert all(manifest.fault(path) is None for path in manifest.checkpoints(folder))
+    assert all(manifest.why_not_usable(path) is None for path in manifest.checkpoints(folder))
     shutil.rmtree(folder / "checkpoint-5")
     goes_on(build, folder, to=5)

@@ -82,7 +82,7 @@ def test_two_processes_train_save_resume_and_earn_what_one_does(
     done = launch(config, GRPO, *words, "trainer.max_steps=3", f"trainer.resume_from_checkpoint={two}")
     assert "passed over checkpoint-2 was not finished" in done.stdout
     assert [path.name for path in manifest.checkpoints(two)] == ["checkpoint-2", "checkpoint-3"]
-    assert all(manifest.fault(path) is None for path in [*manifest.checkpoints(two), two / "model"])
+    assert all(manifest.why_not_usable(path) is None for path in [*manifest.checkpoints(two), two / "model"])
     assert [entry["step"] for entry in metrics_of(two)] == [1, 2, 3]
     assert pq.read_table(two / "rollouts" / "train-00000003.parquet").num_rows == 32
     for mine, theirs in zip(metrics_of(two), metrics_of(one), strict=True):
@@ -155,7 +155,7 @@ def test_every_recipe_trains_two_steps(
         changes.append("soft_overlong_tokens=2")  # of 16, as 32 are of 256
     assert grpo.train([f"+{recipe.task}={recipe.name}", *SMALL, *changes]) == 0
     assert [entry["step"] for entry in metrics_of(tmp_path / "run")][-1] == 2
-    assert manifest.fault(tmp_path / "run" / "model") is None
+    assert manifest.why_not_usable(tmp_path / "run" / "model") is None
     record = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
     assert record["trainer"]["run_name"] == recipe.name
     is_evaluated = record["trainer"]["eval_strategy"] != "no"

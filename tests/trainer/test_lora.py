@@ -110,7 +110,7 @@ def test_a_run_with_an_adapter_trains_saves_resumes_is_evaluated_and_merged(tiny
     assert any(value.any() for name, value in saved.items() if "lora_B" in name)
     assert all("lora_" in name for name in saved)
     assert not (straight / "model" / "model.safetensors").exists()
-    assert manifest.fault(straight / "model") is None
+    assert manifest.why_not_usable(straight / "model") is None
 
     location = locate(str(straight))
     assert (location.path, location.adapter) == (str(tiny_llama), str(straight / "model"))

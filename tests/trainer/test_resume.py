@@ -128,7 +128,7 @@ def test_a_checkpoint_without_its_rollouts_or_a_weight_is_refused(build: Any, tm
     (folder / "rollout_state-0.json").rename(tmp_path / "state")
     with pytest.raises(ConfigError, match="inside a generation cycle and has no rollout_state"):
         build(TinyZeroTrainer, **settings).train(resume_from_checkpoint=str(folder))
-    assert manifest.fault(folder) == "lacks rollout_state-0.json"
+    assert manifest.why_not_usable(folder) == "lacks rollout_state-0.json"
     boundary = Path(trainer.args.output_dir) / "checkpoint-2"
     (boundary / "rollout_state-0.json").unlink()
     weights = safetensors.torch.load_file(boundary / "model.safetensors")

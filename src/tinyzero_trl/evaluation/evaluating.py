@@ -22,7 +22,7 @@ from tinyzero_trl.evaluation.scores import Sample
 from tinyzero_trl.evaluation.tables import show, show_comparison
 from tinyzero_trl.evaluation.work import Work, completed, device, rows_of, work_of
 from tinyzero_trl.failures import Failure, VerifierFailure, explained
-from tinyzero_trl.models import identity as model_identity
+from tinyzero_trl.models import identity_of, weights_of
 from tinyzero_trl.redaction import secrets_in_environment, without_secrets
 from tinyzero_trl.rewards import verdict_of
 from tinyzero_trl.storage import locked
@@ -110,7 +110,7 @@ def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
     works = [work_of(*parts, model) for parts in zip(plans, asked, problems, strict=True)]
     for work in works:
         _refuse_others_samples(work)
-    weights = model_identity.weights_of(plans[0].location)
+    weights = weights_of(plans[0].location)
     with ExitStack() as stack:
         draw: Draw | None = None
         model_id: dict[str, Any] = {}
@@ -123,7 +123,7 @@ def evaluate_all(asked: Sequence[Settings]) -> list[Path]:
             with locked(work.plan.folder):
                 known = unfinished.begin(work.plan.folder, identity, overwrite=work.settings.overwrite)
                 console.print(work.said(num_known=len(known)))
-                model_id = model_id or model_identity.identity(work.plan.location)
+                model_id = model_id or identity_of(work.plan.location)
                 if draw is None and len(known) < work.num_samples:
                     loading = Loading(
                         model,

@@ -3,6 +3,7 @@
 name -> `location` -> `inspection` (small files, no weights) -> `tokens` (tokenizer, prompts as ids) -> `policy` (what TRL loads)
 """
 
+from tinyzero_trl.models.identity import identity_of, model_files, weights_of
 from tinyzero_trl.models.inspection import json_object
 from tinyzero_trl.models.location import EVALUATED, TRAINED, ModelLocation, load_path, locate, read_record
 from tinyzero_trl.models.policy import Start, checked_start, init_arguments, policy_arguments, settle_adapter
@@ -19,14 +20,17 @@ __all__ = [
     "check_stop",
     "checked_start",
     "fitted",
+    "identity_of",
     "init_arguments",
     "is_truncated",
     "json_object",
     "load_path",
     "locate",
+    "model_files",
     "policy_arguments",
     "prompt_ids",
     "prompts_ids",
     "read_record",
     "settle_adapter",
+    "weights_of",
 ]

@@ -1,20 +1,48 @@
-"""Which weights a location holds: the seal of their folder, or else its files."""
+"""The identity of a model, for three questions.
+
+`identity_of` names the weights of an evaluation: anybody can check the hash, and it reads every byte. `weights_of` tells in no time
+whether they changed since. `model_files` tells which file changed since a run began. A sealed folder and a hub model name theirs themselves.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl.models.location import ModelLocation
-from tinyzero_trl.storage import MANIFEST
+from tinyzero_trl.models.location import ModelLocation, load_path
+from tinyzero_trl.storage import MANIFEST, sha256_of
 
+SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
+"""Endings of the files that a model and its tokenizer load from."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-"""Files that weights are in, the first kind that is there."""
+"""Patterns of files with weights; the first one that matches is used."""
+WHOLE_BYTES = 32 * 2**20
+"""Largest file that `model_files` hashes whole. Of a larger one it reads the size and both ends, so that no start takes minutes."""
+
+
+def model_files(name: str, *, revision: str | None = None) -> dict[str, str]:
+    """Short hashes by file name of the model that `name` loads, its tokenizer included; `commit` of a model on the hub.
+
+    name: a folder, `tiny` or a hub id. Empty for an empty name, and for a hub model that is not in the cache.
+    """
+    place = load_path(name)
+    if not place:
+        return {}
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        files = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.is_file()]
+        return {path.name: _short_hash(path) for path in files}
+    commit = _commit(place, revision)
+    return {"commit": commit} if commit else {}
 
 
 def weights_of(location: ModelLocation) -> str:
-    """Changes when the weights do, and costs nothing: the seal of their folder, or else names, sizes and times of its files; of the hub its id."""
+    """A text that changes when the weights do: the seal of their folder, or a hash of its file names, sizes and times; of a hub model its id.
+
+    It reads no weights. A folder that is copied or touched counts as changed.
+    """
     if sealed := _seal(Path(location.shown)):
         return sealed
     places = [Path(place) for place in (location.path, location.adapter) if place and Path(place).is_dir()]
@@ -25,12 +53,12 @@ def weights_of(location: ModelLocation) -> str:
     return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
-def identity(location: ModelLocation) -> dict[str, Any]:
-    """`model_sha256` and what it is of, wherever the folder stands; of an adapter also those of the model below, as `base_model_sha256`.
+def identity_of(location: ModelLocation) -> dict[str, Any]:
+    """`model_sha256` and the files it covers, the same wherever the folder is; of an adapter also `base_model_sha256`, of the model below.
 
-    Of a sealed folder the hash is that of its manifest, which names the hash of every file. Of another it is that of the
-    output of `sha256sum *.safetensors *.json`, so that anybody can check it. Reads every byte of unsealed weights.
-    Of the hub it is None, and `model_commit` says which version was read.
+    Of a sealed folder it is the hash of the manifest, which names the hash of every file. Of another folder it is the hash of
+    what `sha256sum *.safetensors *.json` prints, so that anybody can check it; that reads every byte of the weights.
+    Of a hub model it is None, and `model_commit` names the version that was read.
     """
     found = _identity(location.shown)
     if location.adapter:
@@ -46,26 +74,34 @@ def _identity(place: str) -> dict[str, Any]:
         return {"model_sha256": sealed, "model_sha256_of": MANIFEST}
     weights = next((found for kind in WEIGHTS if (found := sorted(folder.glob(kind)))), [])
     files = sorted({*weights, *folder.glob("*.json")}, key=lambda file: file.name)
-    lines = "".join(f"{_sha256(file)}  {file.name}\n" for file in files)
+    lines = "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)
     return {
         "model_sha256": hashlib.sha256(lines.encode()).hexdigest(),
         "model_sha256_of": [file.name for file in files],
     }
 
 
-def _seal(folder: Path) -> str | None:
-    file = folder / MANIFEST
-    return _sha256(file) if file.is_file() else None
-
-
-def _sha256(path: Path) -> str:
+def _short_hash(path: Path) -> str:
+    """The first 16 hex digits of a file's SHA-256; above WHOLE_BYTES, of its size and both ends."""
+    size = path.stat().st_size
+    if size <= WHOLE_BYTES:
+        return sha256_of(path)[:16]
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(str(size).encode() + file.read(2**20))
+        file.seek(-(2**20), os.SEEK_END)
+        digest.update(file.read())
+    return digest.hexdigest()[:16]
 
 
-def _commit(hub_id: str) -> str | None:
-    """The commit whose config.json lies in the cache, where the hub's own name for it can be read off."""
+def _seal(folder: Path) -> str | None:
+    """The hash of the folder's manifest; None if the folder is not sealed."""
+    file = folder / MANIFEST
+    return sha256_of(file) if file.is_file() else None
+
+
+def _commit(hub_id: str, revision: str | None = None) -> str | None:
+    """The commit of a hub model whose config.json is in the cache, which is the name of its folder there; None without one."""
     from huggingface_hub import try_to_load_from_cache
 
-    file = try_to_load_from_cache(hub_id, "config.json")
+    file = try_to_load_from_cache(hub_id, "config.json", revision=revision)
     return Path(file).parent.name if isinstance(file, str) else None

@@ -124,7 +124,7 @@ def _of_folder(folder: Path, *, run_folder: Path | None, typed: str) -> ModelLoc
 
 
 def _refuse_fault(folder: Path, typed: str) -> None:
-    if reason := manifest.fault(folder):
+    if reason := manifest.why_not_usable(folder):
         raise ConfigError(f"{typed}{folder} {reason}; take another checkpoint of the run")
 
 

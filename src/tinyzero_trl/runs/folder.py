@@ -18,8 +18,9 @@ from omegaconf import DictConfig
 
 from tinyzero_trl import storage
 from tinyzero_trl.failures import ConfigError, Failure, explained
+from tinyzero_trl.models import model_files
 from tinyzero_trl.runs import resuming
-from tinyzero_trl.runs.record import cut_metrics, model_files, packages, write_record
+from tinyzero_trl.runs.record import cut_metrics, packages, write_record
 from tinyzero_trl.storage import locked, manifest
 
 FILES = ("run.yaml", "metrics.jsonl", "run.lock", "report.html", "best.json")
@@ -68,7 +69,7 @@ def choose(
         raise ConfigError(f"output_dir {cfg.output_dir} is not the run to resume, {folder}; leave one of them out")
     if given is folder:
         return _continued(given, cfg, num_processes, trusts_code)
-    reason = manifest.fault(given)
+    reason = manifest.why_not_usable(given)
     if reason:
         raise ConfigError(f"trainer.resume_from_checkpoint: {given} {reason}")
     resuming.check_same_run(given.parent, cfg)
@@ -147,7 +148,7 @@ def opened(
         if os.environ.get("RANK", "0") == "0":
             try:
                 folder = choose(cfg, num_processes=num_processes, trusts_code=trusts_code)
-                model = model_files(cfg)
+                model = model_files(str(cfg.model.model_name_or_path or ""), revision=cfg.model.model_revision)
                 resuming.check_same_sources(folder.path, data=data, model=model)
                 stack.enter_context(locked(folder.path))
                 if not folder.is_finished:

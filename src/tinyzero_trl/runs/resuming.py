@@ -209,7 +209,7 @@ def changed_packages(path: Path, packages: Mapping[str, str]) -> str | None:
 def is_finished(path: Path, cfg: DictConfig, *, checkpoint: Path | None = None) -> bool:
     """Whether the run ended and nothing asks for more of it; with `checkpoint`, whether that is its end."""
     model = path / "model"
-    if manifest.fault(model) is not None:
+    if manifest.why_not_usable(model) is not None:
         return False
     if checkpoint is not None and manifest.facts(model).get("step") != manifest.facts(checkpoint).get("step"):
         return False

@@ -1,8 +1,8 @@
-"""Files that are whole or absent, folders with a seal, one writer at a time.
+"""Files on disk: atomic writes, sealed folders, the lock of a run folder. Standard library only, but for YAML.
 
-`files` writes atomically and follows no link; `manifest` seals a folder with the hash of every file and finds the newest
-checkpoint that is whole; `lock` keeps a second process out of a folder; `run_yaml` reads a run's record, and `trust` signs
-records, so that code named in another user's folder does not run unasked.
+`files` writes atomically, follows no link and hashes files. `manifest` seals a folder with the hash of every file, and finds
+the newest usable checkpoint of a run. `lock` keeps a second process out of a run folder. `run_yaml` reads the record of a run.
+`trust` signs records and manifests, so that code named in another user's folder runs only if a person allows it.
 """
 
 from tinyzero_trl.storage.files import (
@@ -13,6 +13,7 @@ from tinyzero_trl.storage.files import (
     probe,
     replacing,
     replacing_folder,
+    sha256_of,
     sweep,
     write_text,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "probe",
     "replacing",
     "replacing_folder",
+    "sha256_of",
     "sweep",
     "write_text",
 ]

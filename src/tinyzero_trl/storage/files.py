@@ -1,12 +1,13 @@
-"""Files and folders that appear whole or not at all, and that follow no link laid in their way. Standard library only.
+"""Atomic writes: a file or folder appears whole or not at all, and no symbolic link is followed. Standard library only.
 
-Whoever may write to a folder could lay a link under the name of a temporary file, and what a run writes would go through it.
-So a temporary file has a name that nobody can guess, and is created anew or not at all.
+Anybody who may write to a folder could place a link under the name of a temporary file, and a run would then write through it.
+So a temporary file has a name that nobody can guess, and opening it fails if the name exists.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -17,20 +18,21 @@ from pathlib import Path
 from typing import IO
 
 PART = ".part"
-"""Ending of a file that is being written."""
+"""Ending of the name of a file that is being written."""
 MAX_NAME_BYTES = 255
+"""Longest file name that Linux allows, in bytes."""
 PROBE_BYTES = 2**16
-"""What a run writes before anything else is less: run.yaml, a lock, some lines of metrics."""
+"""Size of the file that `probe` writes: more than run.yaml, a lock and the first metrics together."""
 NAME_BYTES = 200
-"""Of a target's name in that of its part: a file name has 255 at most."""
+"""Bytes of a target's name that the name of its temporary file keeps, so that it stays below MAX_NAME_BYTES."""
 
 
 @contextmanager
 def replacing(target: Path, *, is_private: bool = False, is_flushed: bool = False) -> Iterator[IO[bytes]]:
-    """A new file beside `target` that takes its place when the block ends well, and is removed when it does not.
+    """A new file beside `target` that replaces it if the block succeeds, and is removed if the block raises.
 
-    It gets the permissions of the file that was there, or of any new file; is_private: those of a secret, 0600.
-    is_flushed: its bytes are on the disk before its name is. `file.name` is for libraries that write to a path only.
+    The file gets the permissions of the one it replaces, or those of any new file; is_private: 0600, as a secret needs.
+    is_flushed: the bytes are on the disk before the name is. `file.name` serves libraries that write to a path.
     Raises: OSError that names `target`.
     """
     try:
@@ -56,7 +58,7 @@ def replacing(target: Path, *, is_private: bool = False, is_flushed: bool = Fals
                 part.unlink()
             raise
     except OSError as error:
-        # A write that fails names no file at all, and the part's own name says nothing to a person.
+        # A failed write names no file, and the temporary name tells a person nothing.
         if error.errno is not None and (error.filename is None or str(error.filename) == str(part)):
             error.filename, error.filename2 = str(target), None
         raise
@@ -64,40 +66,49 @@ def replacing(target: Path, *, is_private: bool = False, is_flushed: bool = Fals
 
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """The same of a folder: a new one beside `target`, with the permissions of any new folder. What is at `target` goes first."""
+    """A new folder beside `target` that replaces it if the block succeeds, and is removed if the block raises."""
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = _beside(target)
     beside.mkdir()
     try:
         yield beside
-        remove(target)
-        os.replace(beside, target)
+        put_in_place(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
 
 
+def put_in_place(beside: Path, target: Path) -> None:
+    """Rename the folder `beside` to `target`. What was at `target` is moved aside first, and removed once the new name is on the disk."""
+    old = _beside(beside)
+    with suppress(FileNotFoundError):
+        os.replace(target, old)
+    os.replace(beside, target)
+    flush_folder(target.parent)
+    remove(old)
+
+
 def write_text(target: Path, text: str, *, is_private: bool = False, is_flushed: bool = False) -> None:
-    """Write `text` as UTF-8 to `target`, whole or not at all. Raises: as `replacing`."""
+    """Write `text` as UTF-8 to `target`, whole or not at all. Raises: OSError that names `target`."""
     with replacing(target, is_private=is_private, is_flushed=is_flushed) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_new(target: Path, content: bytes) -> None:
-    """Write a file that only this user can read, whole, where there is none. Raises: FileExistsError where there is one."""
+    """Write a new file that only this user can read, whole or not at all. Raises: FileExistsError if `target` exists."""
     part = _beside(target)
     try:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
             file.write(content)
-        os.link(part, target)  # unlike a rename it takes nobody's place: of two writers at once, one is told
+        os.link(part, target)  # unlike a rename, this fails for the second of two writers
     finally:
         part.unlink(missing_ok=True)
 
 
 def open_in_place(path: Path, flags: int) -> int:
-    """Descriptor of the file `path`, made if need be, for writing without a rename: a lock, a log.
+    """Descriptor of the file `path`, created if missing, for files that are written in place: a lock, a log.
 
-    flags: such as os.O_APPEND. Raises: OSError where it is a link or a folder, or cannot be opened.
+    flags: such as os.O_APPEND. Raises: OSError if `path` is a link or a folder, or cannot be opened.
     """
     if path.is_symlink():
         raise OSError(errno.ELOOP, "it is a link, and a run writes through none", str(path))
@@ -105,15 +116,15 @@ def open_in_place(path: Path, flags: int) -> int:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add `text` at the end of `path`, which is made if need be. Raises: as `open_in_place`."""
+    """Append `text` to the file `path`, created if missing. Raises: OSError if `path` is a link or a folder, or cannot be opened."""
     with os.fdopen(open_in_place(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
         file.write(text.encode("utf-8"))
 
 
 def probe(folder: Path) -> None:
-    """Write and remove a file in `folder`, or in the nearest of its parents that is there; makes no folder.
+    """Write and remove a file in `folder`, or in its nearest existing parent, to find out early whether a run can write there.
 
-    Raises: OSError that names `folder`, where no run could write in it.
+    Creates no folder. Raises: OSError that names `folder`, if it cannot be written.
     """
     place = folder
     while True:
@@ -137,7 +148,7 @@ def probe(folder: Path) -> None:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             os.write(descriptor, bytes(PROBE_BYTES))
-            os.fsync(descriptor)  # some disks say only here that they are full
+            os.fsync(descriptor)  # some file systems report a full disk only here
         finally:
             os.close(descriptor)
             part.unlink()
@@ -152,13 +163,13 @@ def _refuse_long(name: str, folder: Path) -> None:
 
 
 def fresh_folder(path: Path) -> None:
-    """Make the folder `path`, empty: what lies there is removed, of a link the link alone."""
+    """Create the empty folder `path`. Anything at that path is removed; of a link, only the link."""
     remove(path)
     path.mkdir(parents=True)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all that is in it; nothing where nothing is."""
+    """Remove a file, a link, or a folder with its content; a missing path is no error."""
     with suppress(FileNotFoundError, NotADirectoryError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             shutil.rmtree(path)
@@ -167,13 +178,26 @@ def remove(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the parts that killed processes left in `folder`. The caller holds the lock of the folder."""
+    """Remove temporary files that killed processes left in `folder`. The caller holds the folder's lock."""
     for part in folder.glob(f".*{PART}"):
         if not part.is_dir() or part.is_symlink():
             part.unlink(missing_ok=True)
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush_folder(folder: Path) -> None:
+    """Write the names in `folder` to the disk, so that they survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
 def _beside(target: Path) -> Path:
-    """A name in the same folder that nobody can guess."""
+    """A path in the same folder with a name that nobody can guess."""
     stem = os.fsencode(target.name)[:NAME_BYTES].decode("utf-8", errors="ignore")
     return target.with_name(f".{stem}.{secrets.token_hex(8)}{PART}")

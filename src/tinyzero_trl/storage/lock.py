@@ -1,4 +1,4 @@
-"""One process at a time in a run folder."""
+"""The lock of a run folder: one process at a time."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tinyzero_trl.storage import files
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the run folder; the kernel frees the lock of a process that dies, so a stale run.lock is simply taken over.
+    """Hold the lock of the folder `path`. The kernel frees the lock of a process that dies, so a stale run.lock does no harm.
 
-    What a process that was killed was writing in `path` is removed.
-    Raises: RunLocked, naming the process that holds it; OSError where there can be no lock (`failures.explained`).
+    Temporary files that a killed process left in `path` are removed.
+    Raises: RunLocked that names the process holding the lock; OSError if the file system allows no lock (`failures.explained`).
     """
     path.mkdir(parents=True, exist_ok=True)
     lock = path / "run.lock"
@@ -37,7 +37,7 @@ def locked(path: Path) -> Iterator[None]:
             )
             file.flush()
         except OSError as error:
-            error.filename = str(lock)  # a write that fails names no file
+            error.filename = str(lock)  # a failed write names no file
             raise
         files.sweep(path)
         try:

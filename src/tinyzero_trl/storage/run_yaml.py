@@ -1,4 +1,4 @@
-"""The record of a run, run.yaml, read as plain values and checked for its shape: anybody may have edited it."""
+"""Reading run.yaml, the record of a run: plain values of checked types, because anybody may have edited the file."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ SECTIONS = (
     *("batching", "critic", "curriculum", "data", "evaluation", "generation", "model", "pretraining", "replay"),
     *("reward_parameters", "reward_workers", "rewards", "scratch", "trainer"),
 )
-"""Keys of a record that hold a section. A test holds them to the keys of a recipe (config.keys.MAPPINGS)."""
+"""Keys of a record that hold a section. A test compares them with the keys of a recipe (config.keys.MAPPINGS)."""
 
 NUMBERS = ("temperature", "max_completion_length", "max_steps", "num_train_epochs")
-"""Keys of `trainer` that evaluation and resuming calculate with."""
+"""Keys of `trainer` whose values evaluation and resuming use as numbers."""
 _ANOTHER = "put back the file that the run wrote, or use another run"
 
 
 def is_number(value: Any) -> bool:
-    """True if a value of a file is a finite number."""
-    # JSON has whole numbers of any length, and math.isfinite knows none above 1e308.
+    """True if a value read from a file is a finite number below 1e300."""
+    # JSON allows integers of any length, and math.isfinite raises OverflowError above 1e308.
     return type(value) in (int, float) and -1e300 < value < 1e300
 
 
 def plain_record(file: Path) -> dict[str, Any]:
-    """Content of a run.yaml. Raises: ValueError that names the file, where it is not what `write_record` writes."""
+    """Content of a run.yaml. Raises: ValueError that names the file, if the file is not what `write_record` writes."""
     import yaml
 
     try:
@@ -36,7 +36,7 @@ def plain_record(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not YAML ({' '.join(str(error).split())[:120]}); {_ANOTHER}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{file} is not the record of a run: it holds {kind_of(content)}; {_ANOTHER}")
-    if has_aliases:  # we write none, and a page of aliases of aliases stands for more copies than memory holds
+    if has_aliases:  # we write none, and nested aliases can expand to more copies than memory holds
         raise ValueError(f"{file} is not the record of a run: it has YAML aliases; {_ANOTHER}")
     sections = {name: content.get(name) for name in (*SECTIONS, "provenance")}
     origin = sections["provenance"] if isinstance(sections["provenance"], dict) else {}

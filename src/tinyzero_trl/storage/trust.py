@@ -1,8 +1,8 @@
-"""Signatures that tell this user's run folders from others', whose code is not run unasked. Standard library only.
+"""Signatures that tell this user's run folders from those of others, whose code runs only with `--trust-code`. Standard library only.
 
-A run names Python files (a task, a format, a reward), and a checkpoint of DeepSpeed is a pickle, which runs what it likes as it is
-loaded. What runs of this user write is signed, HMAC-SHA256 with a key that only this user can read. A folder that somebody sent has no
-such signature: what it would run needs `--trust-code`.
+A run names Python files (a task, a format, a reward), and a checkpoint of DeepSpeed is a pickle, which can run any code as it is
+loaded. Runs of this user sign what they write: HMAC-SHA256 with a key that only this user can read. A folder from somebody else has no
+such signature.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from tinyzero_trl.storage import files
 OPTION = "--trust-code"
 KEY_BYTES = 32
 SIGNED = b"# signed by the user who ran it: "
-"""Begins the last line of a run.yaml; the signature is that of all bytes before it."""
+"""Start of the last line of a run.yaml. The signature covers all bytes before this line."""
 
 
 def key_file() -> Path:
-    """Where this user's key lies: `tinyzero/key` below $XDG_STATE_HOME, or ~/.local/state."""
+    """Path of this user's key: `tinyzero/key` below $XDG_STATE_HOME, or below ~/.local/state."""
     state = os.environ.get("XDG_STATE_HOME")
     return (Path(state) if state else Path.home() / ".local" / "state") / "tinyzero" / "key"
 
 
 def signature(content: bytes) -> str | None:
-    """This user's signature of `content`, in hex; None where no key can be kept (a home that cannot be written)."""
+    """This user's signature of `content`, in hex; None if no key can be stored, because the home folder is read-only."""
     key = _key()
     return hmac.digest(key, content, "sha256").hex() if key else None
 
@@ -51,31 +51,31 @@ def is_own(content: bytes, signed: object) -> bool:
 
 
 def signed_text(text: str) -> str:
-    """A YAML text with a last line, a comment, that signs it."""
+    """A YAML text with a comment as its last line that signs it."""
     signed = signature(text.encode("utf-8"))
     return f"{text}{SIGNED.decode()}{signed}\n" if signed else text
 
 
 def is_own_file(file: Path) -> bool:
-    """True if this user wrote the file with `signed_text`, and nobody changed it since."""
+    """True if this user wrote the file with `signed_text`, and nobody has changed it since."""
     content, mark, signed = file.read_bytes().rpartition(SIGNED)
     return bool(mark) and is_own(content, signed.decode("utf-8", errors="replace").rstrip("\n"))
 
 
 def canonical(content: Mapping[str, Any]) -> bytes:
-    """JSON that is the same for equal contents: what is signed of a manifest."""
+    """JSON that is the same for equal contents; the signature of a manifest covers it."""
     return json.dumps(content, sort_keys=True).encode("utf-8")
 
 
 def without_option(words: Sequence[str]) -> tuple[list[str], bool]:
-    """The words without `--trust-code`, and whether it was among them."""
+    """The words without `--trust-code`, and True if it was among them."""
     return [word for word in words if word != OPTION], OPTION in words
 
 
 def code_of(names: Iterable[str]) -> dict[str, str]:
-    """The absolute path of the file behind each of `names` that is code of one's own, `path/file.py:x` or `pkg.module:x`.
+    """The absolute path of the Python file behind each name of the form `path/file.py:x` or `pkg.module:x`.
 
-    Built-in names stand for no file, and a module that is nowhere is left out. Nothing is imported.
+    Built-in names have no file, and modules that are not found are left out. Nothing is imported.
     """
     found = {}
     for name in names:
@@ -89,9 +89,9 @@ def code_of(names: Iterable[str]) -> dict[str, str]:
 
 
 def check_code(names: Iterable[str], run: Path, record: Mapping[str, Any], *, trusts_code: bool) -> None:
-    """Refuse code that the run.yaml of `run`, with the content `record`, names and this user did not choose.
+    """Refuse code that is named by the run.yaml of `run` (its content: `record`) and that this user did not choose.
 
-    A run of this user's may name what it named before, if the same file is behind it. Raises: ConfigError that names the file.
+    A run of this user may name the code it named before, if the name still stands for the same file. Raises: ConfigError that names the file.
     """
     if trusts_code:
         return
@@ -107,9 +107,9 @@ def check_code(names: Iterable[str], run: Path, record: Mapping[str, Any], *, tr
 
 
 def check_pickles(checkpoint: Path, manifest: Mapping[str, Any], *, trusts_code: bool) -> None:
-    """Refuse a checkpoint with pickles that this user's runs did not write; its files agree with `manifest`. Raises: ConfigError."""
+    """Refuse a checkpoint with pickles that this user's runs did not write. Its files already agree with `manifest`. Raises: ConfigError."""
     pickled = [path for folder in checkpoint.glob("global_step*") for path in folder.rglob("*.pt")]
-    pickled += list(checkpoint.rglob(".metadata"))  # of torch's distributed checkpoints
+    pickled += list(checkpoint.rglob(".metadata"))  # the pickle in torch's distributed checkpoints
     if trusts_code or not pickled:
         return
     content = {name: value for name, value in manifest.items() if name != "signature"}
@@ -124,11 +124,11 @@ def check_pickles(checkpoint: Path, manifest: Mapping[str, Any], *, trusts_code:
 
 
 def _file_of_module(name: str) -> str | None:
-    """The file `import name` would run, parents not imported."""
+    """The file that `import name` would run, found without importing its parents."""
     path: Any = None
     parts = name.split(".")
     for number in range(len(parts)):
-        with suppress(Exception):  # finders of other packages may raise anything
+        with suppress(Exception):  # import finders of other packages may raise anything
             spec = PathFinder.find_spec(".".join(parts[: number + 1]), path)
             if spec is None:
                 return None
@@ -141,13 +141,13 @@ def _file_of_module(name: str) -> str | None:
 
 
 def _key() -> bytes:
-    """The key, made at its first use; empty where it cannot be."""
+    """The key, created at its first use; empty if it cannot be stored."""
     file = key_file()
     if key := _read(file):
         return key
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with suppress(FileExistsError):  # of two first runs at once, both sign with the key of one
+        with suppress(FileExistsError):  # two first runs at once: both use the key that one of them wrote
             files.write_new(file, secrets.token_bytes(KEY_BYTES))
     except OSError:
         return b""

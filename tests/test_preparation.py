@@ -62,6 +62,21 @@ def test_every_format_is_prepared_and_checked(tmp_path, name, capsys):
     assert card["num_rows"] == {"train": 40, "test": 20}
 
 
+def test_prompts_are_shown_as_a_tokenizer_renders_them(tmp_path, capsys):
+    from small_models import make_llama
+
+    folder = make_llama(tmp_path / "model")
+    countdown("--output", str(tmp_path / "data"), "--format", "instruct", "--tokenizer", str(folder))
+    assert capsys.readouterr().out.count("<|assistant|>") == preparation.NUM_SHOWN
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(SystemExit) as left:
+        countdown("--output", str(tmp_path / "other"), "--format", "instruct", "--tokenizer", str(folder))
+    error = capsys.readouterr().err
+    assert left.value.code == 2
+    assert f"--tokenizer {folder} has no tokenizer that can be loaded" in error
+    assert error.count("\n") == 1
+
+
 def test_prepared_splits_share_no_problem(tmp_path):
     folder = countdown("--output", str(tmp_path / "data"))
     train, test = (TASKS["countdown"].load(split=split, source=str(folder)) for split in ("train", "test"))

@@ -1,9 +1,11 @@
-"""Rows of problems: read, checked, split, compared.
+"""Rows of problems: read, checked, split by rule, without duplicates.
 
-    hub | file | folder | generator -> sources -> rows (checked, split by rule, without duplicates) -> a task's data set
+    hub | file | folder -> `sources` -\
+                                       > `rows` (checked, split, distinct) -> a task's data set
+    generator of the task ------------/
 
-`overlap` looks for evaluation problems among training problems. `preparation` is the verb `tinyzero prepare`; it stands above
-tasks and models, so this door does not open it.
+`overlap` finds evaluation problems among training problems. `preparation` is the verb `tinyzero prepare`: it uses tasks, models and
+benchmarks, so only the command line imports it.
 """
 
 from tinyzero_trl.data.rows import CARD, Problems, load_rows, split_of_key

@@ -1,4 +1,4 @@
-"""Training problems that are evaluation problems: word for word, or nearly."""
+"""Finding training problems that are also evaluation problems, word for word or nearly."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 NGRAM_WORDS = 13
-"""Source: GPT-3 (arXiv 2005.14165), appendix C; Qwen2.5-Math (arXiv 2409.12122), section 3.1."""
+"""Words in a row that two problems must share. Source: GPT-3 (arXiv 2005.14165), appendix C; Qwen2.5-Math (arXiv 2409.12122), section 3.1."""
 MIN_SHARE = 0.6
-"""Of the evaluation problem's words that stand in the training problem in the same order, from which on an n-gram counts.
+"""Least share of the evaluation problem's words that the training problem must have in the same order, besides a shared n-gram.
 
-Source: Qwen2.5-Math, as above; without it, standing phrases of exams ("Express your answer as a common fraction ...") count.
+Source: Qwen2.5-Math, as above. Without this share, common phrases of exams ("Express your answer as a common fraction ...") would count.
 """
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
-"""Pictures of MATH and AIME are programs, and all begin alike."""
+"""Pictures in MATH and AIME problems; they are programs that all begin alike."""
 _LOOKS = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle|\\[!,;:()\[\]]|(?<=\\)[dt](?=frac)")
-"""LaTeX in lower case that says how large or far apart something stands and where a formula ends: not what is asked."""
+"""LaTeX, in lower case, for sizes, spaces and formula delimiters, which do not change the problem."""
 _WORD = re.compile(r"[a-z]+|[0-9]+")
 _MARK = re.compile(r"[a-z]+|[0-9]+|[^\sa-z0-9$]")
 
@@ -26,18 +26,18 @@ class Overlap:
     """A training problem that is found in an evaluation."""
 
     index: int
-    """Of the training problem."""
+    """Index of the training problem."""
     evaluation: str
+    """Name of the evaluation."""
     problem: int
-    """Of the evaluation problem."""
+    """Index of the problem in the evaluation."""
 
 
 def overlaps(training: Sequence[str], evaluations: Mapping[str, Sequence[str]]) -> list[Overlap]:
-    """The training problems that share 13 words in a row with an evaluation problem and 60 % of all words in order.
+    """The training problems that share 13 words in a row, and 60 % of all words in order, with an evaluation problem.
 
-    Words are runs of letters or of digits, in lower case, drawings left out. A problem of fewer than 13 words must be the
-    same in every word and mark. Each training problem is named once. What is put in other words, or into another language,
-    is not found.
+    Words are runs of letters or digits, in lower case, without drawings. A problem of fewer than 13 words must agree in every
+    word and mark. Each training problem is listed once. Paraphrases and translations are not found.
     """
     texts = {(name, at): words_of(text) for name, problems in evaluations.items() for at, text in enumerate(problems)}
     places: dict[tuple[str, ...], list[tuple[str, int]]] = {}
@@ -58,7 +58,7 @@ def overlaps(training: Sequence[str], evaluations: Mapping[str, Sequence[str]]) 
 
 
 def words_of(text: str) -> list[str]:
-    r"""The words of a problem, whatever its LaTeX looks like.
+    r"""The words of a problem, the same for different LaTeX of the same formula.
 
     >>> words_of(r"Find $\frac{1}{23}$."), words_of(r"Find \(\left.\dfrac{1}{23}\right.\).")
     (['find', 'frac', '1', '23'], ['find', 'frac', '1', '23'])
@@ -71,7 +71,7 @@ def _plain(text: str) -> str:
 
 
 def _ngrams(text: str, words: list[str]) -> set[tuple[str, ...]]:
-    """All runs of 13 words, or the whole of a shorter text with its marks."""
+    """All runs of 13 words; of a shorter text, all its words and marks as one."""
     if len(words) < NGRAM_WORDS:
         whole = tuple(_MARK.findall(_plain(text)))
         return {("", *whole)} if whole else set()
@@ -79,7 +79,7 @@ def _ngrams(text: str, words: list[str]) -> set[tuple[str, ...]]:
 
 
 def _num_in_order(one: list[str], other: list[str]) -> int:
-    """Words of the longest common subsequence."""
+    """Number of words in the longest common subsequence."""
     lengths = [0] * (len(other) + 1)
     for word in one:
         diagonal = 0

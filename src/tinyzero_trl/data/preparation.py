@@ -1,4 +1,4 @@
-"""A data set made ready: loaded, split, shown as the model will see it, checked with reference answers, saved whole."""
+"""The verb `tinyzero prepare`: load and split a data set, show its prompts, check its rewards with reference answers, save it."""
 
 from __future__ import annotations
 
@@ -6,38 +6,37 @@ import argparse
 import inspect
 import json
 from collections.abc import Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tinyzero_trl import hub, storage
+from tinyzero_trl import storage
 from tinyzero_trl.data.overlap import overlaps
 from tinyzero_trl.data.rows import CARD
 from tinyzero_trl.evaluation import BENCHMARKS, chosen, load
 from tinyzero_trl.failures import explained
-from tinyzero_trl.models import tokens
+from tinyzero_trl.models import ModelLocation, load_path, tokens
 from tinyzero_trl.rewards import columns_of, for_trl, reward_fault
-from tinyzero_trl.task import Task, loaded, prompts, raised, resolve
+from tinyzero_trl.task import Task, loaded, prompts, resolve
 from tinyzero_trl.tasks import find_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 NUM_SHOWN = 3
-"""Prompts printed."""
+"""Number of prompts printed."""
 NUM_CHECKED = 100
-"""Rows whose reference answer is scored."""
+"""Number of rows whose reference answer is scored."""
 
 
 def main(argv: Sequence[str] | None = None, *, task: str) -> int:
-    """What the prepare scripts do with a command line; a mistake is one line on stderr and exit code 2."""
+    """Prepare the data of a shipped task as the command line says; a mistake is one line on stderr and exit code 2."""
     return prepare(find_task(task), argv)
 
 
 def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
-    """The same for any task, also one that is not shipped."""
+    """Prepare the data of any task as the command line says; returns the exit code."""
     from datasets import disable_progress_bars
 
     source = inspect.signature(task.load).parameters["source"].default
@@ -107,7 +106,7 @@ def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
 
 
 def keywords(task: Task, words: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words as keyword arguments of the task's `load`. Raises: ValueError that lists what there is."""
+    """`key=value` words as keyword arguments of the task's `load`. Raises: ValueError that lists the keys there are."""
     takes = set(inspect.signature(task.load).parameters) - {"split", "source", "split_rule", "num_rows", "seed"}
     given: dict[str, Any] = {}
     for word in words:
@@ -124,10 +123,10 @@ def keywords(task: Task, words: Sequence[str]) -> dict[str, Any]:
 def without_evaluations(
     task: Task, rows_by_split: dict[str, Dataset], benchmarks: str, own: str
 ) -> tuple[Dataset, dict[str, Any]]:
-    """The training rows that are in none of `benchmarks`, and how many were, by evaluation; says so in print.
+    """The training rows that are in none of `benchmarks`, and the number left out by evaluation; prints both.
 
-    The test split of the data is one of the evaluations too, unless the problems are generated: there, like wording is
-    meant, and splits differ by their keys.
+    The test split of the data counts as an evaluation too, unless the problems are generated: generated problems are worded
+    alike on purpose, and their splits differ by key.
     """
     assert task.wording is not None
     evaluations = {} if own == "generated" else {"test split": rows_by_split["test"].to_list()}
@@ -154,24 +153,16 @@ def without_evaluations(
 
 
 def check_rewards(task: Task, rows: Dataset) -> int:
-    """How many rows were checked: on each, `task.solve`'s answer earns 1.0, and with `+ 1` behind it nothing.
+    """Number of rows checked. In each, the answer of `task.solve` earns 1.0, and that answer with `+ 1` behind it earns 0.0.
 
-    Raises: ValueError that names the row.
+    Completions are scored by the same call as in training. Raises: ValueError that names the row.
     """
     if task.solve is None:
         return 0
     reward = task.rewards[task.solved]
-    if fault := reward_fault(reward):
-        raise ValueError(f"reward {task.solved} {fault}")
+    if reason := reward_fault(reward):
+        raise ValueError(f"reward {task.solved} {reason}")
     batch = for_trl(reward, name=task.solved)
-
-    def score(response: str, row: dict[str, Any]) -> float | None:
-        completion: Any = response.removeprefix(row["prefill"] or "")
-        if not isinstance(row["prompt"], str):
-            completion = [{"role": "assistant", "content": completion}]
-        columns: dict[str, Any] = {key: [value] for key, value in row.items() if key != "prompt"}
-        return batch([row["prompt"]], [completion], **columns)[0]
-
     sample = rows.select(range(min(NUM_CHECKED, len(rows)))).to_list()
     for index, row in enumerate(sample):
         columns = {column: row[column] for column in columns_of(reward)}
@@ -179,51 +170,42 @@ def check_rewards(task: Task, rows: Dataset) -> int:
         if answer is None:
             raise ValueError(f"test row {index} has no solution: {columns}")
         for text, expected in ((answer, 1.0), (f"{answer} + 1", 0.0)):
-            response = (row["prefill"] or "<think>") + f" checked </think>\n<answer>{text}</answer>"
-            earned = score(response, row)
+            completion: Any = ("" if row["prefill"] else "<think>") + f" checked </think>\n<answer>{text}</answer>"
+            if not isinstance(row["prompt"], str):
+                completion = [{"role": "assistant", "content": completion}]
+            given: dict[str, Any] = {key: [value] for key, value in row.items() if key != "prompt"}
+            (earned,) = batch([row["prompt"]], [completion], **given)
             if earned != expected:
                 raise ValueError(f"test row {index}: the answer {text} earned {earned}, not {expected}: {columns}")
     return len(sample)
 
 
 def show(rows: Dataset, tokenizer_name: str | None) -> None:
-    """Prints the first prompts; chat messages as `tokenizer_name` renders them, or else as they are."""
+    """Print the first prompts; chat messages as the chat template of `tokenizer_name` renders them, or else as they are."""
     from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
 
+    first = [rows[index]["prompt"] for index in range(min(NUM_SHOWN, len(rows)))]
     console = Console()
-    for index in range(min(NUM_SHOWN, len(rows))):
-        console.print(Panel(Text(rendered(rows[index]["prompt"], tokenizer_name)), title=f"prompt {index + 1}"))
+    for number, text in enumerate(rendered(first, tokenizer_name), start=1):
+        console.print(Panel(Text(text), title=f"prompt {number}"))
 
 
-def rendered(prompt: str | list[dict[str, str]], tokenizer_name: str | None) -> str:
-    """The prompt as one text."""
-    if isinstance(prompt, str):
-        return prompt
+def rendered(given: list[Any], tokenizer_name: str | None) -> list[str]:
+    """Each prompt as one text."""
+    if given and isinstance(given[0], str):
+        return given
     if tokenizer_name is None:
-        return "\n".join(f"[{message['role']}] {message['content']}" for message in prompt)
-    from transformers import AutoTokenizer
-
-    is_open = prompt[-1]["role"] == "assistant"
-    if not Path(tokenizer_name).is_dir():
-        hub.reached()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
-    except Exception as error:  # transformers, tokenizers and sentencepiece each have their own
-        why = raised(error) if Path(tokenizer_name).is_dir() else hub.missing_model(tokenizer_name)
-        raise ValueError(f"--tokenizer {tokenizer_name}: {why}") from error
-    (taken,) = tokens.fitted([prompt], tokenizer, name=tokenizer_name)
-    tokens.check_prompts([taken], tokenizer, name=tokenizer_name, format_name="of this task")
-    return str(
-        tokenizer.apply_chat_template(
-            taken, tokenize=False, continue_final_message=is_open, add_generation_prompt=not is_open
-        )
-    )
+        return ["\n".join(f"[{message['role']}] {message['content']}" for message in prompt) for prompt in given]
+    tokenizer = tokens.tokenizer_of(ModelLocation("base", load_path(tokenizer_name)), typed="--tokenizer ")
+    fitted = tokens.fitted(given, tokenizer, name=tokenizer_name)
+    tokens.check_prompts(fitted, tokenizer, name=tokenizer_name, format_name="of this task")
+    return [tokens.rendered(prompt, tokenizer) for prompt in fitted]
 
 
 def refuse_other_folder(folder: Path, *, is_overwritten: bool) -> None:
-    """Raises FileExistsError where saving to `folder` would destroy something that was not given up."""
+    """Refuse a folder that `save` may not replace. Raises: FileExistsError."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / CARD).is_file():
@@ -233,16 +215,14 @@ def refuse_other_folder(folder: Path, *, is_overwritten: bool) -> None:
 
 
 def save(rows_by_split: dict[str, Dataset], folder: Path, card: dict[str, Any], *, is_overwritten: bool) -> None:
-    """Writes `<split>.parquet` and the card to `folder`, which appears whole or not at all."""
+    """Write `<split>.parquet` and the card to `folder`, which appears whole or not at all."""
     import pyarrow.parquet as pq
 
     refuse_other_folder(folder, is_overwritten=is_overwritten)
     with storage.replacing_folder(folder) as unfinished:
         for split, rows in rows_by_split.items():
             pq.write_table(rows.with_format("arrow")[:], unfinished / f"{split}.parquet")
-        digests = {
-            path.stem: blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in unfinished.glob("*.parquet")
-        }
+        digests = {path.stem: storage.sha256_of(path) for path in unfinished.glob("*.parquet")}
         counts = {split: len(rows) for split, rows in rows_by_split.items()}
         text = json.dumps({**card, "num_rows": counts, "fingerprint": digests}, indent=2)
         (unfinished / CARD).write_text(text + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Raw rows of a task: read from the hub, a file or a prepared folder, or generated; checked, split, duplicates removed.
+"""Raw rows of a task: read from the hub, a file or a prepared folder, or generated; then checked, split, and without duplicates.
 
-A split is a rule on the problem itself, so that two rows that are the same problem (numbers in another order) always
-fall on the same side, whatever file they come from: see `split_of_key`.
+A split is a rule on the problem itself (`split_of_key`). So two rows with the same problem (numbers in another order) always
+belong to the same split, from whichever file they come.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 CARD = "card.json"
-"""In a prepared folder, beside `<split>.parquet`: what the rows are and where they come from."""
+"""Name of the file in a prepared folder, beside `<split>.parquet`, that describes the rows and their source."""
 
 TINYZERO_TRAIN = 327_680
 TINYZERO_TEST = 1_024
-"""Rows of TinyZero's split, in the order of the file. Source: TinyZero, examples/data_preprocess/countdown.py."""
+"""Number of rows in TinyZero's split, taken in the order of the file. Source: TinyZero, examples/data_preprocess/countdown.py."""
 
 MAX_MISSES = 50_000
-"""Candidates in a row that bring no new problem, after which a generator is taken to be exhausted."""
+"""Candidates without a new problem, one after the other, after which a generator counts as exhausted."""
 
 
 @dataclass(frozen=True)
 class Problems:
-    """What `load_rows` must know about a task's rows."""
+    """The rules of a task's rows that `load_rows` applies."""
 
     columns: tuple[str, ...]
+    """Columns that each row has."""
     fault: Callable[[Row], str | None]
-    """What is wrong with a row, or None."""
+    """Function that returns the reason why a row is no valid problem, or None."""
     key: Callable[[Row], str]
-    """The same for two rows exactly when they are the same problem."""
+    """Function that returns the same text for two rows exactly if they are the same problem."""
 
 
 def split_of_key(key: str) -> str:
@@ -67,10 +68,10 @@ def load_rows(
 
     source: "generated", a file or a folder of files (`sources`), a folder made by a prepare script, or a dataset of the hub.
     split_rule: "problem" (`split_of_key`; duplicates removed) or "tinyzero" (by place in the file; warns of its leak).
-    candidates: problems without end, which may repeat; for "generated".
-    read: file or hub dataset -> the task's rows, where they do not lie there as they are.
+    candidates: endless problems, which may repeat, for "generated".
+    read: reads a file or hub dataset whose columns are not the task's own; None reads the task's columns.
 
-    Raises: ValueError or FileNotFoundError with one line that names the file, the row and what is wrong with it.
+    Raises: ValueError or FileNotFoundError of one line that names the file, the row and the reason.
     """
     from datasets import Dataset
 
@@ -100,35 +101,35 @@ def load_rows(
 
 
 def read_rows(source: str, problems: Problems) -> list[Row]:
-    """Every row of a file or hub dataset, checked; raises ValueError naming the first row that is not a problem."""
+    """Every row of a file or hub dataset, checked. Raises: ValueError that names the first row that is no valid problem."""
     return checked(read_source(source, columns=problems.columns), source, problems)
 
 
 def checked(rows: list[Row], source: str, problems: Problems) -> list[Row]:
-    """The same rows, their cells of the right type; raises ValueError naming the first that is not a problem."""
+    """The rows, with cells converted to the right types. Raises: ValueError that names the first row that is no valid problem."""
     if not rows:
         raise ValueError(f"{source} has no rows")
     found = []
     for index, raw in enumerate(rows):
         row = _typed(raw, problems)
-        if fault := _fault(row, problems):
-            raise ValueError(f"{source}, row {index} (from 0): {fault}; the row is {_shown(row)}")
+        if reason := _why_not_a_problem(row, problems):
+            raise ValueError(f"{source}, row {index} (from 0): {reason}; the row is {_shown(row)}")
         found.append(row)
     return found
 
 
 def _typed(row: Any, problems: Problems) -> Any:
-    """The row with numbers and lists in the place of their texts, where it is a problem only so: a .csv file has texts alone.
+    """The row with texts converted to numbers and lists, if it is no valid problem without that: a .csv file has only texts.
 
-    A list may be written as JSON, as numpy does ([19 36 55]) or bare (19 36 55).
+    A list may be written as JSON, as numpy prints it ([19 36 55]) or bare (19 36 55).
     """
     if not isinstance(row, dict) or not row or not all(cell is None or isinstance(cell, str) for cell in row.values()):
         return row
     try:
-        if not _fault(row, problems):
+        if not _why_not_a_problem(row, problems):
             return row
     except (TypeError, ValueError):
-        pass  # a task's own check that expects numbers
+        pass  # the task's own check expects numbers
     return {name: _cell(cell) if name in problems.columns else cell for name, cell in row.items()}
 
 
@@ -147,7 +148,7 @@ def _cell(text: str | None) -> Any:
     )
 
 
-def _fault(row: Any, problems: Problems) -> str | None:
+def _why_not_a_problem(row: Any, problems: Problems) -> str | None:
     if not isinstance(row, dict):
         return f"a row is an object with {', '.join(problems.columns)}"
     for column in problems.columns:
@@ -162,7 +163,7 @@ def _shown(row: Any) -> str:
 
 
 def _read_prepared(folder: Path, problems: Problems, split: str, split_rule: str) -> list[Row]:
-    """The rows of one split of a prepared folder, as they were split when it was made."""
+    """The rows of one split of a prepared folder, as they were split when the folder was made."""
     card = _card_of(folder)
     if card["split_rule"] != split_rule:
         raise ValueError(
@@ -174,7 +175,7 @@ def _read_prepared(folder: Path, problems: Problems, split: str, split_rule: str
 
 
 def _card_of(folder: Path) -> dict[str, Any]:
-    """Raises: ValueError where it is not what a prepare script writes."""
+    """Content of card.json. Raises: ValueError if it is not what a prepare script writes."""
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -187,7 +188,7 @@ def _card_of(folder: Path) -> dict[str, Any]:
 def _distinct(rows: Iterable[Row], problems: Problems, *, split: str, num_rows: int | None) -> list[Row]:
     """The first `num_rows` rows of `split` (None: all), each problem once.
 
-    Raises: ValueError where `MAX_MISSES` candidates in a row bring nothing new.
+    Raises: ValueError if `MAX_MISSES` candidates one after the other bring no new problem.
     """
     seen: set[str] = set()
     kept: list[Row] = []

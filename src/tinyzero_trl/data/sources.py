@@ -1,4 +1,4 @@
-"""Rows as they lie in a file, in a folder of files, or in a data set of the hub."""
+"""Reading rows from a file, a folder of files, or a dataset of the hub."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Any
 TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 PACKED = (".gz", ".bz2", ".xz")
 SUFFIXES = (*TEXTS, ".parquet", *(f"{text}{packed}" for text in TEXTS for packed in PACKED))
-"""Endings of the files that are read, in small or capital letters."""
+"""Endings of the files that can be read, in small or capital letters."""
 SAID = ".parquet, .json, .jsonl, .csv or .tsv (all but parquet also as .gz, .bz2, .xz)"
+"""`SUFFIXES` in words, for messages."""
 NOT_ROWS = ("card.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-"""Files of a folder that say something about its rows."""
+"""Files of a folder that describe its rows and hold none."""
 BETWEEN = (",", ";", "\t", "|")
-"""What may stand between the cells of a .csv file; the header says which."""
+"""Separators of the cells of a .csv file; its header tells which one it uses."""
 MAX_CELL = 2**27
-"""Characters of a cell; the csv module's own limit is shorter than a long solution."""
+"""Most characters of a cell; the csv module's own limit is shorter than a long solution."""
 LFS = b"version https://git-lfs.github.com/spec/"
+"""First bytes of a file that Git LFS has not fetched."""
 
 
 def read_source(
@@ -32,11 +34,10 @@ def read_source(
 ) -> list[Any]:
     """Every row of a file (`SUFFIXES`), of a folder of such files, or of one split of a hub dataset.
 
-    columns: read of tables and hub, which must have them; None reads all. config: of the hub dataset; a third part of
-    its name is a folder with a train.parquet. offline: what to do where there is no hub. Of a folder the files of `split`
-    are read where names say which these are, otherwise all. Rows of JSON are whatever the file has; cells of a .csv or
-    .tsv file are text, and null where empty.
-    Raises: ValueError or FileNotFoundError with one line.
+    columns: the columns to read from a table or the hub, which must exist; None reads all. config: the hub dataset's; a third part
+    of its name is a folder with a train.parquet. offline: advice for a person without the hub. Of a folder, the files whose names
+    begin with `split` are read, or all files if there are none such. Rows of JSON are returned as they are. Cells of a .csv or
+    .tsv file are texts, empty ones null. Raises: ValueError or FileNotFoundError of one line.
     """
     from tinyzero_trl import hub
 
@@ -51,13 +52,13 @@ def read_source(
 
 
 def kind_of(path: Path) -> str | None:
-    """The ending of `path` in small letters, what packed the file included; None where it is none of `SUFFIXES`."""
+    """The ending of `path` in small letters, with that of the compression; None if it is none of `SUFFIXES`."""
     name = path.name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
 def _read_folder(folder: Path, columns: Sequence[str] | None, split: str) -> list[Any]:
-    """Rows of every file in `folder`, or else in its `data/`, as data sets of the hub are laid out."""
+    """Rows of every file in `folder`, or else in its `data/`, where hub datasets have their files."""
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return _read_saved(folder, columns, split)
     files: list[Path] = []
@@ -78,7 +79,7 @@ def _is_rows(path: Path) -> bool:
 
 
 def _read_saved(folder: Path, columns: Sequence[str] | None, split: str) -> list[Any]:
-    """Rows of a folder that `Dataset.save_to_disk` wrote."""
+    """Rows of a folder written by `Dataset.save_to_disk`."""
     import datasets
     import pyarrow as pa
 
@@ -127,7 +128,7 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> list[Any]:
 
 
 def _text_of(path: Path, content: bytes) -> str:
-    """The text in a file: unpacked, of UTF-8, without the mark that some programs put in front."""
+    """The text of a file: decompressed, decoded as UTF-8, without a byte order mark."""
     import bz2
     import gzip
     import lzma
@@ -167,7 +168,7 @@ def _pointer(path: Path) -> ValueError:
 
 
 def _read_json(path: Path, text: str, *, is_lines: bool) -> list[Any]:
-    """A list of rows, or one row a line: whichever the file has, whatever its ending says."""
+    """Rows from a JSON list or from one JSON value a line; the content decides, not the file's ending."""
     start = text.lstrip()[:1]
     if not start:
         return []
@@ -177,7 +178,7 @@ def _read_json(path: Path, text: str, *, is_lines: bool) -> list[Any]:
         except RecursionError:
             raise ValueError(f"{path} is not JSON of rows: it is nested too deep") from None
         except ValueError as error:
-            # A cut list is one fault; several objects one after the other are rows, one a line.
+            # A list that is cut off is an error; several objects one after the other are rows, one a line.
             if start == "[" and not (is_lines and _is_row(text.lstrip().split("\n", 1)[0])):
                 raise ValueError(f"{path} is not JSON: {error}") from error
         else:
@@ -200,7 +201,7 @@ def _is_row(line: str) -> bool:
 
 
 def _lines(path: Path, text: str) -> Iterator[Any]:
-    # Not splitlines(): JSON may have a line separator of Unicode within a text.
+    # Not splitlines(): a JSON text may contain a Unicode line separator.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -212,7 +213,7 @@ def _lines(path: Path, text: str) -> Iterator[Any]:
 
 
 def _read_table(path: Path, text: str, columns: Sequence[str] | None, *, among: Sequence[str]) -> list[Any]:
-    """Rows of a table with a header; columns without a name, as pandas writes of its index, are left out."""
+    """Rows of a table with a header. Columns without a name, such as the index that pandas writes, are left out."""
     if not text.strip():
         return []
     header_of = {mark: _records(path, text, mark) for mark in among}
@@ -235,7 +236,7 @@ def _read_table(path: Path, text: str, columns: Sequence[str] | None, *, among: 
 
 
 def _records(path: Path, text: str, mark: str) -> Iterator[tuple[int, list[str]]]:
-    """Line on which each record begins, and its cells."""
+    """First line number and cells of each record."""
     import csv
 
     csv.field_size_limit(MAX_CELL)
@@ -261,7 +262,7 @@ def _read_hub(source: str, columns: Sequence[str] | None, config: str | None, sp
     is_there, why = hub.reached()
     try:
         dataset = datasets.load_dataset("/".join(filter(None, (owner, name))), config, split=split, **files)
-    except Exception as error:  # the hub's client raises a dozen kinds; each becomes the same one line
+    except Exception as error:  # the hub's client raises a dozen kinds of errors; each becomes the same one line
         near = hub.nearest_source(source)
         reason = f"{type(error).__name__}: {_first_line(error)}{'' if is_there else f'; {why}'}"
         raise ValueError(

@@ -1,6 +1,9 @@
-"""Models before a trainer has them: where one is, which weights it has, whether it can be trained, its tokenizer and adapter.
+"""Models before they are loaded: where one is, what its files hold, its tokenizer, its adapter, the arguments TRL loads it with.
 
-name -> `location` -> `inspection` (small files, no weights) -> `tokens` (tokenizer, prompts as ids) -> `policy` (what TRL loads)
+    name -> `location` -> `inspection` (small files, no weights) -> `tokens` (tokenizer, prompts as ids) -> `policy` (arguments of TRL)
+
+`identity` tells which weights a folder holds, `adapters` merges a LoRA adapter into its model, and `stop_strings` has the rule
+that ends a completion: `is_truncated` is asked by our sampler, by vLLM's callers and by the trainer.
 """
 
 from tinyzero_trl.models.identity import identity_of, model_files, weights_of

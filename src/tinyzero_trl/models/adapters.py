@@ -1,4 +1,4 @@
-"""A LoRA adapter made one with the model below it: a folder that needs neither PEFT nor the base any more."""
+"""Merging a LoRA adapter into the model below it. The merged folder needs neither PEFT nor the base model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinyzero_trl.models.location import EVALUATED, ModelLocation, locate
 def merge(model_path: str, to: Path) -> Path:
     """Write the merged model of a run, checkpoint or adapter folder to `to`; returns `to`.
 
-    Raises: ConfigError where there is no adapter, something is wrong with it, or `to` is there already.
+    Raises: ConfigError if there is no adapter, if its files are damaged, or if `to` exists.
     """
     location = locate(model_path, typed="")
     if location.adapter is None:
@@ -27,13 +27,13 @@ def merge(model_path: str, to: Path) -> Path:
 
 
 def write_merged(location: ModelLocation, to: Path) -> None:
-    """The model of `location` with its adapter in it, written to the folder `to`, in the precision of the model below.
+    """Write the model of `location`, its adapter merged, to the folder `to`, in the precision of the model below.
 
-    A base that was trained in 4 bits is loaded whole: the adapter learned on its rounded weights, and differs from what
-    training saw by that rounding.
+    A base model that was quantized to 4 bits in training is loaded unquantized, so the merged model differs from the
+    trained one by that rounding.
     """
     tokenizer = tokens.tokenizer_of(location, typed="")
-    # Under ZeRO-3 one process writes for all, and no other would take part in sharing weights out.
+    # Under ZeRO-3 only one process merges, so the other processes would not join in sharding the weights.
     with inspection.whole_weights():
         model = whole(location, dtype="auto")
     with storage.replacing_folder(to) as beside:
@@ -42,7 +42,7 @@ def write_merged(location: ModelLocation, to: Path) -> None:
 
 
 def whole(location: ModelLocation, *, dtype: Any) -> Any:
-    """The model of `location`, loaded, its adapter added to its weights."""
+    """The model of `location`, loaded, with its adapter merged into the weights."""
     model = inspection.class_of(inspection.config_of(location, typed=EVALUATED)).from_pretrained(
         location.path, dtype=dtype
     )

@@ -1,7 +1,7 @@
-"""Checks of a model's files. Each fault is one line, before weights are read, the same in training and in evaluation.
+"""Checks of a model's files before its weights are read. Training and evaluation refuse a bad model with the same one line.
 
-The names and shapes of its weights are compared with the model that config.json describes, made on device `meta`: a
-tenth of a second, and no memory. Of a model on the hub that is not here yet, config.json and tokenizer alone are checked.
+Names and shapes of the weights are compared with the model that config.json describes, which is created on device `meta`: that
+takes a tenth of a second and no memory. Of a hub model that is not downloaded yet, only config.json and tokenizer are checked.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Files that transformers looks for, in its order."""
+"""Files of weights that transformers looks for, in its order."""
 NUM_NAMED = 3
-"""Weights, modules or tokens that a message names; the others it counts."""
+"""Number of weights, modules or tokens that a message names; it counts the others."""
 OF_THE_DEVICE = (
     *("device_map", "max_memory", "offload_folder", "low_cpu_mem_usage"),
     *("quantization_config", "tp_plan", "tp_size"),
 )
-"""Arguments of `from_pretrained` that say where weights go, and nothing of the model."""
+"""Arguments of `from_pretrained` about the device that weights are loaded to; they do not describe the model."""
 OTHER_FILES = ("subfolder", "variant", "gguf_file", "state_dict")
-"""Arguments of `from_pretrained` with which other files are read than those checked here."""
+"""Arguments of `from_pretrained` that make it read other files than those checked here."""
 
 
 @cache
 def note(line: str) -> None:
-    """Say a line once, by the first process alone."""
+    """Print a line on stderr, once, from the first process only."""
     if os.environ.get("RANK", "0") == "0":
         print(f"note: {line}", file=sys.stderr, flush=True)
 
@@ -53,9 +53,9 @@ def config_of(
     trust_remote_code: bool | None = None,
     writes_text: bool = True,
 ) -> PreTrainedConfig:
-    """The config of a model that, unless told otherwise, writes text.
+    """The model's config. With `writes_text`, a model that does not generate text is refused.
 
-    typed: what a person types in front of the path. trust_remote_code: None where there is no key to allow it.
+    typed: the words in front of the path on the command line. trust_remote_code: None if the command has no option to allow it.
     Raises: ConfigError.
     """
     import transformers
@@ -89,7 +89,7 @@ def config_of(
         hub.reached()
     try:
         config = AutoConfig.from_pretrained(location.path, revision=revision, trust_remote_code=bool(trust_remote_code))
-    except Exception as error:  # each model type has a class that reads the file, and raises what it likes
+    except Exception as error:  # each model type reads the file with a class of its own, which may raise anything
         if not folder.is_dir() and isinstance(error, OSError):
             raise ConfigError(f"{subject}: {hub.missing_model(location.path)}") from error
         raise ConfigError(f"{subject}: config.json describes no model: {_reason(error)}") from error
@@ -99,7 +99,7 @@ def config_of(
 
 
 def class_of(config: PreTrainedConfig) -> Any:
-    """The class that loads a model of this config: the one its type has for text, or else the one that it names."""
+    """The class that loads a model of this config: AutoModelForCausalLM if the type has a text model, or else the class it names."""
     import transformers
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -110,7 +110,7 @@ def class_of(config: PreTrainedConfig) -> Any:
 
 
 def class_name_of(config: PreTrainedConfig) -> str:
-    """The name of the class that its type has for text."""
+    """Name of the causal language model class of this config's type."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "LlamaForCausalLM"))
@@ -119,17 +119,17 @@ def class_name_of(config: PreTrainedConfig) -> str:
 def empty_model(
     location: ModelLocation, config: PreTrainedConfig, *, typed: str, has_head: bool = True, **arguments: Any
 ) -> Any:
-    """The model without its weights, on device `meta`, once its files hold what it asks for; None where they are not here.
+    """The model without weights, on device `meta`, after a check of its files; None if they are not downloaded.
 
-    has_head: whether its head is read, too. arguments: of `from_pretrained`. An adapter is checked with it, and is not on it.
-    Raises: ConfigError that names the file, or the weights.
+    has_head: False leaves the head out. arguments: those of `from_pretrained`. An adapter's files are checked too, but the
+    result is the model without the adapter. Raises: ConfigError that names the file or the weights.
     """
     subject, folder = _subject(location, typed), _folder_of(location, arguments.get("revision"))
     if folder is None or "gguf_file" in arguments:
         return None
     if not any(arguments.get(name) for name in OTHER_FILES):
         _check_files(folder, subject)
-    # Quantized files need their library, and often its GPU, to be read at all.
+    # Quantized files can be read only with their library, which often needs a GPU.
     if getattr(config, "quantization_config", None) is not None:
         return None
     if not has_head:
@@ -139,16 +139,16 @@ def empty_model(
     model = _described(folder, class_of(config), subject, arguments)
     if location.adapter:
         _check_adapter(model, location, typed)
-        # It leaves its modules in the model that it was put on.
+        # PEFT has put modules into that model, so a new one is made.
         return _described(folder, class_of(config), subject, arguments)
     return model
 
 
 @contextmanager
 def whole_weights() -> Iterator[None]:
-    """Models are loaded whole by each process that asks, although ZeRO-3 would share their weights out as they load.
+    """Load models whole in the block, although ZeRO-3 would shard their weights as they load.
 
-    transformers knows of ZeRO-3 from when TrainingArguments are made, and then takes no device_map either.
+    From the moment TrainingArguments are created, transformers knows of ZeRO-3, and then refuses a device_map too.
     """
     from transformers.integrations import deepspeed
 
@@ -162,10 +162,10 @@ def whole_weights() -> Iterator[None]:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, *, subject: str) -> None:
-    """Refuse a tokenizer with tokens that have no embedding and can occur in a text. Raises: ConfigError that names one.
+    """Refuse a tokenizer with tokens that have no embedding and can occur in a text. Raises: ConfigError that names them.
 
-    A special token beyond the embeddings may be there for other models of a family (images of Gemma 3 1B): it is noted,
-    unless it pads, ends or begins a text, or the chat template writes it.
+    Special tokens without an embedding may exist for other models of a family (Gemma 3 1B has those for images): these are
+    only noted, unless they begin, end or pad a text, or the chat template writes them.
     """
     beyond = beyond_embeddings(tokenizer, config)
     if not beyond:
@@ -186,7 +186,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
 
 
 def beyond_embeddings(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[str]:
-    """Tokens whose number is not below the number of the model's embeddings, lowest first."""
+    """Tokens whose id has no row among the model's embeddings, lowest id first."""
     num_embeddings = getattr(config.get_text_config(), "vocab_size", None)
     if num_embeddings is None:
         return []
@@ -195,10 +195,7 @@ def beyond_embeddings(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConf
 
 
 def check_lora(model: Any, settings: Any) -> None:
-    """Refuse settings of an adapter (trl.ModelConfig) that cannot be put on the empty `model`.
-
-    Raises: ConfigError that names the modules there are.
-    """
+    """Refuse LoRA settings (trl.ModelConfig) that do not fit the empty `model`. Raises: ConfigError that names the model's modules."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from trl import get_peft_config
 
@@ -226,7 +223,7 @@ def check_lora(model: Any, settings: Any) -> None:
             )
     try:
         adapted = _adapted(model, get_peft_config(settings))
-    except Exception as error:  # PEFT's own checks, and those of `re` on a pattern of a person's
+    except Exception as error:  # PEFT's own checks, and those of `re` on a person's pattern
         raise ConfigError(f"model.lora_*: {first_line(error)}; the model has {', '.join(linear)}") from error
     if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
         raise ConfigError(
@@ -242,7 +239,7 @@ def _subject(location: ModelLocation, typed: str) -> str:
 
 
 def _folder_of(location: ModelLocation, revision: str | None) -> Path | None:
-    """Where the model's files are; None where they are yet to come from the hub."""
+    """Folder of the model's files; None if they are yet to be fetched from the hub."""
     if Path(location.path).is_dir():
         return Path(location.path)
     if hub.reached()[0]:
@@ -254,7 +251,7 @@ def _folder_of(location: ModelLocation, revision: str | None) -> Path | None:
 
 
 def json_object(file: Path, subject: str) -> dict[str, Any]:
-    """Content of a file of the model that `subject` names. Raises: ConfigError where it is no JSON object."""
+    """Content of the JSON file, which belongs to the model `subject`. Raises: ConfigError if it is no JSON object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -279,7 +276,7 @@ def _check_generates(config: PreTrainedConfig, subject: str) -> None:
         raise ConfigError(
             f"{subject} is a {what}, an encoder with a decoder; a causal language model is needed, which goes on with a text"
         )
-    # Types that also fill in masked words have a switch, with which they become decoders.
+    # Model types for masked words have a switch, is_decoder, that makes them causal.
     is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True)
     can_generate = getattr(named_class, "can_generate", lambda: True)()
     if is_encoder or not can_generate:
@@ -289,7 +286,7 @@ def _check_generates(config: PreTrainedConfig, subject: str) -> None:
 
 
 def _check_files(folder: Path, subject: str) -> None:
-    """Refuse files of weights that are absent or not whole."""
+    """Refuse missing or damaged files of weights."""
     found = next((name for name in WEIGHTS if (folder / name).is_file()), None)
     if found is None:
         raise ConfigError(f"{subject} has no weights: there is no model.safetensors{_instead(folder)}")
@@ -306,14 +303,14 @@ def _check_files(folder: Path, subject: str) -> None:
                 f"{subject}: {found} names {_named(absent)}, and there is no such file; copy the model again"
             )
     for name in names:
-        if fault := _file_fault(folder / name):
-            raise ConfigError(f"{subject}: {name}, of {(folder / name).stat().st_size:,} bytes, {fault}")
+        if reason := _why_not_weights(folder / name):
+            raise ConfigError(f"{subject}: {name}, of {(folder / name).stat().st_size:,} bytes, {reason}")
     if found.startswith("pytorch_model"):
         note(f"{subject} has its weights in {found}, which is read without running code in it (torch's weights_only)")
 
 
 def _instead(folder: Path) -> str:
-    """The weights of other formats in a folder without model.safetensors, and what to do with them, as the end of a message."""
+    """End of a message about missing weights: the files of other formats in the folder, and what to do with them."""
     if gguf := sorted(path.name for path in folder.glob("*.gguf")):
         return f", only {_named(gguf)}; GGUF is not read here: take the folder of the model that it was made from"
     others = sorted(path.name for kind in ("*.safetensors", "*.bin", "*.pt", "*.pth") for path in folder.glob(kind))
@@ -322,8 +319,8 @@ def _instead(folder: Path) -> str:
     return "; copy the model again"
 
 
-def _file_fault(file: Path) -> str | None:
-    """The fault of one file of weights, or None."""
+def _why_not_weights(file: Path) -> str | None:
+    """The reason why one file of weights cannot be loaded, or None."""
     with file.open("rb") as stream:
         if stream.read(40).startswith(b"version https://git-lfs"):
             return "is a pointer of Git LFS in the place of the weights; get them with `git lfs pull`"
@@ -336,18 +333,18 @@ def _file_fault(file: Path) -> str | None:
         import torch
 
         torch.load(file, map_location="meta", weights_only=True)
-    except Exception as error:  # safetensors, zip and pickle each have their own
-        if "global" in str(error).lower():  # the name of something that is no tensor
+    except Exception as error:  # safetensors, zip and pickle raise errors of their own
+        if "global" in str(error).lower():  # torch names the global that is no tensor
             return "is a pickle that holds more than weights, and is not opened; take the model as safetensors"
         return f"is cut off or damaged ({_reason(error)}); copy it again"
     return None
 
 
 def _described(folder: Path, model_class: Any, subject: str, arguments: Mapping[str, Any]) -> Any:
-    """The empty model, its weights' names and shapes compared with those of the files."""
+    """The empty model, after comparing names and shapes of its weights with those in the files."""
     from transformers.utils import logging
 
-    # What is checked without its library is checked without it here, too: a GPU's kernels cannot run on `meta`.
+    # Attention kernels of other libraries are left out, because they cannot run on `meta`.
     attention = arguments.get("attn_implementation")
     left_out = {
         *OF_THE_DEVICE,
@@ -356,14 +353,14 @@ def _described(folder: Path, model_class: Any, subject: str, arguments: Mapping[
     }
     kept = {name: value for name, value in arguments.items() if name not in left_out}
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # its own table of what differs
+    logging.set_verbosity(logging.CRITICAL)  # hides transformers' own table of differences
     logging.disable_progress_bar()
     try:
         with whole_weights():
             model, found = model_class.from_pretrained(
                 folder, **kept, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
             )
-    except Exception as error:  # whatever the model's class makes of its config, and of a person's arguments
+    except Exception as error:  # the model's class may raise anything about its config or a person's arguments
         own = [f"{name}={value!r:.60}" for name, value in kept.items() if name not in ("dtype", "attn_implementation")]
         given = f" with {_named(own)}" if own else ""
         raise ConfigError(f"{subject} cannot be loaded{given}: {_reason(error)}") from error
@@ -390,7 +387,7 @@ def _described(folder: Path, model_class: Any, subject: str, arguments: Mapping[
 
 
 def _check_adapter(model: Any, location: ModelLocation, typed: str) -> None:
-    """Puts the adapter on the empty model, and compares its weights' names and shapes with those of its file."""
+    """Put the adapter on the empty model, and compare names and shapes of its weights with those in its file. Raises: ConfigError."""
     from peft import PeftConfig, get_peft_model_state_dict
 
     assert location.adapter is not None
@@ -402,8 +399,8 @@ def _check_adapter(model: Any, location: ModelLocation, typed: str) -> None:
         raise ConfigError(
             f"{subject} has no weights of the adapter: there is no adapter_model.safetensors; save it again"
         )
-    if fault := _file_fault(folder / found):
-        raise ConfigError(f"{subject}: {found}, of {(folder / found).stat().st_size:,} bytes, {fault}")
+    if reason := _why_not_weights(folder / found):
+        raise ConfigError(f"{subject}: {found}, of {(folder / found).stat().st_size:,} bytes, {reason}")
     try:
         adapted = _adapted(model, PeftConfig.from_pretrained(str(folder)))
     except Exception as error:  # PEFT's own checks
@@ -429,7 +426,7 @@ def _adapted(model: Any, settings: Any) -> Any:
     from peft import get_peft_model
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those come when it is made in earnest
+        warnings.simplefilter("ignore")  # PEFT warns again when the real adapter is created
         return get_peft_model(model, settings, low_cpu_mem_usage=True)
 
 
@@ -447,12 +444,12 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _is_module(given: str, names: Iterable[str], *, is_pattern: bool) -> bool:
-    """True if PEFT finds a module by this name, or, with `is_pattern`, by this pattern."""
+    """True if PEFT would find a module by this name; with `is_pattern`, by this regular expression."""
     if is_pattern:
         try:
             return any(re.fullmatch(given, name) for name in names)
         except re.error:
-            return True  # PEFT will say what is wrong with it
+            return True  # PEFT explains what is wrong with it
     return any(name == given or name.endswith(f".{given}") for name in names)
 
 
@@ -461,12 +458,12 @@ def _list(value: Any) -> list[str]:
 
 
 def _named(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names as a list in words, and the number of the others."""
     given = list(names)
     more = f" and {len(given) - NUM_NAMED} more" if len(given) > NUM_NAMED else ""
     return ", ".join(given[:NUM_NAMED]) + more
 
 
 def _reason(error: BaseException) -> str:
-    """An error in one line; those that persons may read say what they are by themselves."""
+    """An error as one line, with its class unless it is a ValueError or OSError, whose messages stand alone."""
     return first_line(error) if isinstance(error, (ValueError, OSError)) else raised(error)

@@ -1,4 +1,4 @@
-"""What a person named as model -> the folder or hub id to load, and the run it belongs to. Reads small files only."""
+"""The name of a model -> the folder or hub id to load, and the run it belongs to. Reads small files only."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.storage import manifest, plain_record
 
 EVALUATED, TRAINED = "--model_path ", "model.model_name_or_path="
-"""The words in front of a model's path on the command lines of evaluation and of training."""
+"""Words in front of a model's path on the command lines of evaluation and of training; errors begin with them."""
 START = "start"
-"""Folder of a run that began with an adapter: the model below it and the adapter, made one."""
+"""Name of the folder, in a run that starts from an adapter, that holds the adapter merged into its model."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def load_path(name: str) -> str:
-    """Where `name` loads from: the packaged folder for `tiny`, otherwise `name` itself."""
+    """The folder or hub id that `name` loads from: the packaged folder for `tiny`, otherwise `name` itself."""
     return str(Path(__file__).resolve().parents[1] / "tiny") if name == "tiny" else name
 
 
 @dataclass(frozen=True)
 class ModelLocation:
-    """Where a model is, all checks passed that need no library."""
+    """The place of a model, after all checks that need no library."""
 
     name: str
-    """What evaluations of it are called: base, final, checkpoint-N."""
+    """Name of its evaluations: base, final or checkpoint-N."""
     path: str
-    """Folder or hub id that holds the weights; for an adapter, the model below it."""
+    """Folder or hub id with the weights; of an adapter, those of the model below it."""
     adapter: str | None = None
-    """Folder of a LoRA adapter, or None."""
+    """Folder of the LoRA adapter, or None."""
     run_folder: Path | None = None
-    """The run it comes from, or None."""
+    """Folder of the run that the model comes from, or None."""
     run: dict[str, Any] = field(default_factory=dict)
-    """Content of that run's run.yaml."""
+    """Content of that run's run.yaml; empty without a run."""
 
     @property
     def shown(self) -> str:
-        """The path a person recognises."""
+        """The path to name in messages: the adapter's, or else the model's."""
         return self.adapter or self.path
 
 
 def locate(model_path: str, *, typed: str = EVALUATED) -> ModelLocation:
     """The model of a run folder, checkpoint, model folder, LoRA adapter, the word `tiny` or a hub id.
 
-    Of a run: `model/` where the run ended, otherwise its newest checkpoint without a fault.
-    typed: what a person types in front of the path; messages begin with both.
-    Raises: ConfigError with one line that says what is there and what would be right.
+    A run folder stands for its `model/` if the run ended, otherwise for its newest usable checkpoint.
+    typed: the words in front of the path on the command line; messages begin with both.
+    Raises: ConfigError of one line that says what was found and what would be right.
     """
     folder = Path(model_path).expanduser()
     if folder.is_file():
@@ -61,17 +61,17 @@ def locate(model_path: str, *, typed: str = EVALUATED) -> ModelLocation:
         return _without_folder(model_path, typed)
     if not (folder / "run.yaml").is_file():
         is_of_run = (folder.parent / "run.yaml").is_file()
-        # What a run of ours writes is sealed; a folder of another's need not be.
+        # Our runs seal what they write; a folder from elsewhere need not be sealed.
         is_ours = (is_of_run and folder.name == "model") or (
             folder.name.startswith("checkpoint-") and (is_of_run or any(folder.glob("rollout_state*")))
         )
         if manifest.is_sealed(folder) or is_ours:
-            _refuse_fault(folder, typed)
+            _refuse_unusable(folder, typed)
         return _of_folder(folder, run_folder=folder.parent if is_of_run else None, typed=typed)
     final = folder / "model"
     if final.is_dir():
-        # It is put there whole: one that is not was changed, and an older checkpoint in its place would be another model.
-        _refuse_fault(final, typed)
+        # A run renames model/ into place whole, so a damaged one was changed later. An older checkpoint would be another model.
+        _refuse_unusable(final, typed)
         return _of_folder(final, run_folder=folder, typed=typed)
     found = manifest.newest_usable(folder)
     if found.path is None:
@@ -107,13 +107,13 @@ def _of_folder(folder: Path, *, run_folder: Path | None, typed: str) -> ModelLoc
         if not below:
             raise ConfigError(f"{file} does not name the model below the adapter (base_model_name_or_path)")
         if run_folder and not Path(below).is_dir() and (run_folder / START).is_dir():
-            below = str(run_folder / START)  # the run folder was moved
+            below = str(run_folder / START)  # the run folder was moved, and its path in adapter_config.json is stale
         base = locate(below, typed=f"{file} names a model below the adapter that cannot be used: ")
         if base.adapter:
             raise ConfigError(
                 f"{file}: the model below the adapter, {below}, is itself an adapter; make it whole with `tinyzero merge`"
             )
-        # An adapter is a trained thing also where no run is left around it.
+        # An adapter was trained, even if its run folder is gone, so it is no base model.
         adapter_name = "adapter" if run_folder is None else name
         return ModelLocation(adapter_name, base.path, str(folder), run_folder, run)
     if not (folder / "config.json").is_file():
@@ -123,13 +123,13 @@ def _of_folder(folder: Path, *, run_folder: Path | None, typed: str) -> ModelLoc
     return ModelLocation(name, str(folder), None, run_folder, run)
 
 
-def _refuse_fault(folder: Path, typed: str) -> None:
+def _refuse_unusable(folder: Path, typed: str) -> None:
     if reason := manifest.why_not_usable(folder):
         raise ConfigError(f"{typed}{folder} {reason}; take another checkpoint of the run")
 
 
 def read_record(run_folder: Path) -> dict[str, Any]:
-    """Content of a run folder's run.yaml. Raises: ConfigError that names the file and what is wrong with it."""
+    """Content of a run folder's run.yaml. Raises: ConfigError that names the file and its first wrong entry."""
     file = run_folder / "run.yaml"
     try:
         content = plain_record(file)

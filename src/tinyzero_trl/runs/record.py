@@ -1,4 +1,4 @@
-"""What a run says about itself: run.yaml with no secret in it, the fingerprint of its data, its metrics so far."""
+"""The record of a run: run.yaml without secrets, the fingerprint of the data, and the lines of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_record(
     seeds: Mapping[str, Any],
     model: Mapping[str, str] | None = None,
 ) -> None:
-    """Write run.yaml: the resolved config, secrets blanked, and where the run comes from."""
+    """Write run.yaml: the resolved config, with secrets blanked, and the run's provenance."""
     whole = OmegaConf.to_container(cfg, resolve=True)
     secrets = secrets_in(whole) | secrets_in_words(sys.argv) | secrets_in_environment()
     content = redacted(whole, also=secrets)
@@ -77,7 +77,7 @@ def write_record(
 
 
 def code_names(content: Mapping[str, Any]) -> list[str]:
-    """Names in a run's config that may stand for code of one's own: task, format and rewards."""
+    """Names in a run's config that may stand for a person's own code: task, format and rewards."""
     rewards = content.get("rewards")
     return [
         str(content.get("task")),
@@ -87,7 +87,7 @@ def code_names(content: Mapping[str, Any]) -> list[str]:
 
 
 def fingerprint(dataset: Dataset, columns: Sequence[str]) -> str:
-    """A hash of the rows' raw columns, in order: equal for equal data on any machine."""
+    """A hash of the rows' raw columns, in order; equal data has the same hash on every machine."""
     digest = hashlib.blake2b(digest_size=16)
     for start in range(0, len(dataset), 10_000):
         batch = dataset[start : start + 10_000]
@@ -96,7 +96,7 @@ def fingerprint(dataset: Dataset, columns: Sequence[str]) -> str:
 
 
 def packages() -> dict[str, str]:
-    """The versions of what a run's numbers come from."""
+    """Versions of the installed packages that a run's numbers depend on."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -107,9 +107,9 @@ def packages() -> dict[str, str]:
 
 
 def cut_metrics(path: Path, *, step: int) -> float:
-    """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again; returns the seconds they reached.
+    """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again; returns the seconds of the last line kept.
 
-    The summary an attempt ends with goes too: the run has not ended.
+    The summary at the end of an earlier attempt is dropped too, because the run goes on.
     """
     file = path / "metrics.jsonl"
     if not file.is_file():
@@ -123,7 +123,7 @@ def cut_metrics(path: Path, *, step: int) -> float:
 
 
 def metric_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl that are objects with a step; another is what a stopped run was writing, or damage."""
+    """The lines of a metrics.jsonl that are objects with a step. Any other line was cut off by a kill, or is damaged."""
     for line in file.read_bytes().splitlines():
         try:
             entry = json.loads(line)

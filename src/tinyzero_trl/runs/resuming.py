@@ -1,4 +1,4 @@
-"""Whether a run may be continued: what changed since it began, what of that is allowed, and whether anything is left to do."""
+"""Continuing a run: the command that started it, the changes that are refused, and whether anything is left to do."""
 
 from __future__ import annotations
 
@@ -20,46 +20,47 @@ from tinyzero_trl.storage import manifest, plain_record, trust
 
 MAY_CHANGE = re.compile(
     r"""
-    # Where the run is, how far it goes, when it gives up.
+    # The place of the run, its length, and when it gives up.
     output_dir | give_up_after | max_generated_tokens | trainer\.(max_steps|num_train_epochs|resume_from_checkpoint|run_name)
-    # What is written and measured on the way.
+    # Logging, saving and evaluation.
     | data\.num_eval_rows | trainer\.num_generations_eval
     | trainer\.(log|eval|save|hub|push_to_hub|trackio|report_to|project|disable_tqdm|skip_memory_metrics|debug).*
     | evaluation\..*
     | trainer\.(do_eval|per_device_eval_batch_size|batch_eval_metrics|num_completions_to_print|include_num_input_tokens_seen)
     | trainer\.(metric_for_best_model|greater_is_better|load_best_model_at_end)
-    # How the same numbers are had: by other hands, in more time, or in less memory (to rounding, where a GPU adds them up).
+    # Other ways to the same numbers (on a GPU, up to rounding): processes, time limits, memory.
     | reward_workers\..* | batching\.max_tokens_per_microbatch
     | trainer\.(gradient_checkpointing.*|torch_empty_cache_steps|dataloader_(?!drop_last).*|ddp_timeout)
     | trainer\.vllm_(server_.*|group_port|gpu_memory_utilization|enable_sleep_mode)
     """,
     re.VERBOSE,
 )
-"""Keys that a continued run may set otherwise; every other one makes it another run."""
+"""Keys that a continued run may change. A change of any other key makes it another run."""
 OPEN_SECTIONS = ("rewards", "data")
-"""Sections whose keys the schema does not know: one that is missing was taken away, and is no key from another version."""
+"""Sections whose keys the schema does not list. A key that is missing in one of them was removed by a person."""
 ABSENT = "not set"
+"""Word for the value of a missing key."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """The command that starts a run once more, to go on where it stopped."""
+    """The command that starts a run again, from its last checkpoint."""
 
     program: str
     words: list[str]
-    """Words of the command line, `trainer.resume_from_checkpoint` among them."""
+    """Words of the command line, with `trainer.resume_from_checkpoint` among them."""
     num_processes: int
-    """On each machine."""
+    """Processes on each machine."""
     accelerate_config: str | None
-    """A name or a file; None where the run was started without one."""
+    """Name or file of the accelerate config; None if the run was started without one."""
     working_directory: Path
-    """Where the run was started, which its relative paths count from."""
+    """Folder in which the run was started; its relative paths count from there."""
 
 
 def launch_of(path: Path, more: Sequence[str] = ()) -> Launch:
-    """The command of the run in `path`, a run folder or a checkpoint in one; words in `more` replace those of the same key.
+    """The command that continues the run in `path`, a run folder or a checkpoint in one. Words in `more` replace those of the same key.
 
-    Raises: ConfigError where the run does not say, or said it with a secret that it did not keep.
+    Raises: ConfigError if run.yaml has no command, or if the command held a secret, which run.yaml does not keep.
     """
     run = run_of(path)
     file = run / "run.yaml"
@@ -95,12 +96,12 @@ def launch_of(path: Path, more: Sequence[str] = ()) -> Launch:
 
 
 def run_of(path: Path) -> Path:
-    """The run folder of a run folder, or of a checkpoint in one."""
+    """The run folder that `path` is, or that the checkpoint `path` is in."""
     return path.parent if path.name.startswith("checkpoint-") and (path.parent / "run.yaml").is_file() else path
 
 
 def check_no_code(launch: Launch, path: Path) -> None:
-    """Raises: ConfigError where the command of a run that another user made would have code of theirs run here."""
+    """Refuse a run of another user whose command would run that user's code here. Raises: ConfigError."""
     content: Any = OmegaConf.to_container(compose(launch.words, program=launch.program))
     named = [f"{name} ({file})" for name, file in trust.code_of(code_names(content)).items()]
     named += [f"{key}: {value}" for key, value in _hub_code(content)]
@@ -112,7 +113,7 @@ def check_no_code(launch: Launch, path: Path) -> None:
 
 
 def _hub_code(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys that have a library fetch code and run it: of a model with modules of its own, of an attention kernel."""
+    """Keys and values that make a library fetch code and run it: a model's own modules, or an attention kernel from the hub."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _hub_code(item, f"{key}.{name}" if key else str(name))
@@ -125,7 +126,7 @@ def _key(word: str) -> str:
 
 
 def record_of(path: Path) -> DictConfig:
-    """The run.yaml of the run in `path`. Raises: ConfigError where there is none."""
+    """The run.yaml of the run in `path`. Raises: ConfigError if it is missing or damaged."""
     if not (path / "run.yaml").is_file():
         raise ConfigError(f"nothing to resume: {path} is not a run folder (it has no run.yaml)")
     import yaml
@@ -133,9 +134,8 @@ def record_of(path: Path) -> DictConfig:
     file = path / "run.yaml"
     try:
         plain_record(file)
-        record = OmegaConf.load(
-            file
-        )  # knows 1e-05 for a number, which YAML does not, and refuses a key that stands twice
+        # Unlike YAML, OmegaConf reads 1e-05 as a number, and refuses a key that appears twice.
+        record = OmegaConf.load(file)
     except yaml.YAMLError as error:
         raise ConfigError(f"cannot continue {path}: {file}: {' '.join(str(error).split())[:200]}") from error
     except (ValueError, OmegaConfBaseException) as error:
@@ -145,9 +145,9 @@ def record_of(path: Path) -> DictConfig:
 
 
 def check_same_run(path: Path, cfg: DictConfig) -> None:
-    """Raises: ConfigError with each key that was changed and must not be, its old value and its new one."""
+    """Refuse a config that differs in a key outside MAY_CHANGE. Raises: ConfigError with each such key, its old and its new value."""
     before = record_of(path)
-    # What follows from the batch and the number of processes: `check_world` judges the latter.
+    # These keys follow from the batch sizes and the number of processes, which `check_world` checks.
     follow = [
         f"trainer.{follows}"
         for key, follows in batch_sizes.FOLLOWS.items()
@@ -163,7 +163,7 @@ def check_same_run(path: Path, cfg: DictConfig) -> None:
 
 
 def check_same_sources(path: Path, *, data: Mapping[str, Any], model: Mapping[str, str]) -> None:
-    """Raises: ConfigError where the training rows, or a file of the model or its tokenizer, are not those the run began with."""
+    """Refuse training rows, or files of model or tokenizer, that differ from those the run began with. Raises: ConfigError."""
     if not (path / "run.yaml").is_file():
         return
     record = record_of(path)
@@ -187,7 +187,7 @@ def check_same_sources(path: Path, *, data: Mapping[str, Any], model: Mapping[st
 
 
 def check_world(checkpoint: Path, num_processes: int) -> None:
-    """Raises: ConfigError where a checkpoint is another number of processes'."""
+    """Refuse a checkpoint that another number of processes wrote. Raises: ConfigError."""
     before = manifest.facts(checkpoint).get("world_size", "an unknown number of")
     if before != num_processes:
         raise ConfigError(
@@ -196,7 +196,7 @@ def check_world(checkpoint: Path, num_processes: int) -> None:
 
 
 def changed_packages(path: Path, packages: Mapping[str, str]) -> str | None:
-    """The packages of other versions than the run began with, old -> new, in one line; None where all are the same."""
+    """One line with each package whose version has changed since the run began, old -> new; None without a change."""
     before = OmegaConf.select(record_of(path), "provenance.packages") or {}
     changes = [
         f"{name} {before.get(name, 'absent')} -> {packages.get(name, 'absent')}"
@@ -207,7 +207,7 @@ def changed_packages(path: Path, packages: Mapping[str, str]) -> str | None:
 
 
 def is_finished(path: Path, cfg: DictConfig, *, checkpoint: Path | None = None) -> bool:
-    """Whether the run ended and nothing asks for more of it; with `checkpoint`, whether that is its end."""
+    """True if the run ended and the config asks for nothing more. With `checkpoint`, it must also be the run's last one."""
     model = path / "model"
     if manifest.why_not_usable(model) is not None:
         return False
@@ -216,21 +216,21 @@ def is_finished(path: Path, cfg: DictConfig, *, checkpoint: Path | None = None) 
     before = record_of(path)
     keys = ["trainer.max_steps", "max_generated_tokens"]
     if not cfg.trainer.max_steps > 0:
-        keys.append("trainer.num_train_epochs")  # steps have the word where both are set
+        keys.append("trainer.num_train_epochs")  # with both set, max_steps decides
     return not any(_is_longer(OmegaConf.select(before, key), OmegaConf.select(cfg, key)) for key in keys)
 
 
 def _is_longer(before: float | None, now: float | None) -> bool:
-    """Null and numbers below 1 are no limit."""
+    """True if the limit was raised or removed. Null and numbers below 1 mean no limit."""
     return before != now and not ((before or 0) > 0 and 0 < (now or 0) < (before or 0))
 
 
 def _differences(before: DictConfig, now: DictConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Key, old and new value of all that differs; keys of one section are told apart, deeper ones are compared whole."""
+    """Key, old and new value of every difference. Keys of a section are compared one by one, deeper values as a whole."""
     old, new = _flat(before), redacted(_flat(now))
     for key in sorted(old.keys() | new.keys()):
         if (key not in old or key not in new) and key.partition(".")[0] not in OPEN_SECTIONS:
-            continue  # a key that one version of the schema has and another has not was not changed by anybody
+            continue  # the key exists in one version of the schema only, so nobody has changed it
         if old.get(key, ABSENT) != new.get(key, ABSENT):
             yield key, old.get(key, ABSENT), new.get(key, ABSENT)
 

@@ -8,10 +8,7 @@ from typing import Any
 
 import pytest
 
-from tinyzero_trl.config import RECIPES, batch_sizes, compose, list_recipes, trainer_arguments
-from tinyzero_trl.config.algorithm_checks import generation_batch_size
-from tinyzero_trl.config.method import check_method
-from tinyzero_trl.config.sharding import Sharding
+from tinyzero_trl.config import RECIPES, Sharding, batching, check_method, compose, list_recipes, trainer_arguments
 from tinyzero_trl.estimate import launched, main, plan_of, shape_of
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.runs import resuming
@@ -28,14 +25,13 @@ def test_a_recipe_for_gpus_trains_the_same_batch_on_1_2_4_and_8_processes(recipe
     composed = compose([word], num_processes=1)
     for number in (1, 2, 4, 8, at_head):
         cfg = copy.deepcopy(composed)
-        batch_sizes.settle(cfg, num_processes=number)
+        batching.settle(cfg, num_processes=number)
         check_method(cfg, num_processes=number)
         trainer, stated = cfg.trainer, cfg.batching.completions_per_step
         rows = trainer.per_device_train_batch_size
         assert rows * number * trainer.gradient_accumulation_steps == stated
         rollout = cfg.batching.completions_per_rollout or stated
-        assert generation_batch_size(trainer, number) == rollout
-        assert batch_sizes.generated_at_once(cfg, num_processes=number) == rollout
+        assert batching.generated_at_once(cfg, num_processes=number) == rollout
         assert rollout % (rows * number) == rollout % trainer.num_generations == 0
         plan = plan_of(cfg, shape_of(str(cfg.model.model_name_or_path)), Sharding(number))
         assert (plan.trained_rows * number, plan.generated_rows * number) == (stated, rollout)
@@ -57,14 +53,12 @@ def test_the_number_of_processes_is_the_launchers(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_arithmetic_is_one_line() -> None:
-    lines = {
-        number: batch_sizes.shown(compose([MATH], num_processes=number), num_processes=number) for number in (1, 8)
-    }
+    lines = {number: batching.shown(compose([MATH], num_processes=number), num_processes=number) for number in (1, 8)}
     assert lines == {
         1: "2,048 completions a step = 1 process x 8 a device x 256 accumulated; 256 prompts x 8; 8,192 generated at once",
         8: "2,048 completions a step = 8 processes x 8 a device x 32 accumulated; 256 prompts x 8; 8,192 generated at once",
     }
-    tiny = batch_sizes.shown(compose([TINY]), num_processes=2)
+    tiny = batching.shown(compose([TINY]), num_processes=2)
     assert tiny == "1,024 completions a step = 2 processes x 128 a device x 4 accumulated; 128 prompts x 8"
 
 
@@ -150,8 +144,8 @@ def test_a_recipe_file_that_states_two_batches_is_refused(tmp_path: Path) -> Non
 def test_a_tiny_recipe_counts_as_trl_does() -> None:
     for number in (1, 2):
         cfg = compose([TINY, "trainer.gradient_accumulation_steps=2"], num_processes=number)
-        assert batch_sizes.accumulated(cfg, num_processes=number) == cfg.trainer.gradient_accumulation_steps == 2
-        assert batch_sizes.generated_at_once(cfg, num_processes=number) == 128 * number * 2
+        assert batching.accumulated(cfg, num_processes=number) == cfg.trainer.gradient_accumulation_steps == 2
+        assert batching.generated_at_once(cfg, num_processes=number) == 128 * number * 2
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 8])

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from tinyzero_trl import config
-from tinyzero_trl.config.combinations import advice
-from tinyzero_trl.config.method import check_method
-from tinyzero_trl.config.recipes import list_recipes, program_of
+from tinyzero_trl.config import check_method, installed, list_recipes, method, program_of
 from tinyzero_trl.failures import ConfigError
 
 TINY, LARGE = "+countdown=grpo-tiny", "+countdown=grpo-qwen-2.5-3b-base"
@@ -80,7 +78,7 @@ def test_what_may_be_meant_is_answered_with_a_line(
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    lines = advice(config.compose(words))
+    lines = config.warnings(config.compose(words))
     assert len(lines) == 1
     assert message in lines[0]
 
@@ -102,4 +100,4 @@ def test_an_accelerate_config_that_accumulates_otherwise_is_refused(monkeypatch:
 def test_no_recipe_is_refused_or_advised(recipe: Any) -> None:
     cfg = config.compose([f"+{recipe.task}={recipe.name}"])
     check_method(cfg, num_processes=8 if "qwen" in recipe.name else 1)
-    assert advice(cfg) == []
+    assert method.warnings(cfg) == installed.warnings(cfg) == []

@@ -10,7 +10,9 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from tinyzero_trl import config
 from tinyzero_trl.config import compose
-from tinyzero_trl.config.schema import DATA_KEYS, OURS, REPLACED, fits, run_schema, schema_of
+from tinyzero_trl.config.keys import OURS, REPLACED
+from tinyzero_trl.config.schema import fits, run_schema, schema_of
+from tinyzero_trl.config.sections import DATA_KEYS
 from tinyzero_trl.failures import ConfigError
 
 TINY = "+countdown=grpo-tiny"

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 
 from tinyzero_trl import cli
-from tinyzero_trl.config import compose, list_recipes
-from tinyzero_trl.config.recipes import RECIPES, program_of
-from tinyzero_trl.config.sharding import Sharding, sharding_here
+from tinyzero_trl.config import RECIPES, Sharding, compose, list_recipes, program_of, sharding_here
 from tinyzero_trl.estimate import launched, memory_of, plan_of, shape_of, sharding_of
 from tinyzero_trl.estimate.activations import layer_bytes
 from tinyzero_trl.estimate.cards import CARDS, USABLE, card_of, smallest_size

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tinyzero_trl import cli
-from tinyzero_trl.config import processes, sharding_of
+from tinyzero_trl import cli, config
+from tinyzero_trl.config import sharding_of
+from tinyzero_trl.config.sharding import KEYS
 from tinyzero_trl.failures import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +33,7 @@ GROUP = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.
     ],
 )
 def test_an_environment_as_launchers_make_it_is_taken(environment: dict[str, str]) -> None:
-    processes.check_environment(environment)
+    config.check_environment(environment)
 
 
 @pytest.mark.parametrize(
@@ -75,20 +76,20 @@ def test_an_environment_as_launchers_make_it_is_taken(environment: dict[str, str
 )
 def test_nonsense_in_the_environment_is_one_line_with_the_variable(environment: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        processes.check_environment(environment)
+        config.check_environment(environment)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_launcher_does_not_start_below_another_one() -> None:
-    processes.check_to_launch({"WORLD_SIZE": "1", "RANK": "0"})
-    processes.check_to_launch({"WORLD_SIZE": "4", "PET_NNODES": "4"})
+    config.check_to_launch({"WORLD_SIZE": "1", "RANK": "0"})
+    config.check_to_launch({"WORLD_SIZE": "4", "PET_NNODES": "4"})
     for environment, message in (
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4 in the environment says that this is one of 4 processes"),
         ({"PET_MASTER_PORT": "ssh"}, "PET_MASTER_PORT=ssh in the environment must be a port"),
     ):
         with pytest.raises(ConfigError) as error:
-            processes.check_to_launch(environment)
+            config.check_to_launch(environment)
         assert message in str(error.value)
 
 
@@ -163,19 +164,19 @@ def test_a_number_of_processes_may_come_from_the_command_line(tmp_path: Path) ->
     file = tmp_path / "mine.yaml"
     for line in ("", "num_processes: -1\n"):
         file.write_text(f"distributed_type: MULTI_GPU\n{line}")
-        assert processes.read_accelerate_config(file, num_processes=4) == {"distributed_type": "MULTI_GPU"}
+        assert config.read_accelerate_config(file, num_processes=4) == {"distributed_type": "MULTI_GPU"}
         with pytest.raises(ConfigError, match="has (no num_processes|num_processes -1)"):
-            processes.read_accelerate_config(file)
+            config.read_accelerate_config(file)
 
 
 def test_the_keys_of_a_config_file_are_those_of_accelerate() -> None:
     from accelerate.commands.config.config_args import ClusterConfig
 
-    assert ClusterConfig.__dataclass_fields__.keys() | {"fp16", "dynamo_backend"} == processes.KEYS
+    assert ClusterConfig.__dataclass_fields__.keys() | {"fp16", "dynamo_backend"} == KEYS
 
 
 @pytest.mark.parametrize(
     "file", sorted((ROOT / "recipes" / "accelerate_configs").glob("*.yaml")), ids=lambda file: file.stem
 )
 def test_our_own_accelerate_configs_are_taken(file: Path) -> None:
-    assert processes.read_accelerate_config(file)["num_machines"] == 1
+    assert config.read_accelerate_config(file)["num_machines"] == 1

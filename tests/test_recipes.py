@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tinyzero_trl.config import RECIPES, checks, compose, list_recipes
-from tinyzero_trl.config.recipes import program_of
+from tinyzero_trl.config import RECIPES, checks, compose, list_recipes, program_of
 from tinyzero_trl.failures import ConfigError
 
 REPO = Path(__file__).resolve().parents[1]

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tinyzero_trl.config.settings import RewardWorkerSettings
+from tinyzero_trl.config import RewardWorkerSettings
 from tinyzero_trl.rewards import BatchReward, for_trl
 from tinyzero_trl.rewards.pool import RewardPool
 from tinyzero_trl.rewards.scoring import Job
@@ -201,7 +201,7 @@ def test_no_worker_outlives_a_trainer_that_is_killed(tmp_path: Path) -> None:
         "from tinyzero_trl.rewards.pool import RewardPool\n"
         "from tinyzero_trl.rewards.scoring import Job\n"
         "from tinyzero_trl.tasks.reward_worker import score_here\n"
-        "from tinyzero_trl.config.settings import RewardWorkerSettings\n"
+        "from tinyzero_trl.config import RewardWorkerSettings\n"
         "if __name__ == '__main__':\n"
         f"    pool = RewardPool('countdown', RewardWorkerSettings(rewards=['{tmp_path}/odd.py:odd'], seconds_per_call=99), score=score_here)\n"
         f"    pool.score('{tmp_path}/odd.py:odd', [Job('a', {{'n': 1}})])\n"

@@ -40,8 +40,7 @@ def build(words: list[str], *, folder: Path, is_ours: bool) -> Any:
     from trl import GRPOTrainer
 
     from tinyzero_trl import config
-    from tinyzero_trl.config import checks
-    from tinyzero_trl.config.settings import features
+    from tinyzero_trl.config import checks, features
     from tinyzero_trl.generation.engines import rollout_function
     from tinyzero_trl.models.policy import checked_start, init_arguments, policy
     from tinyzero_trl.rewards import for_trl

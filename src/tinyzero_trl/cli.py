@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tinyzero_trl import storage
-from tinyzero_trl.config import ACCELERATE_CONFIGS, processes
+from tinyzero_trl.config import ACCELERATE_CONFIGS, read_accelerate_config
 from tinyzero_trl.failures import Failure, explained, nearest
 from tinyzero_trl.launch import launch, visible_gpus
 from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
@@ -157,7 +157,7 @@ def _launch(program: str, words: Sequence[str], *, num_processes: int | None, ac
     of_hardware = _config_of_recipe(words) if gpus else "ddp" if (num_processes or 1) > 1 else "cpu"
     name = accelerate_config or of_hardware
     config = _accelerate_config(name)
-    processes.read_accelerate_config(config, num_processes=num_processes)
+    read_accelerate_config(config, num_processes=num_processes)
     if config.parent == ACCELERATE_CONFIGS:
         # Ours say 8 because accelerate wants a number; a person's own file says what that person means.
         num_processes = num_processes or len(gpus) or 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl import storage
-from tinyzero_trl.config import ACCELERATE_CONFIGS, processes
+from tinyzero_trl.config import ACCELERATE_CONFIGS, check_to_launch
 from tinyzero_trl.launch import launch
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ SHOWN = {
 def main(argv: Sequence[str]) -> int:
     """Run the demo; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    processes.check_to_launch()
+    check_to_launch()
     if arguments.problems < 1:
         raise ValueError(f"--problems must be at least 1, got {arguments.problems}")
     if arguments.steps is not None and arguments.steps < 1:
@@ -61,7 +61,7 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
     from rich.console import Console
 
     from tinyzero_trl import evaluation
-    from tinyzero_trl.config import checks, compose
+    from tinyzero_trl.config import check_method, checks, compose
     from tinyzero_trl.evaluation import Settings, scores
     from tinyzero_trl.report import write_report
 
@@ -69,7 +69,7 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
     seconds_by_phase: dict[str, float] = {}
     cfg = compose(words)
     checks.parts(cfg)
-    checks.check_method(cfg)
+    check_method(cfg)
     if run_folder.exists() and any(run_folder.iterdir()):
         raise ValueError(f"--output_dir {run_folder} is not empty, and a run never overwrites another")
     storage.probe(run_folder)

@@ -208,16 +208,16 @@ def test_a_server_on_the_trainers_gpu_starts_first_and_takes_a_small_share(
 ) -> None:
     cfg = compose([RECIPE, *ON_GPUS, *words])
     assert (generation.shares_gpus(cfg), generation.memory_share(cfg)) == (is_shared, share)
-    assert any("starts before the trainer" in line for line in generation.notes(cfg)) == is_shared
+    assert any("starts before the trainer" in line for line in generation.warnings(cfg)) == is_shared
     assert not generation.shares_gpus(compose([RECIPE, "trainer.use_cpu=false", "generation.engine=colocate"]))
 
 
 def test_a_server_on_this_machine_is_said_to_need_gpus_of_its_own() -> None:
     local, remote = ([RECIPE, *ON_GPUS, f"generation.server=http://{host}:8000"] for host in ("127.0.0.1", "10.0.0.8"))
-    assert any("start it with generation.devices" in line for line in generation.notes(compose(local)))
-    assert not any("generation.devices" in line for line in generation.notes(compose(remote)))
+    assert any("start it with generation.devices" in line for line in generation.warnings(compose(local)))
+    assert not any("generation.devices" in line for line in generation.warnings(compose(remote)))
     assert not any(
-        "generation.devices" in line for line in generation.notes(compose([*local, 'generation.devices="7"']))
+        "generation.devices" in line for line in generation.warnings(compose([*local, 'generation.devices="7"']))
     )
 
 
@@ -301,11 +301,13 @@ def test_tinyzero_serve_takes_weights_as_the_recipes_own_command_will_send_them(
 
 
 def test_what_fsdp_leaves_out_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not any("FSDP" in line for line in generation.notes(compose([RECIPE])))
+    assert not any("FSDP" in line for line in generation.warnings(compose([RECIPE])))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    (line,) = [line for line in generation.notes(compose([RECIPE, "generation.engine=transformers"])) if "FSDP" in line]
+    (line,) = [
+        line for line in generation.warnings(compose([RECIPE, "generation.engine=transformers"])) if "FSDP" in line
+    ]
     assert "not dealt by length, and transformers' own generate" in line
-    (line,) = [line for line in generation.notes(compose([RECIPE, "generation.engine=colocate"])) if "FSDP" in line]
+    (line,) = [line for line in generation.warnings(compose([RECIPE, "generation.engine=colocate"])) if "FSDP" in line]
     assert line.endswith("not dealt by length")
 
 

@@ -16,7 +16,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tinyzero_trl.config.addresses import free_port
+from tinyzero_trl.config import free_port
 
 REPO = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -140,7 +140,7 @@ def test_a_server_is_not_opened_to_every_network(tmp_path: Path) -> None:
 
 
 def test_evaluation_gives_the_same_greedy_answers_by_every_engine(tmp_path: Path) -> None:
-    from tinyzero_trl.config.generation import ENGINES
+    from tinyzero_trl.config import ENGINES
     from tinyzero_trl.evaluation import scores
 
     words = [

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tinyzero_trl.config.addresses import INSIST, check_host, free_port, is_on_this_machine
+from tinyzero_trl.config import INSIST, check_host, free_port, is_on_this_machine
 from tinyzero_trl.generation.guard import TOKEN_FILE, TokenGuard, make_token, read_token
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tinyzero_trl.config.addresses import free_port
+from tinyzero_trl.config import free_port
 from tinyzero_trl.failures import DiskFull
 from tinyzero_trl.generation import weights
 from tinyzero_trl.generation.weights import WeightFolder

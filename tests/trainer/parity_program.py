@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from tinyzero_trl.config import sum_gradients_in_float32
-from tinyzero_trl.config.settings import BatchingSettings
+from tinyzero_trl.config import BatchingSettings, sum_gradients_in_float32
 from tinyzero_trl.trainer import TinyZeroTrainer
 
 OFF = BatchingSettings(False, False, None, False, False)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from two_processes import parity_of
 
-from tinyzero_trl.config.settings import BatchingSettings
+from tinyzero_trl.config import BatchingSettings
 from tinyzero_trl.trainer import TinyZeroTrainer
 from tinyzero_trl.trainer.columns import lengths, trim, with_dummy
 from tinyzero_trl.trainer.plan import OVERHEAD, chunk_sizes

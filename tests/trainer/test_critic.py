@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModel
 
 from tinyzero_trl.algorithms.ppo import value_loss
-from tinyzero_trl.config.settings import CriticSettings
+from tinyzero_trl.config import CriticSettings
 from tinyzero_trl.failures import NumericFailure
 from tinyzero_trl.trainer import TinyZeroTrainer
 from tinyzero_trl.trainer.value_model import ValueLearner, ValueModel, explained_variance

@@ -9,10 +9,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from tinyzero_trl.config import compose
+from tinyzero_trl.config import CurriculumSettings, check_method, compose
 from tinyzero_trl.config.checks import check_curriculum
-from tinyzero_trl.config.method import check_method
-from tinyzero_trl.config.settings import CurriculumSettings
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.rewards import for_trl
 from tinyzero_trl.seeding import generator_of

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tinyzero_trl.config import compose
-from tinyzero_trl.config.method import check_method
+from tinyzero_trl.config import check_method, compose
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 from tinyzero_trl.tasks import TASKS

@@ -12,8 +12,7 @@ from accelerate import Accelerator
 from estimators_program import all_advantages
 
 from tinyzero_trl.algorithms import ALGORITHMS
-from tinyzero_trl.config import compose
-from tinyzero_trl.config.method import check_method
+from tinyzero_trl.config import check_method, compose
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 from tinyzero_trl.trainer import TinyZeroTrainer

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tinyzero_trl.config.settings import EvaluationSettings
+from tinyzero_trl.config import EvaluationSettings
 from tinyzero_trl.intervals import share
 from tinyzero_trl.rewards import for_trl
 from tinyzero_trl.tasks.countdown import TASK

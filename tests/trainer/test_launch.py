@@ -21,9 +21,7 @@ import yaml
 from two_processes import GRPO, REPO, REWARDS, SMALL, launch, words_of
 
 from tinyzero_trl import grpo
-from tinyzero_trl.config import list_recipes
-from tinyzero_trl.config.addresses import free_port
-from tinyzero_trl.config.recipes import program_of
+from tinyzero_trl.config import free_port, list_recipes, program_of
 from tinyzero_trl.failures import exit_code_of
 from tinyzero_trl.storage import manifest
 

@@ -9,7 +9,7 @@ import torch
 from forced_runs import SAMPLED, forced, now_and_then, trained
 from trl import GRPOTrainer
 
-from tinyzero_trl.config.settings import BatchingSettings
+from tinyzero_trl.config import BatchingSettings
 from tinyzero_trl.trainer import TinyZeroTrainer
 
 MODES = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]

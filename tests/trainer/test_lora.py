@@ -15,7 +15,7 @@ from trl import GRPOTrainer
 
 from small_models import make_llama
 from tinyzero_trl import cli, grpo
-from tinyzero_trl.config.settings import BatchingSettings
+from tinyzero_trl.config import BatchingSettings
 from tinyzero_trl.evaluation import evaluating
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.models.location import locate

@@ -51,8 +51,7 @@ def test_a_token_of_one_row_changes_nothing_in_another(tiny_llama: Any) -> None:
 
 @pytest.mark.parametrize("attention", [None, "sdpa", "eager"])
 def test_a_recipe_may_not_pack_where_attention_knows_no_row_ends(attention: str | None) -> None:
-    from tinyzero_trl.config import compose
-    from tinyzero_trl.config.method import check_method
+    from tinyzero_trl.config import check_method, compose
     from tinyzero_trl.failures import ConfigError
 
     words = ["+countdown=grpo-tiny", "batching.packing=true"]

@@ -9,7 +9,7 @@ import torch
 from forced_runs import SAMPLED, always, digest, forced, now_and_then, trained
 from trl import GRPOTrainer, RLOOTrainer
 
-from tinyzero_trl.config.settings import BatchingSettings
+from tinyzero_trl.config import BatchingSettings
 from tinyzero_trl.trainer import TinyZeroTrainer
 
 OFF = BatchingSettings(False, False, None, False, False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tinyzero_trl.config.checks import prompt_ids, prompts_ids
+from tinyzero_trl.models import prompt_ids, prompts_ids
 from tinyzero_trl.tasks import TASKS
 from tinyzero_trl.trainer import TinyZeroTrainer
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tinyzero_trl.config.settings import BatchingSettings, ReplaySettings
+from tinyzero_trl.config import BatchingSettings, ReplaySettings
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 from tinyzero_trl.trainer import TinyZeroTrainer

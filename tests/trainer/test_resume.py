@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 from equal_runs import different
 
-from tinyzero_trl.config.settings import CriticSettings, CurriculumSettings, ReplaySettings
+from tinyzero_trl.config import CriticSettings, CurriculumSettings, ReplaySettings
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 from tinyzero_trl.runs import record

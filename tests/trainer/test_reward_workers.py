@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tinyzero_trl.config.settings import RewardWorkerSettings
+from tinyzero_trl.config import RewardWorkerSettings
 from tinyzero_trl.rewards import BatchReward, for_trl
 from tinyzero_trl.rewards.pool import RewardPool
 from tinyzero_trl.task import resolve

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tinyzero_trl.config.addresses import free_port
+from tinyzero_trl.config import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]
 REPO = Path(__file__).resolve().parents[2]

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from small_models import make_llama
-from tinyzero_trl.config.addresses import free_port
-from tinyzero_trl.config.settings import BatchingSettings
+from tinyzero_trl.config import BatchingSettings, free_port
 
 REPO = Path(__file__).resolve().parents[2]
 GRPO = REPO / "src" / "tinyzero_trl" / "grpo.py"

@@ -1,14 +1,15 @@
 """Recipes to checked runs, in four gates, before a model loads.
 
     recipe + command line -> `composition` (names and types, from `schema` and `keys`)
-                          -> `method` (the algorithm and its numbers) and the checks of each section
-                          -> `checks` (rows, lengths, rewards)
+                          -> `check_method` (numbers, and the rules between keys)
+                          -> `check_run` (the names' objects, libraries, model, rows, TRL's arguments) -> CheckedRun
 
-A mistake is a ConfigError of one line. A rule between two keys stands in the file of the section that owns the key.
+A mistake is a ConfigError of one line. A rule between two keys is in the file of the section that owns the key: `sections` (ours),
+`batching`, `generation`, `method` (TRL's keys). Settings that are legal but usually mistakes are `warnings`.
 """
 
 from tinyzero_trl.config.addresses import INSIST, check_host, free_port, is_on_this_machine
-from tinyzero_trl.config.batch_sizes import accumulated, generated_at_once
+from tinyzero_trl.config.batching import BatchingSettings, accumulated, generated_at_once
 from tinyzero_trl.config.composition import (
     compose,
     folder_name_fault,
@@ -17,9 +18,17 @@ from tinyzero_trl.config.composition import (
     trainer_arguments,
     without_options,
 )
+from tinyzero_trl.config.environment import (
+    check_environment,
+    check_to_launch,
+    is_first_process,
+    num_processes_here,
+    uses_fsdp,
+)
 from tinyzero_trl.config.generation import (
     ADAPTER_RANKS,
     ENGINES,
+    GenerationSettings,
     engine_of_evaluation,
     has_gpu,
     memory_share,
@@ -29,22 +38,25 @@ from tinyzero_trl.config.generation import (
     why_merged,
 )
 from tinyzero_trl.config.method import check_numbers
-from tinyzero_trl.config.processes import (
-    CONFIG_VARIABLE,
-    accelerate_config_in_use,
-    check_to_launch,
-    read_accelerate_config,
-)
-from tinyzero_trl.config.recipes import ACCELERATE_CONFIGS, RECIPES, list_recipes
-from tinyzero_trl.config.settings import (
-    BatchingSettings,
+from tinyzero_trl.config.recipes import ACCELERATE_CONFIGS, RECIPES, list_recipes, program_of
+from tinyzero_trl.config.rewards import reward_functions
+from tinyzero_trl.config.run import CheckedRun, check_method, check_pretraining, check_run, warnings
+from tinyzero_trl.config.sections import (
     CriticSettings,
     CurriculumSettings,
     EvaluationSettings,
     ReplaySettings,
+    RewardWorkerSettings,
     features,
 )
-from tinyzero_trl.config.sharding import Sharding, sharding_here, sharding_of
+from tinyzero_trl.config.sharding import (
+    CONFIG_VARIABLE,
+    Sharding,
+    accelerate_config_in_use,
+    read_accelerate_config,
+    sharding_here,
+    sharding_of,
+)
 
 __all__ = [
     "ACCELERATE_CONFIGS",
@@ -54,15 +66,22 @@ __all__ = [
     "INSIST",
     "RECIPES",
     "BatchingSettings",
+    "CheckedRun",
     "CriticSettings",
     "CurriculumSettings",
     "EvaluationSettings",
+    "GenerationSettings",
     "ReplaySettings",
+    "RewardWorkerSettings",
     "Sharding",
     "accelerate_config_in_use",
     "accumulated",
+    "check_environment",
     "check_host",
+    "check_method",
     "check_numbers",
+    "check_pretraining",
+    "check_run",
     "check_to_launch",
     "compose",
     "engine_of_evaluation",
@@ -71,10 +90,14 @@ __all__ = [
     "free_port",
     "generated_at_once",
     "has_gpu",
+    "is_first_process",
     "is_on_this_machine",
     "list_recipes",
     "memory_share",
+    "num_processes_here",
+    "program_of",
     "read_accelerate_config",
+    "reward_functions",
     "several",
     "sharding_here",
     "sharding_of",
@@ -82,6 +105,8 @@ __all__ = [
     "show",
     "sum_gradients_in_float32",
     "trainer_arguments",
+    "uses_fsdp",
+    "warnings",
     "weight_transfer",
     "why_merged",
     "without_options",

@@ -1,4 +1,4 @@
-"""Where a server may listen: this machine alone, a private network by its address, anything else only if a person insists."""
+"""Addresses a server may listen on: this machine alone, a private network by its address, any other only if a person insists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ INSIST = "--i-know-this-network-is-private"
 def check_host(host: str, *, insists: bool) -> str:
     """The address to listen on. Raises: ValueError for all interfaces, or a public one, unless a person insists.
 
-    Whoever reaches the server and has the token can replace its weights; the token itself travels unencrypted.
+    Anybody who reaches the server and has the token can replace its weights; the token itself travels unencrypted.
     """
     address = _address_of(host)
     if address is None:
@@ -26,7 +26,7 @@ def check_host(host: str, *, insists: bool) -> str:
 
 
 def is_on_this_machine(url: str) -> bool:
-    """Whether the host of a URL is a loopback address."""
+    """True if the host of a URL is a loopback address."""
     from urllib.parse import urlparse
 
     address = _address_of(urlparse(url).hostname or "")

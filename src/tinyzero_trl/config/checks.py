@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a model loads: names, rows, lengths."""
+"""Names and rows of a run: the task, format and rewards a recipe names, its data, and whether every row fits them and the model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinyzero_trl.config import rewards as reward_parameters
-from tinyzero_trl.config.method import check_method
-from tinyzero_trl.config.schema import DATA_KEYS
+from tinyzero_trl.config.rewards import parameters
+from tinyzero_trl.config.sections import DATA_KEYS
 from tinyzero_trl.failures import ConfigError, first_line, nearest
-from tinyzero_trl.models import Start, check_prompts, fitted, prompt_ids, prompts_ids
+from tinyzero_trl.models import Start, check_prompts, fitted, prompts_ids
 from tinyzero_trl.rewards import FROM_TRL, columns_of, is_for_trl, reward_fault
 from tinyzero_trl.task import FormatFn, RewardFn, Row, Task, loaded, prompts, resolve
 from tinyzero_trl.tasks import find_task
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Parts", "check_method", "check_rows", "parts", "prompt_ids", "prompts_ids", "rows"]
-
-
 BOS_BYTES = 64
 TEMPLATE_BYTES = 4096
 """More than a chat template adds to its messages: role marks and a default system text."""
@@ -33,7 +29,7 @@ TEMPLATE_BYTES = 4096
 
 @dataclass(frozen=True)
 class Parts:
-    """What the names of a recipe stand for."""
+    """The objects that a recipe names."""
 
     task: Task
     format_fn: FormatFn
@@ -62,7 +58,7 @@ def parts(cfg: DictConfig) -> Parts:
         raise ConfigError(f"rewards is empty; task {task.name} has {', '.join(sorted(task.rewards))}")
     if not any(weight for weight in cfg.rewards.values()) or not all(math.isfinite(w) for w in cfg.rewards.values()):
         raise ConfigError(f"rewards need finite weights, one of them not 0, got {OmegaConf.to_container(cfg.rewards)}")
-    reward_parameters.parameters(cfg, named)
+    parameters(cfg, named)
     _check_best_metric(cfg, task, named)
     _check_data_keys(cfg, task)
     return Parts(task, format_fn, named)
@@ -71,7 +67,7 @@ def parts(cfg: DictConfig) -> Parts:
 def rows(
     cfg: DictConfig, chosen: Parts, *, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> tuple[Dataset, Dataset | None]:
-    """Training and evaluation rows, worded; with a tokenizer, as its chat template takes them. Raises: ConfigError for data that is not there or not fit."""
+    """Training and evaluation rows with their prompts; with a tokenizer, as its chat template takes them. Raises: ConfigError for bad data."""
     from datasets import disable_progress_bars
 
     disable_progress_bars()
@@ -111,7 +107,7 @@ def check_rows(
     generation_batch_size: int,
     name: str = "train",
 ) -> None:
-    """Whether every row has what prompts and rewards read, and fits the model. Raises: ConfigError naming the row."""
+    """Raises: ConfigError, naming the row, where a row lacks a column that is read, or a prompt does not fit the model."""
     wanted = set(chosen.task.columns).union(*(columns_of(reward) for reward in chosen.rewards.values()))
     for column in sorted(wanted - set(dataset.column_names)):
         readers = [key for key, reward in chosen.rewards.items() if column in columns_of(reward)] or [
@@ -143,6 +139,7 @@ def check_rows(
 
 
 def check_curriculum(cfg: DictConfig, dataset: Dataset, *, num_needed: int) -> None:
+    """Raises: ConfigError, where the column of `curriculum.by` is missing, or its values give no order or no weights."""
     by = cfg.curriculum.by
     if by not in dataset.column_names:
         raise ConfigError(
@@ -163,7 +160,7 @@ def check_curriculum(cfg: DictConfig, dataset: Dataset, *, num_needed: int) -> N
 
 
 def _check_best_metric(cfg: DictConfig, task: Task, rewards: Mapping[str, RewardFn]) -> None:
-    """transformers looks the metric up after the first evaluation, and raises KeyError there."""
+    """Raises: ConfigError, for a metric that no evaluation gives; transformers would raise KeyError after the first one."""
     if cfg.trainer.metric_for_best_model is None:
         return
     name = str(cfg.trainer.metric_for_best_model).removeprefix("eval_")
@@ -235,7 +232,7 @@ def _check_lengths(cfg: DictConfig, worded: list[Any], start: Start, *, name: st
 
 
 def _num_bytes(prompt: str | list[dict[str, str]]) -> int:
-    """At least the number of tokens of a prompt: its bytes, and room for what a template or bos adds."""
+    """An upper bound of the tokens of a prompt: its bytes, and room for what a template or bos adds."""
     if isinstance(prompt, str):
         return len(prompt.encode()) + BOS_BYTES
     return sum(len(message["content"].encode()) for message in prompt) + TEMPLATE_BYTES

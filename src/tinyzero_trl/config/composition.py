@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyzero_trl.algorithms import ALGORITHMS
-from tinyzero_trl.config import batch_sizes
+from tinyzero_trl.config import batching
+from tinyzero_trl.config.environment import is_first_process, num_processes_here
 from tinyzero_trl.config.generation import tell_trl
 from tinyzero_trl.config.keys import (
     TEXTS,
@@ -110,9 +111,9 @@ def compose(
         )
     _check_untyped(cfg, program)
     if program == "grpo":
-        batch_sizes.settle(
+        batching.settle(
             cfg,
-            num_processes=num_processes or int(os.environ.get("WORLD_SIZE", "1")),
+            num_processes=num_processes or num_processes_here(),
             in_recipe={key for content in contents.values() for key in _keys(content)},
             in_words={item.lstrip("+").partition("=")[0] for item in overrides},
         )
@@ -143,7 +144,7 @@ def without_options(words: Sequence[str], *, program: str) -> tuple[list[str], b
 
 def show(cfg: DictConfig) -> int:
     """Print the whole resolved run without its secrets, once for all processes; returns exit code 0."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         content = redacted(OmegaConf.to_container(cfg, resolve=True), also=secrets_in_environment())
         print(OmegaConf.to_yaml(OmegaConf.create(content)), end="")
     return 0

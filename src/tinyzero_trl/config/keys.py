@@ -10,9 +10,63 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinyzero_trl.config.schema import DATA_KEYS, OURS, REPLACED, SECTIONS, run_schema
+from tinyzero_trl.config.schema import run_schema
+from tinyzero_trl.config.sections import DATA_KEYS
 from tinyzero_trl.failures import ConfigError, near
 
+SECTIONS = (
+    "model",
+    "trainer",
+    "batching",
+    "critic",
+    "curriculum",
+    "evaluation",
+    "generation",
+    "replay",
+    "reward_workers",
+)
+"""Keys of a run whose own keys the schema knows."""
+REPLACED: dict[str, str] = {
+    "max_prompt_length": "TRL no longer cuts prompts; prompts that do not fit the model are refused at start, with the row named",
+    "vllm_device": "use generation.engine=colocate (same GPUs) or generation.engine=server with generation.devices",
+    "vllm_dtype": "the policy's own dtype is used; set model.dtype",
+    "vllm_max_model_len": "use trainer.vllm_max_model_length",
+    "vllm_enable_prefix_caching": "prefix caching is always on now; remove the key",
+    "vllm_guided_decoding_regex": "use trainer.vllm_structured_outputs_regex",
+    "vllm_importance_sampling_cap": "use trainer.vllm_importance_sampling_clip_max",
+    "use_liger_loss": "the language-model head is fused by default now; remove the key",
+    "use_liger_kernel": "the language-model head is fused by default now; remove the key",
+    "use_transformers_paged": "without vLLM our own sampler generates; remove the key",
+    "logging_dir": "use output_dir; trackers write below it",
+    "overwrite_output_dir": "a run never overwrites another; choose another output_dir, or trainer.resume_from_checkpoint=true",
+    "torch_dtype": "use model.dtype",
+    "reward_funcs": "use the mapping rewards: {name: weight}",
+    "reward_weights": "use the mapping rewards: {name: weight}",
+    "evaluation_strategy": "use trainer.eval_strategy",
+    "no_cuda": "use trainer.use_cpu",
+    "tokenizer_name_or_path": "the tokenizer is the model's own",
+    "hydra": "runs do not use Hydra's folders or logging; see output_dir",
+}
+"""Keys of older TRL versions, of other trainers and of habit, each with what to write instead."""
+
+OURS: dict[str, str] = {
+    "use_vllm": "use generation.engine=server or generation.engine=colocate",
+    "vllm_mode": "use generation.engine=server or generation.engine=colocate",
+    "vllm_server_base_url": "use generation.server=<url>",
+    "vllm_server_host": "use generation.server=<url>",
+    "vllm_server_port": "use generation.server=<url>",
+    "vllm_server_timeout": "use generation.seconds_to_start",
+    "output_dir": "use output_dir at the top level of the recipe",
+    "reward_weights": REPLACED["reward_weights"],
+    "use_liger_kernel": REPLACED["use_liger_kernel"],
+    "use_transformers_paged": REPLACED["use_transformers_paged"],
+    "vllm_importance_sampling_cap": REPLACED["vllm_importance_sampling_cap"],
+    "log_completions_hub_repo": "rollouts are written to the run folder as parquet; upload them from there",
+    "log_completions": "every rollout is written to rollouts/*.parquet in the run folder; remove the key",
+    "auto_find_batch_size": "GRPO needs whole groups; lower trainer.per_device_train_batch_size instead",
+    "enable_jit_checkpoint": "SIGTERM is handled here: the step ends, a sealed checkpoint is saved, exit code 143",
+}
+"""Keys TRL still has but a recipe may not set, each with the reason or the replacement."""
 MAPPINGS = frozenset((*SECTIONS, "rewards", "reward_parameters", "data", "scratch"))
 """Keys of a run that have keys below them."""
 TEXTS = (

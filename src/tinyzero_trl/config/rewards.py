@@ -1,4 +1,4 @@
-"""What a recipe says about its rewards besides their weights: `reward_parameters.<reward>.<parameter>`."""
+"""Rewards of a recipe besides their weights: `reward_parameters.<reward>.<parameter>`, and the groups that some compare."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinyzero_trl.config.algorithm_checks import generation_batch_size
-from tinyzero_trl.config.settings import RewardWorkerSettings
+from tinyzero_trl.config.batching import check_whole_groups
+from tinyzero_trl.config.sections import RewardWorkerSettings
 from tinyzero_trl.failures import ConfigError, nearest
 from tinyzero_trl.rewards import FROM_TRAINER, FROM_TRL, BatchReward, OverGroup, for_trl, is_for_trl
 from tinyzero_trl.task import RewardFn
@@ -46,7 +46,7 @@ def parameters(cfg: DictConfig, rewards: Mapping[str, RewardFn]) -> dict[str, di
 
 
 def check_groups(cfg: DictConfig, rewards: Mapping[str, RewardFn], *, num_processes: int) -> None:
-    """Whether rewards over groups see whole groups. Raises: ConfigError."""
+    """Raises: ConfigError, where a reward that compares completions would not see whole groups in the training process."""
     if whole := sorted(name for name in cfg.reward_workers.rewards if is_for_trl(rewards[name])):
         raise ConfigError(f"reward_workers.rewards: {', '.join(whole)} takes whole batches, as TRL calls it, and is computed in the trainer; leave it out")  # fmt: skip
     names = [name for name, reward in rewards.items() if isinstance(reward, OverGroup)]
@@ -54,18 +54,13 @@ def check_groups(cfg: DictConfig, rewards: Mapping[str, RewardFn], *, num_proces
         return
     if idle := sorted(set(names) & set(cfg.reward_workers.rewards)):
         raise ConfigError(f"reward_workers.rewards: {', '.join(idle)} compares the completions of a prompt, and is computed in the trainer; leave it out")  # fmt: skip
-    size = generation_batch_size(cfg.trainer, num_processes) // num_processes
-    if size % cfg.trainer.num_generations:
-        raise ConfigError(
-            f"reward {', '.join(names)} compares whole groups, and the {size} completions of a process are no whole groups of "
-            f"num_generations {cfg.trainer.num_generations}"
-        )
+    check_whole_groups(cfg, num_processes=num_processes, reason=f"reward {', '.join(names)} compares whole groups")
 
 
 def _least(name: str, default: float) -> float:
-    """A count that is 1 or more by default stays so, and a `max_...` is no less than 0.
+    """The least value of a parameter: 1 for a count that is 1 or more by default, 0 for a `max_...`.
 
-    open-r1 writes max_penalty as -1.0; taken over as it stands, repetition would be paid for.
+    open-r1 writes max_penalty as -1.0; with that value repetition would be rewarded here.
     """
     if type(default) is int and default >= 1:
         return 1
@@ -73,7 +68,7 @@ def _least(name: str, default: float) -> float:
 
 
 def _settable(reward: RewardFn) -> dict[str, Any]:
-    """Defaults by name of the parameters that a recipe may set: numbers and words."""
+    """Default by name of the parameters that a recipe may set: numbers and words."""
     return {
         name: item.default
         for name, item in inspect.signature(reward).parameters.items()

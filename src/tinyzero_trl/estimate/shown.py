@@ -7,7 +7,7 @@ import sys
 
 from omegaconf import DictConfig
 
-from tinyzero_trl.config import batch_sizes
+from tinyzero_trl.config import batching
 from tinyzero_trl.estimate.cards import USABLE, Card, smallest_size
 from tinyzero_trl.estimate.memory import GIB, Memory
 from tinyzero_trl.estimate.speed import Speed
@@ -27,7 +27,7 @@ def show(
         f"[bold]{cfg.model.model_name_or_path}[/]: {plan.shape.num_parameters / 1e9:.2f} B weights ({what} them trained), "
         f"{plan.sharding.shown}, {plan.engine} generates"
     )
-    console.print(batch_sizes.shown(cfg, num_processes=plan.sharding.num_processes))
+    console.print(batching.shown(cfg, num_processes=plan.sharding.num_processes))
     table = Table(
         title="GiB on one device" if not plan.sharding.is_cpu else "GiB of one process",
         title_justify="left",

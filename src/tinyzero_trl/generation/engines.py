@@ -19,6 +19,7 @@ from tinyzero_trl.config import (
     several,
     sharding_here,
     shares_gpus,
+    uses_fsdp,
     why_merged,
 )
 from tinyzero_trl.config import weight_transfer as transfer_of
@@ -227,7 +228,7 @@ def rollout_function(cfg: DictConfig) -> Callable[..., dict[str, Any]] | None:
     Under FSDP each forward pass is a collective, and processes whose completions end early would leave it; transformers'
     generate keeps them in step.
     """
-    if cfg.trainer.use_vllm or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+    if cfg.trainer.use_vllm or uses_fsdp():
         return None
     from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 

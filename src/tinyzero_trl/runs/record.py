@@ -86,6 +86,18 @@ def code_names(content: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def data_of(
+    cfg: DictConfig, train_rows: Dataset, eval_rows: Dataset | None, *, columns: Sequence[str]
+) -> dict[str, Any]:
+    """The rows of a run as its record has them: source, number, and the fingerprint of these columns of the training rows."""
+    return {
+        "source": cfg.data.source,
+        "fingerprint": fingerprint(train_rows, columns),
+        "num_train": len(train_rows),
+        "num_test": len(eval_rows) if eval_rows is not None else 0,
+    }
+
+
 def fingerprint(dataset: Dataset, columns: Sequence[str]) -> str:
     """A hash of the rows' raw columns, in order; equal data has the same hash on every machine."""
     digest = hashlib.blake2b(digest_size=16)

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinyzero_trl.config import batch_sizes, compose
+from tinyzero_trl.config import batching, compose
 from tinyzero_trl.failures import ConfigError, first_line
 from tinyzero_trl.redaction import REDACTED, redacted
 from tinyzero_trl.runs.record import code_names
@@ -150,7 +150,7 @@ def check_same_run(path: Path, cfg: DictConfig) -> None:
     # These keys follow from the batch sizes and the number of processes, which `check_world` checks.
     follow = [
         f"trainer.{follows}"
-        for key, follows in batch_sizes.FOLLOWS.items()
+        for key, follows in batching.FOLLOWS.items()
         if cfg.batching[key] is not None and OmegaConf.select(before, f"batching.{key}") == cfg.batching[key]
     ]
     changes = [

@@ -11,7 +11,7 @@ import pytest
 
 from small_models import make_llama
 from tinyzero_trl.evaluation import benchmarks, evaluating, scores
-from tinyzero_trl.evaluation.benchmarks import BENCHMARKS, advice, chosen, load
+from tinyzero_trl.evaluation.benchmarks import BENCHMARKS, chosen, load, warning
 from tinyzero_trl.evaluation.tables import show
 from tinyzero_trl.tasks import TASKS
 
@@ -107,9 +107,9 @@ def test_a_file_that_is_no_benchmark_is_said_in_one_line(tmp_path, content, mess
 
 
 def test_few_problems_with_few_samples_are_not_enough():
-    assert "not enough samples" in str(advice(30, 4))
-    assert advice(30, 16) is None
-    assert advice(500, 1) is None
+    assert "not enough samples" in str(warning(30, 4))
+    assert warning(30, 16) is None
+    assert warning(500, 1) is None
 
 
 def test_three_benchmarks_are_answered_by_one_model_loaded_once(tmp_path, monkeypatch, capsys):

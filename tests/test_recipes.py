@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tinyzero_trl.config import RECIPES, checks, compose, list_recipes, program_of
+from tinyzero_trl.config import RECIPES, check_method, checks, compose, list_recipes, program_of
 from tinyzero_trl.failures import ConfigError
 
 REPO = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ def test_the_recipes_of_the_readme_are_there() -> None:
 def test_a_recipe_composes_and_its_names_exist(recipe: Any) -> None:
     cfg = compose([f"+{recipe.task}={recipe.name}"])
     chosen = checks.parts(cfg)
-    checks.check_method(cfg)
+    check_method(cfg)
     assert cfg.trainer.run_name == recipe.name
     assert chosen.task.name == recipe.task
     assert chosen.task.solved in chosen.rewards

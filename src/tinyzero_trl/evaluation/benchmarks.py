@@ -138,8 +138,8 @@ def load(one: Chosen, *, num_rows: int | None, seed: int) -> list[Row]:
     return random.Random(f"tinyzero {seed}").sample(rows, num_rows)
 
 
-def advice(num_problems: int, k: int) -> str | None:
-    """What to say of too few samples, or None. Source: faults E-4."""
+def warning(num_problems: int, k: int) -> str | None:
+    """The warning about too few samples, or None."""
     if num_problems < FEW_PROBLEMS and k < ENOUGH_SAMPLES:
         return f"not enough samples: {num_problems} problems with --k {k}; with fewer than {FEW_PROBLEMS}, take --k {ENOUGH_SAMPLES} or more"
     return None

@@ -110,9 +110,9 @@ def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
 
 
 def warnings(summary: Mapping[str, Any]) -> list[str]:
-    """What a reader of these figures must know: too few samples, or many responses cut off."""
+    """Warnings for a reader of these figures: too few samples, or many responses cut off."""
     lines = []
-    if summary.get("benchmark") and (line := benchmarks.advice(summary["num_problems"], summary["k"])):
+    if summary.get("benchmark") and (line := benchmarks.warning(summary["num_problems"], summary["k"])):
         lines.append(line)
     truncated = summary["metrics"].get("outcome/truncated", {}).get("value", 0.0)
     if truncated > MANY_TRUNCATED:

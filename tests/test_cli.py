@@ -181,7 +181,7 @@ def program(tmp_path):
             import sys
             from pathlib import Path
             from tinyzero_trl import launch
-            launch.HERE = Path({str(tmp_path)!r})
+            launch.PACKAGE = Path({str(tmp_path)!r})
             num_processes = int(sys.argv[1])
             config = Path({str(configs)!r}) / ("ddp.yaml" if num_processes > 1 else "cpu.yaml")
             sys.exit(launch.launch("fake", sys.argv[2:], config=config, num_processes=num_processes))

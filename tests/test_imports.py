@@ -13,7 +13,7 @@ import pytest
 import tinyzero_trl
 
 PACKAGE = Path(tinyzero_trl.__file__).parent
-GROUND = ("answer", "expression", "failures", "hub", "intervals", "redaction", "seeding", "task")
+GROUND = ("answer", "expression", "failures", "hub", "installation", "intervals", "redaction", "seeding", "task")
 """Files that every room may import: the standard library and little more."""
 FLOORS = (
     GROUND,
@@ -26,10 +26,10 @@ FLOORS = (
     ("evaluation",),
     ("report",),
     ("launch",),
-    ("__init__", "cli", "demo", "grpo", "sft"),
+    ("__init__", "api", "cli", "demo", "grpo", "sft"),
 )
 """Rooms from the ground up. A module imports from its own room and from lower floors; on the ground floor, from the ground floor."""
-NEIGHBOURS = {("estimate", "doctor"), ("cli", "demo")}
+NEIGHBOURS = {("__init__", "api"), ("estimate", "doctor"), ("cli", "demo")}
 """Arrows (from, to) within a floor."""
 VERBS = {"data.preparation", "generation.serving"}
 """Files that are a verb of the command line: they may import from every room below it, and the command line alone imports them."""
@@ -151,7 +151,7 @@ def test_no_file_beside_grpo_is_named_like_a_library():
         )
 
 
-@pytest.mark.parametrize("name", ["", ".tasks", ".rewards", ".data", ".storage", ".task", ".seeding"])
+@pytest.mark.parametrize("name", ["", ".tasks", ".rewards", ".data", ".storage", ".task", ".seeding", ".api"])
 def test_importing_a_light_room_loads_nothing_heavy(name):
     code = f"import sys, tinyzero_trl{name}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,9 +15,8 @@ from types import FrameType
 from typing import Any
 
 from tinyzero_trl.config import CONFIG_VARIABLE, check_to_launch, read_accelerate_config
+from tinyzero_trl.installation import PACKAGE
 
-HERE = Path(__file__).resolve().parent
-"""Tells the launched program which accelerate config it was launched with."""
 NODES = {
     "PET_NNODES": "--num_machines",
     "PET_NODE_RANK": "--machine_rank",
@@ -96,7 +95,7 @@ def launch(program: str, words: Sequence[str], *, config: Path, num_processes: i
     options += ["--config_file", str(config)]
     if num_processes is not None:
         options.append(f"--num_processes={num_processes * num_machines}")
-    arguments = launch_command_parser().parse_args([*options, str(HERE / f"{program}.py"), *words])
+    arguments = launch_command_parser().parse_args([*options, str(PACKAGE / f"{program}.py"), *words])
     os.environ[CONFIG_VARIABLE] = str(config.absolute())
     _share_cores(num_processes or max(1, (read_accelerate_config(config).get("num_processes") or 1) // num_machines))
     # torch's elastic agent, which starts two or more processes, puts its own handlers in the place of these.

@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.config.keys import MAPPINGS, check_section
 from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.installation import ROOT
 
-RECIPES = Path(__file__).resolve().parents[3] / "recipes"
+RECIPES = ROOT / "recipes"
 ACCELERATE_CONFIGS = RECIPES / "accelerate_configs"
-"""The recipe folder of the source tree."""
 NOT_TASKS = ("accelerate_configs",)
 HEAD = re.compile(r"\A(\s*#.*\n|\s*\n)*\s*#\s*@package\s+_global_\s*$", re.MULTILINE)
 """Without it Hydra takes a recipe's keys for keys below the name of its folder. It stands in the comment at the head."""

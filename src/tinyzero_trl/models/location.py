@@ -10,6 +10,7 @@ from typing import Any
 
 from tinyzero_trl import hub
 from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.installation import PACKAGE
 from tinyzero_trl.storage import manifest, plain_record
 
 EVALUATED, TRAINED = "--model_path ", "model.model_name_or_path="
@@ -21,7 +22,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 def load_path(name: str) -> str:
     """The folder or hub id that `name` loads from: the packaged folder for `tiny`, otherwise `name` itself."""
-    return str(Path(__file__).resolve().parents[1] / "tiny") if name == "tiny" else name
+    return str(PACKAGE / "tiny") if name == "tiny" else name
 
 
 @dataclass(frozen=True)

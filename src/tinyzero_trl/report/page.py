@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_trl import storage
+from tinyzero_trl.installation import PACKAGE
 from tinyzero_trl.report.benchmarks import read_benchmarks
 from tinyzero_trl.report.charts import OUTCOMES, charts
 from tinyzero_trl.report.run_files import RunFiles, metric, read_run
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = PACKAGE / "report" / "assets"
 BEHAVIOURS = {
     "attempts/mean": "Attempts per response",
     "verified/share": "Answers verified in the thought",

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from tinyzero_trl import storage
 from tinyzero_trl.failures import ConfigError, Failure, explained
+from tinyzero_trl.installation import ROOT
 from tinyzero_trl.models import model_files
 from tinyzero_trl.runs import resuming
 from tinyzero_trl.runs.record import cut_metrics, packages, write_record
@@ -25,7 +26,6 @@ from tinyzero_trl.storage import locked, manifest
 
 FILES = ("run.yaml", "metrics.jsonl", "run.lock", "report.html", "best.json")
 """Names of files that a run writes."""
-SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 
 
 @dataclass(frozen=True)
@@ -198,10 +198,10 @@ def say_what_next(folder: RunFolder, *, task: str, signal: int, step: int) -> No
         again = shlex.join(["tinyzero", "resume", str(folder.path)])
         print(f"stopped after step {step}, checkpoint saved; go on with:\n  {again}", flush=True)
         return
-    scripts = sorted(path.name for path in SCRIPTS.glob("evaluate_*.py"))
-    script = f"evaluate_{task}.py" if f"evaluate_{task}.py" in scripts else "evaluate_<task>.py"
+    has_script = (ROOT / "scripts" / f"evaluate_{task}.py").is_file()
+    command = f"python scripts/evaluate_{task}.py" if has_script else "tinyzero evaluate"
     print(f"done: model in {folder.path / 'model'}", flush=True)
-    print(f"  evaluate it: python scripts/{script} --model_path {folder.path}", flush=True)
+    print(f"  evaluate it: {command} --model_path {folder.path}", flush=True)
     print(f"  see the run: tinyzero report {folder.path}", flush=True)
 
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl import storage
 from tinyzero_trl.config import accelerate_config_in_use
+from tinyzero_trl.installation import IS_SOURCE_TREE, ROOT
 from tinyzero_trl.redaction import redacted, redacted_command, secrets_in, secrets_in_environment, secrets_in_words
 from tinyzero_trl.storage import is_number, trust
 
@@ -146,12 +147,14 @@ def metric_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _git() -> dict[str, Any]:
-    root = Path(__file__).resolve().parents[3]
+    """The commit of the source tree and whether files differ from it; None for both in a package that pip installed."""
+    if not IS_SOURCE_TREE:  # a repository around it would be another project's
+        return {"git_commit": None, "git_dirty": None}
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=10)
         status = subprocess.run(
             ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=root,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             timeout=20,

@@ -1,0 +1,11 @@
+"""Where the files that come with this package are: in the source tree it runs from, or in the package that pip installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+IS_SOURCE_TREE = not (PACKAGE / "recipes").is_dir()
+"""A wheel carries recipes/ and constraints.txt inside the package (setup.py); the source tree has them at its top level."""
+ROOT = PACKAGE.parents[1] if IS_SOURCE_TREE else PACKAGE
+"""The folder with recipes/ and constraints.txt; in a source tree also scripts/, pyproject.toml and the git history."""

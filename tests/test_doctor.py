@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from tinyzero_trl.doctor import ROOT, examine, host, main
-from tinyzero_trl.doctor.host import Gpu, Host, num_cores, parsed_gpus
-from tinyzero_trl.doctor.imports import tried_imports
-from tinyzero_trl.doctor.packages import installed, name_of, wanted
+from tinyzero_trl.doctor.machine import Gpu, Host, num_cores, parsed_gpus
+from tinyzero_trl.doctor.packages import installed, name_of, tried_imports, wanted
 
 H200 = Gpu("NVIDIA H200", 140.0, "580.95.05")
 PINS = {"torch": "2.13.0", "transformers": "5.17.0", "trl": "1.16.0"}

@@ -334,7 +334,7 @@ def test_nothing_before_vllm_asks_for_a_gpu_in_a_way_that_initialises_cuda() -> 
         str(path.relative_to(root)) for path in root.rglob("*.py") if "cuda.is_available()" in path.read_text("utf-8")
     }
     # doctor asks in a process of its own; offload when the model is on the GPU.
-    assert asking <= {"config/generation.py", "trainer/offload.py", "doctor/imports.py"}, asking
+    assert asking <= {"config/generation.py", "trainer/offload.py", "doctor/packages.py"}, asking
 
 
 RECIPES = sorted(config.RECIPES.glob("*/grpo-*.yaml"))

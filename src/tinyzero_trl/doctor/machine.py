@@ -1,12 +1,19 @@
-"""The machine judged: devices, threads, shared memory, disks."""
+"""GPUs, cores, memory and disks: asked of the system alone, as any library may be broken, and compared with what a run needs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from tinyzero_trl.doctor.findings import Finding
-from tinyzero_trl.doctor.host import Host
-
+GIB = 2**30
+SECONDS_TO_ANSWER = 20
+"""After which nvidia-smi counts as hung; a driver that initialises takes up to ten."""
 MIN_SHM_GIB = 1.0
 """NCCL and vLLM's workers exchange data there; Docker gives 64 MiB unless told otherwise."""
 MIN_RUNS_GIB = 2.0
@@ -15,80 +22,175 @@ MIN_MODELS_GIB = 20.0
 """Qwen2.5-7B is 15 GiB."""
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One row of the table: what is there, what would be right, and the command that mends it."""
+
+    subject: str
+    """A package, a device, a limit."""
+    found: str
+    """What is there, with its unit."""
+    status: Literal["ok", "note", "problem"] = "ok"
+    """`note`: works, but is not as tested or not as fast as it could be; `problem`: breaks a run."""
+    wanted: str = ""
+    """What would be right, or why this is not; empty where all is well."""
+    command: str = ""
+    """What to type so that it is right; a problem always has one."""
+
+    def __post_init__(self) -> None:
+        assert self.status == "ok" or self.wanted, f"{self.subject}: say what is wrong"
+        assert self.status != "problem" or self.command, f"{self.subject}: say what mends it"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU, as its driver describes it."""
+
+    name: str
+    memory_gib: float
+    driver: str
+    """Version of the driver."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """This machine at this moment."""
+
+    gpus: tuple[Gpu, ...]
+    driver_cuda: str | None
+    """Newest CUDA version the driver runs, or None."""
+    driver_fault: str | None
+    """First line of what nvidia-smi answered where it failed, or None."""
+    num_cores: int
+    """Cores this process may use: its affinity or its cgroup's quota, whichever is less."""
+    memory_gib: float
+    shm_gib: float | None
+    """Size of /dev/shm; None where there is none, as on macOS."""
+    free_gib: Mapping[str, float]
+    """Free disk space by folder: where runs are written, where models are kept, where temporary files go."""
+    environment: Mapping[str, str]
+
+
+def host() -> Host:
+    """This machine, in less than a second where there is no GPU."""
+    env = os.environ
+    hub = env.get("HF_HOME") or str(Path("~/.cache/huggingface").expanduser())
+    folders = {"runs (outputs/)": "outputs", "models (HF_HOME)": hub, "temporary files": env.get("TMPDIR") or "/tmp"}
+    shm = shutil.disk_usage("/dev/shm").total / GIB if Path("/dev/shm").is_dir() else None
+    free = {use: _free_gib(Path(folder)) for use, folder in folders.items()}
+    return Host(*gpus(), num_cores(), memory_gib(), shm, free, dict(env))
+
+
+def gpus() -> tuple[tuple[Gpu, ...], str | None, str | None]:
+    """NVIDIA's GPUs, the newest CUDA version their driver runs, and what went wrong in asking; nothing where there is no driver."""
+    if shutil.which("nvidia-smi") is None:
+        return (), None, None
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER)
+        shown = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=SECONDS_TO_ANSWER)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return (), None, f"nvidia-smi: {error}"
+    if listed.returncode:
+        lines = (listed.stdout + listed.stderr).strip().splitlines()
+        return (), None, lines[0] if lines else f"nvidia-smi ended with code {listed.returncode}"
+    cuda = re.search(r"CUDA Version:\s*([\d.]+)", shown.stdout)
+    return parsed_gpus(listed.stdout), cuda.group(1) if cuda else None, None
+
+
+def parsed_gpus(listing: str) -> tuple[Gpu, ...]:
+    """The GPUs of nvidia-smi's lines `name, MiB, driver`."""
+    fields = [[part.strip() for part in line.rsplit(",", 2)] for line in listing.splitlines()]
+    # A card that shares the host's memory answers "[N/A]".
+    return tuple(
+        Gpu(name, float(mib) / 1024 if mib.replace(".", "").isdigit() else 0.0, driver) for name, mib, driver in fields
+    )
+
+
+def num_cores() -> int:
+    """Cores this process may use. os.cpu_count() and torch do not see the quota of a container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores
+
+
+def memory_gib() -> float:
+    """Memory of the machine (GiB), or of the container where that is less; 0 where the system does not say."""
+    total = 0.0
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")) / GIB)
+    except (OSError, ValueError):  # no cgroup, or one without a limit ("max")
+        return total
+
+
+def _free_gib(folder: Path) -> float:
+    """Free space of the disk that holds `folder`, or will."""
+    folder = folder.absolute()
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free / GIB
+
+
 def machine_findings(host: Host, *, has_vllm: bool = False) -> Iterator[Finding]:
-    """Rows about the machine. has_vllm: whether a vLLM is installed, which needs shared memory also with one GPU."""
-    yield from _devices(host)
+    """Rows about the machine. has_vllm: True if a vLLM is installed, which needs shared memory also with one GPU."""
+    yield from _gpu_findings(host)
     yield Finding("memory", f"{host.memory_gib:.0f} GiB")
-    yield from _threads(host)
-    yield from _shared_memory(host, has_vllm=has_vllm)
-    for use, free in host.free_gib.items():
-        yield _disk(use, free)
+    yield _threads(host)
+    if host.shm_gib is not None:
+        yield _shared_memory(host.shm_gib, is_needed=len(host.gpus) > 1 or has_vllm)
+    yield from (_disk(f"disk for {use}", free) for use, free in host.free_gib.items())
 
 
-def _devices(host: Host) -> Iterator[Finding]:
+def _gpu_findings(host: Host) -> Iterator[Finding]:
     if host.driver_fault:
-        yield Finding(
-            "NVIDIA driver",
-            host.driver_fault,
-            "problem",
-            "nvidia-smi is there and does not answer: driver and kernel module differ after an update, or the container was started without GPUs",
-            "sudo reboot   # in a container: docker run --gpus all ...",
+        wanted = (
+            "nvidia-smi is there and does not answer: driver and kernel module differ after an update, or the container "
+            "was started without GPUs"
         )
+        command = "sudo reboot   # in a container: docker run --gpus all ..."
+        yield Finding("NVIDIA driver", host.driver_fault, "problem", wanted, command)
     elif not host.gpus:
         yield Finding("devices", "no NVIDIA GPU: runs on the CPU")
     for index, gpu in enumerate(host.gpus):
         yield Finding(f"GPU {index}", f"{gpu.name}, {gpu.memory_gib:.0f} GiB, driver {gpu.driver}")
-    visible = host.environment.get("CUDA_VISIBLE_DEVICES")
+    name = "CUDA_VISIBLE_DEVICES"
+    visible = host.environment.get(name)
     if host.gpus and visible is not None and visible.strip() in ("", "-1"):
-        yield Finding(
-            "CUDA_VISIBLE_DEVICES", repr(visible), "note", "hides every GPU from a run", "unset CUDA_VISIBLE_DEVICES"
-        )
+        yield Finding(name, repr(visible), "note", "hides every GPU from a run", f"unset {name}")
 
 
-def _threads(host: Host) -> Iterator[Finding]:
-    asked = host.environment.get("OMP_NUM_THREADS")
-    cores = f"{host.num_cores} cores"
+def _threads(host: Host) -> Finding:
+    asked, cores = host.environment.get("OMP_NUM_THREADS"), f"{host.num_cores} cores"
+    command = f"export OMP_NUM_THREADS={host.num_cores}"
     if asked is None:
-        yield Finding("CPU", f"{cores}; OMP_NUM_THREADS is not set (`tinyzero train` shares the cores out itself)")
-    elif not asked.isdigit() or int(asked) < 1:
+        return Finding("CPU", f"{cores}; OMP_NUM_THREADS is not set (`tinyzero train` shares the cores out itself)")
+    if not asked.isdigit() or int(asked) < 1:
         wanted = "a whole number from 1 on; libraries ignore any other and start a thread for every core they see"
-        yield Finding("CPU", f"{cores}, OMP_NUM_THREADS={asked!r}", "problem", wanted, _set_threads(host))
-    elif int(asked) > host.num_cores:
+        return Finding("CPU", f"{cores}, OMP_NUM_THREADS={asked!r}", "problem", wanted, command)
+    if int(asked) > host.num_cores:
         wanted = f"at most {host.num_cores}: threads that share a core run ten times slower than one that has it"
-        yield Finding("CPU", f"{cores}, OMP_NUM_THREADS={asked}", "problem", wanted, _set_threads(host))
-    else:
-        yield Finding("CPU", f"{cores}, OMP_NUM_THREADS={asked}")
+        return Finding("CPU", f"{cores}, OMP_NUM_THREADS={asked}", "problem", wanted, command)
+    return Finding("CPU", f"{cores}, OMP_NUM_THREADS={asked}")
 
 
-def _set_threads(host: Host) -> str:
-    return f"export OMP_NUM_THREADS={host.num_cores}"
-
-
-def _shared_memory(host: Host, *, has_vllm: bool) -> Iterator[Finding]:
-    if host.shm_gib is None:
-        return
-    found = f"{host.shm_gib:.1f} GiB" if host.shm_gib >= 1 else f"{host.shm_gib * 1024:.0f} MiB"
-    if host.shm_gib >= MIN_SHM_GIB:
-        yield Finding("/dev/shm", found)
-        return
-    is_needed = len(host.gpus) > 1 or has_vllm
+def _shared_memory(gib: float, *, is_needed: bool) -> Finding:
+    found = f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"
+    if gib >= MIN_SHM_GIB:
+        return Finding("/dev/shm", found)
     wanted = f"at least {MIN_SHM_GIB:.0f} GiB for processes that exchange tensors (several GPUs, vLLM)"
     command = "sudo mount -o remount,size=8G /dev/shm   # in a container: docker run --shm-size=8g ..."
-    yield Finding("/dev/shm", found, "problem" if is_needed else "note", wanted, command)
+    return Finding("/dev/shm", found, "problem" if is_needed else "note", wanted, command)
 
 
-def _disk(use: str, free: float) -> Finding:
+def _disk(subject: str, free: float) -> Finding:
     found = f"{free:.1f} GiB free"
-    if use.startswith("runs") and free < MIN_RUNS_GIB:
+    if "runs" in subject and free < MIN_RUNS_GIB:
         wanted = f"at least {MIN_RUNS_GIB:.0f} GiB: a checkpoint that does not fit ends its run (exit code 8)"
-        return Finding(
-            f"disk for {use}",
-            found,
-            "problem",
-            wanted,
-            "du -sh outputs/*/* | sort -h   # and remove, or output_dir=/a/larger/disk",
-        )
-    if use.startswith("models") and free < MIN_MODELS_GIB:
+        command = "du -sh outputs/*/* | sort -h   # and remove, or output_dir=/a/larger/disk"
+        return Finding(subject, found, "problem", wanted, command)
+    if "models" in subject and free < MIN_MODELS_GIB:
         wanted = f"{MIN_MODELS_GIB:.0f} GiB hold Qwen2.5-7B; smaller models need less"
-        return Finding(f"disk for {use}", found, "note", wanted, "export HF_HOME=/a/larger/disk")
-    return Finding(f"disk for {use}", found)
+        return Finding(subject, found, "note", wanted, "export HF_HOME=/a/larger/disk")
+    return Finding(subject, found)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tinyzero_trl.config import RECIPES, Sharding, batching, check_method, compose, list_recipes, trainer_arguments
-from tinyzero_trl.estimate import launched, main, plan_of, shape_of
+from tinyzero_trl.estimate import launched, main, shape_of, workload_of
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.runs import resuming
 from tinyzero_trl.runs.record import write_record
@@ -33,8 +33,8 @@ def test_a_recipe_for_gpus_trains_the_same_batch_on_1_2_4_and_8_processes(recipe
         rollout = cfg.batching.completions_per_rollout or stated
         assert batching.generated_at_once(cfg, num_processes=number) == rollout
         assert rollout % (rows * number) == rollout % trainer.num_generations == 0
-        plan = plan_of(cfg, shape_of(str(cfg.model.model_name_or_path)), Sharding(number))
-        assert (plan.trained_rows * number, plan.generated_rows * number) == (stated, rollout)
+        run = workload_of(cfg, shape_of(str(cfg.model.model_name_or_path)), Sharding(number))
+        assert (run.trained_rows * number, run.generated_rows * number) == (stated, rollout)
 
 
 def test_the_trainer_is_given_the_accumulation_that_follows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,10 @@ import pytest
 
 from tinyzero_trl import cli
 from tinyzero_trl.config import RECIPES, Sharding, compose, list_recipes, program_of, sharding_here
-from tinyzero_trl.estimate import launched, memory_of, plan_of, shape_of, sharding_of
-from tinyzero_trl.estimate.activations import layer_bytes
-from tinyzero_trl.estimate.cards import CARDS, USABLE, card_of, smallest_size
-from tinyzero_trl.estimate.memory import GIB, _model_states
-from tinyzero_trl.estimate.shapes import KNOWN, Shape, shape_from
-from tinyzero_trl.estimate.speed import speed_of
-from tinyzero_trl.estimate.workload import Plan
+from tinyzero_trl.estimate import launched, memory_of, shape_of, sharding_of, workload_of
+from tinyzero_trl.estimate.memory import GIB, _model_states, layer_bytes
+from tinyzero_trl.estimate.speed import CARDS, USABLE, card_of, smallest_size, speed_of
+from tinyzero_trl.estimate.workload import KNOWN, Shape, Workload, shape_from
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.models import load_path
 
@@ -37,10 +34,12 @@ REAL = {
 """Parameters as the hub counts them in the checkpoints."""
 
 
-def plan(*words: str, recipe: str = "+countdown=grpo-qwen-2.5-1.5b-base", sharding: Sharding | None = None) -> Plan:
+def workload(
+    *words: str, recipe: str = "+countdown=grpo-qwen-2.5-1.5b-base", sharding: Sharding | None = None
+) -> Workload:
     cfg = compose([recipe, *words])
     shape = shape_of(str(cfg.model.model_name_or_path))
-    return plan_of(cfg, shape, sharding or Sharding())
+    return workload_of(cfg, shape, sharding or Sharding())
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -87,7 +86,7 @@ def test_model_states_are_those_of_the_zero_paper_and_what_float32_sums_take(
     of_sums: bytes a weight, as the paper's gradients have two and the sum of several micro-batches four; ZeRO-1 holds both.
     """
     sharding = Sharding(64, "deepspeed", stage)
-    paper = replace(plan("trainer.optim=adamw_torch", sharding=sharding), shape=_of_size(7_500_000_000))
+    paper = replace(workload("trainer.optim=adamw_torch", sharding=sharding), shape=_of_size(7_500_000_000))
     weights, gradients, states, _ = _model_states(paper)
     if stage == 3:
         weights -= 2.0 * 1_000_000_000  # what DeepSpeed keeps gathered while it works, which the figure leaves out
@@ -101,7 +100,7 @@ def test_a_process_that_accelerate_wraps_in_ddp_holds_its_gradients_twice(
     num_processes: int, is_cpu: bool, has_buckets: bool
 ) -> None:
     sharding = replace(Sharding(), num_processes=num_processes, is_cpu=is_cpu)
-    phases = memory_of(plan("model.dtype=float32", sharding=sharding)).phases
+    phases = memory_of(workload("model.dtype=float32", sharding=sharding)).phases
     buckets = [held.get("buckets", 0.0) for held in phases.values()]
     assert set(buckets) == {4.0 * REAL["Qwen/Qwen2.5-1.5B-Instruct"] if has_buckets else 0.0}
 
@@ -111,7 +110,10 @@ def _of_size(num: int) -> Shape:
 
 
 def test_an_adapter_has_gradients_and_states_for_itself_alone_and_no_reference_model() -> None:
-    whole, lora = plan("trainer.beta=0.01"), plan("trainer.beta=0.01", "model.use_peft=true", "model.dtype=bfloat16")
+    whole, lora = (
+        workload("trainer.beta=0.01"),
+        workload("trainer.beta=0.01", "model.use_peft=true", "model.dtype=bfloat16"),
+    )
     full, small = memory_of(whole), memory_of(lora)
     assert full.phases["optimizer step"]["optimizer"] == pytest.approx(8 * whole.shape.num_parameters)
     assert small.phases["optimizer step"]["optimizer"] == pytest.approx(8 * lora.trained)
@@ -122,7 +124,7 @@ def test_an_adapter_has_gradients_and_states_for_itself_alone_and_no_reference_m
 
 def test_four_bits_shrink_the_linear_maps_and_nothing_else() -> None:
     words = ("model.use_peft=true", "model.dtype=bfloat16")
-    half, quarter = plan(*words), plan(*words, "model.load_in_4bit=true", "model.use_bnb_nested_quant=true")
+    half, quarter = workload(*words), workload(*words, "model.load_in_4bit=true", "model.use_bnb_nested_quant=true")
     saved = memory_of(half).phases["generation"]["weights"] - memory_of(quarter).phases["generation"]["weights"]
     assert saved == pytest.approx((2 - 0.5 - 0.127 / 8) * half.shape.linear_weights)
 
@@ -143,32 +145,34 @@ def test_four_bits_shrink_the_linear_maps_and_nothing_else() -> None:
     ],
 )
 def test_what_a_key_changes(words: list[str], phase: str, is_less: bool | None) -> None:
-    before, after = (memory_of(plan(*more), device_bytes=80 * GIB).total(phase) for more in ([], words))
+    before, after = (memory_of(workload(*more), device_bytes=80 * GIB).total(phase) for more in ([], words))
     assert (after < before) is is_less if is_less is not None else after == before
 
 
 def test_offload_moves_states_to_the_host() -> None:
-    here, there = (memory_of(plan(sharding=Sharding(8, "deepspeed", 2, offloads_optimizer=o))) for o in (False, True))
+    here, there = (
+        memory_of(workload(sharding=Sharding(8, "deepspeed", 2, offloads_optimizer=o))) for o in (False, True)
+    )
     assert there.on_host == here.phases["generation"]["optimizer"] > 0
     assert there.phases["generation"]["optimizer"] == 0
-    sums = memory_of(plan(sharding=Sharding(8, "deepspeed", 3, offloads_optimizer=True)))
-    assert sums.on_host == here.phases["generation"]["optimizer"] + 4.0 * plan().shape.num_parameters / 8
+    sums = memory_of(workload(sharding=Sharding(8, "deepspeed", 3, offloads_optimizer=True)))
+    assert sums.on_host == here.phases["generation"]["optimizer"] + 4.0 * workload().shape.num_parameters / 8
     assert sums.phases["optimizer step"]["gradients"] == 0
 
 
 def test_a_bucket_of_weights_on_its_way_to_a_server_is_counted_where_it_goes_by_nccl() -> None:
     words = ("generation.engine=server", "generation.devices='7'")
     sent = [
-        memory_of(plan(*words, *more)).phases["generation"].get("weights sent")
+        memory_of(workload(*words, *more)).phases["generation"].get("weights sent")
         for more in ([], ["generation.weight_transfer=file"])
     ]
-    shape = plan(*words).shape
+    shape = workload(*words).shape
     assert sent == [2**30 + 4.0 * shape.vocab * shape.hidden, None]
-    assert "weights sent" not in memory_of(plan(*words, sharding=Sharding(8, "deepspeed", 3))).phases["generation"]
+    assert "weights sent" not in memory_of(workload(*words, sharding=Sharding(8, "deepspeed", 3))).phases["generation"]
 
 
 def test_what_waits_on_the_host_between_phases_is_counted_there() -> None:
-    here, there = (memory_of(plan("trainer.beta=0.01", f"generation.offload={o}")) for o in ("false", "true"))
+    here, there = (memory_of(workload("trainer.beta=0.01", f"generation.offload={o}")) for o in ("false", "true"))
     held = here.phases["generation"]
     assert there.on_host == held["optimizer"] + held["reference"]
     assert here.total("generation") - there.total("generation") == pytest.approx(there.on_host)
@@ -197,23 +201,23 @@ def test_cards_are_found_by_the_names_people_and_drivers_use() -> None:
 
 
 def test_a_faster_card_a_shorter_completion_and_vllm_take_less_time() -> None:
-    usual = speed_of(plan(), CARDS["A100"])
-    assert speed_of(plan(), CARDS["H200"]).seconds < usual.seconds
-    assert speed_of(plan(), CARDS["A100"], mean_completion=100).seconds < usual.seconds
-    assert speed_of(plan("generation.engine=transformers"), CARDS["A100"]).generation > 2 * usual.generation
+    usual = speed_of(workload(), CARDS["A100"])
+    assert speed_of(workload(), CARDS["H200"]).seconds < usual.seconds
+    assert speed_of(workload(), CARDS["A100"], mean_completion=100).seconds < usual.seconds
+    assert speed_of(workload("generation.engine=transformers"), CARDS["A100"]).generation > 2 * usual.generation
     assert usual.generated_tokens == 256 * 512
     assert usual.trained_tokens == 256 * (200 + 512)
 
 
 def test_a_step_trains_on_its_batch_whatever_the_token_budget_and_pays_its_share_of_the_rollout() -> None:
     card = CARDS["A100"]
-    usual, roomy = speed_of(plan(), card), speed_of(plan("batching.max_tokens_per_microbatch=100000"), card)
+    usual, roomy = speed_of(workload(), card), speed_of(workload("batching.max_tokens_per_microbatch=100000"), card)
     assert roomy.trained_tokens == usual.trained_tokens
     # Four times the 16 micro-batches of a step at once, for four steps: each step's share is what it was, or less.
-    fourfold = speed_of(plan("trainer.steps_per_generation=64"), card)
+    fourfold = speed_of(workload("trainer.steps_per_generation=64"), card)
     assert fourfold.generated_tokens == usual.generated_tokens
     assert fourfold.generation <= usual.generation
-    again = speed_of(plan("trainer.num_iterations=2"), card)
+    again = speed_of(workload("trainer.num_iterations=2"), card)
     assert again.generated_tokens == usual.generated_tokens / 2
 
 
@@ -227,7 +231,7 @@ def test_a_recipe_fits_the_card_its_head_names(recipe: Any) -> None:
     config, processes = launched(recipe.command)
     assert processes == number
     sharding = sharding_of(RECIPES / "accelerate_configs" / f"{config}.yaml", num_processes=processes)
-    memory = memory_of(plan(recipe=f"+{recipe.task}={recipe.name}", sharding=sharding), device_bytes=size * GIB)
+    memory = memory_of(workload(recipe=f"+{recipe.task}={recipe.name}", sharding=sharding), device_bytes=size * GIB)
     assert memory.peak <= USABLE * size * GIB, f"{memory.peak / GIB:.1f} GiB in {memory.peak_phase}"
 
 
@@ -338,7 +342,7 @@ def test_a_layer_keeps_as_many_bytes_as_counted(is_lora: bool) -> None:
             backbone = model.get_base_model().model if is_lora else model.model
             backbone(input_ids=torch.zeros(8, 128, dtype=torch.long), attention_mask=mask).last_hidden_state.sum()
         kept.append(sum(size for place, size in held.items() if place not in weights))
-    base = plan(recipe="+countdown=grpo-tiny")
+    base = workload(recipe="+countdown=grpo-tiny")
     counted = replace(base, shape=shape, lora_weights=1 if is_lora else None, prompt=100, completion=28)
     assert layer_bytes(counted) == pytest.approx((kept[1] - kept[0]) / 2 / (8 * 128), rel=0.02)
 

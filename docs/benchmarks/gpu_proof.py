@@ -154,7 +154,7 @@ def make_models(folder: str, is_small: bool, device: str) -> dict[str, int]:
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from tinyzero_trl.estimate.shapes import KNOWN, Shape
+    from tinyzero_trl.estimate.workload import KNOWN, Shape
     from tinyzero_trl.models import load_path
 
     disable_progress_bar()

@@ -1,24 +1,29 @@
-"""`tinyzero estimate`: will a run fit, how long does a step take, what does the run cost. Nothing is loaded, nothing runs."""
+"""`tinyzero estimate`: will a run fit, how long does a step take, what does the run cost. Nothing is loaded, nothing runs.
+
+recipe, config.json ─> workload.py: Workload ─┬─> memory.py: bytes by phase of a step ───────┬─> table or JSON;
+            accelerate config, --gpu ─────────┴─> speed.py: tokens and seconds on that card ─┘   exit code 1 if it does not fit
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from tinyzero_trl.config import Sharding, sharding_here, sharding_of
-from tinyzero_trl.estimate.cards import USABLE, Card, card_of
 from tinyzero_trl.estimate.memory import GIB, Memory, memory_of
-from tinyzero_trl.estimate.shapes import shape_of
-from tinyzero_trl.estimate.speed import MEAN_SHARE, speed_of
-from tinyzero_trl.estimate.workload import PROMPT_TOKENS, plan_of
+from tinyzero_trl.estimate.speed import MEAN_SHARE, USABLE, Card, Speed, card_of, smallest_size, speed_of
+from tinyzero_trl.estimate.workload import PROMPT_TOKENS, Workload, shape_of, workload_of
 from tinyzero_trl.failures import ConfigError
 
-__all__ = ["main", "memory_of", "plan_of", "shape_of", "sharding_of", "sharding_of_recipe", "warnings"]
-
+__all__ = ["main", "memory_of", "shape_of", "sharding_of", "sharding_of_recipe", "warnings", "workload_of"]
 
 MANY = 10_000_000
 """Processes, tokens or units of a currency of which there are never more."""
@@ -26,11 +31,9 @@ MANY = 10_000_000
 
 def main(argv: Sequence[str]) -> int:
     """Print the estimate; exit code 1 where the run does not fit the card."""
-    from tinyzero_trl.config import check_numbers, compose
-    from tinyzero_trl.estimate.shown import as_json, show
+    from tinyzero_trl.config import batching, check_numbers, compose
 
-    parser = _parser()
-    arguments, words = parser.parse_known_args(argv)
+    arguments, words = _parser().parse_known_args(argv)
     if not any(word.startswith("+") for word in words):
         raise ValueError("no recipe given; `tinyzero recipes` lists them")
     for name in ("processes", "prompt_tokens", "mean_tokens", "rate"):
@@ -41,16 +44,20 @@ def main(argv: Sequence[str]) -> int:
     check_numbers(cfg)
     shape = shape_of(str(cfg.model.model_name_or_path), revision=cfg.model.model_revision)
     sharding = sharding_of_recipe(cfg, words, arguments.accelerate_config, arguments.processes)
-    plan = plan_of(cfg, shape, sharding, prompt=arguments.prompt_tokens)
+    run = workload_of(cfg, shape, sharding, prompt=arguments.prompt_tokens)
     card = _card(arguments.gpu, is_cpu=sharding.is_cpu)
-    memory = memory_of(plan, device_bytes=card.memory_gib * GIB if card else None)
-    speed = speed_of(plan, card, mean_completion=arguments.mean_tokens) if card else None
-    (as_json if arguments.json else show)(cfg, plan, memory, card, speed, rate=arguments.rate)
+    memory = memory_of(run, device_bytes=card.memory_gib * GIB if card else None)
+    speed = speed_of(run, card, mean_completion=arguments.mean_tokens) if card else None
+    facts = _facts(cfg, run, memory, card, speed, rate=arguments.rate)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _show(facts, run, card, batching.shown(cfg, num_processes=sharding.num_processes), arguments.rate)
     return 1 if card and not fits(memory, card.memory_gib) else 0
 
 
 def fits(memory: Memory, gib: float) -> bool:
-    """Whether a device of so much memory holds the peak."""
+    """True if a device of so much memory holds the peak."""
     return memory.peak <= USABLE * gib * GIB
 
 
@@ -67,7 +74,8 @@ def warnings(cfg: DictConfig, *, num_processes: int) -> list[str]:
     except ConfigError:
         return []  # an architecture this module has no count for; loading it is the trainer's matter
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    memory = memory_of(plan_of(cfg, shape, sharding_here(num_processes, is_cpu=False)), device_bytes=float(total))
+    run = workload_of(cfg, shape, sharding_here(num_processes, is_cpu=False))
+    memory = memory_of(run, device_bytes=float(total))
     if fits(memory, total / GIB):
         return []
     return [
@@ -79,9 +87,16 @@ def warnings(cfg: DictConfig, *, num_processes: int) -> list[str]:
 def sharding_of_recipe(
     cfg: DictConfig, words: Sequence[str], name: str | None = None, num_processes: int | None = None
 ) -> Sharding:
-    """As the recipe's own command has it, where the command line does not say otherwise."""
+    """The sharding of the command at the recipe's head, or of an accelerate config by name (a file, or one of ours)."""
+    from tinyzero_trl.config import ACCELERATE_CONFIGS
+
     config, number = _launched(words)
-    return _sharding(name or ("cpu" if cfg.trainer.use_cpu else config), num_processes or number)
+    name = name or ("cpu" if cfg.trainer.use_cpu else config)
+    file = Path(name) if name.endswith((".yaml", ".yml")) else ACCELERATE_CONFIGS / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted(path.stem for path in ACCELERATE_CONFIGS.glob("*.yaml"))
+        raise ConfigError(f"there is no accelerate config {name!r}; there is {', '.join(known)}, or give a file")
+    return sharding_of(file, num_processes=num_processes or number)
 
 
 def _launched(words: Sequence[str]) -> tuple[str, int]:
@@ -93,17 +108,6 @@ def _launched(words: Sequence[str]) -> tuple[str, int]:
     return launched(commands[0]) if commands else ("ddp", 1)
 
 
-def _sharding(name: str, num_processes: int) -> Sharding:
-    """What an accelerate config says, a file or one of ours by name."""
-    from tinyzero_trl.config import ACCELERATE_CONFIGS
-
-    file = Path(name) if name.endswith((".yaml", ".yml")) else ACCELERATE_CONFIGS / f"{name}.yaml"
-    if not file.is_file():
-        known = sorted(path.stem for path in ACCELERATE_CONFIGS.glob("*.yaml"))
-        raise ConfigError(f"there is no accelerate config {name!r}; there is {', '.join(known)}, or give a file")
-    return sharding_of(file, num_processes=num_processes)
-
-
 def launched(command: str) -> tuple[str, int]:
     """Accelerate config and number of processes in the command at a recipe's head."""
     config = re.search(r"accelerate_configs/([\w-]+)\.yaml", command)
@@ -112,21 +116,93 @@ def launched(command: str) -> tuple[str, int]:
 
 
 def _card(name: str | None, *, is_cpu: bool) -> Card | None:
-    """The card that is named, or else the one in this machine where we know it."""
+    """The named card, or else the one in this machine if it is known."""
     if name is not None:
         return card_of(name)
-    if is_cpu:
-        return None
     from tinyzero_trl.doctor import gpus
 
-    found, _, _ = gpus()
-    if not found:
-        return None
+    found = () if is_cpu else gpus()[0]
     try:
-        known = card_of(found[0].name)
+        known = card_of(found[0].name) if found else None
     except ConfigError:
         return None
-    return Card(known.name, found[0].memory_gib or known.memory_gib, known.tflops, known.bandwidth)
+    return replace(known, memory_gib=found[0].memory_gib or known.memory_gib) if known else None
+
+
+def _facts(
+    cfg: DictConfig, run: Workload, memory: Memory, card: Card | None, speed: Speed | None, *, rate: float | None
+) -> dict[str, Any]:
+    """The estimate for a script: bytes, seconds, tokens, and the price by `rate` for one GPU and hour."""
+    facts: dict[str, Any] = {
+        "model": cfg.model.model_name_or_path,
+        "num_parameters": run.shape.num_parameters,
+        "num_trained": run.trained,
+        "processes": run.sharding.num_processes,
+        "phases": memory.phases,
+        "peak_phase": memory.peak_phase,
+        "peak_bytes": memory.peak,
+        "host_bytes": memory.on_host,
+        "card": card.name if card else None,
+        "fits": fits(memory, card.memory_gib) if card else None,
+    }
+    if speed:
+        hours = int(cfg.trainer.max_steps) * speed.seconds / 3600
+        facts |= {
+            "generated_tokens": speed.generated_tokens,
+            "trained_tokens": speed.trained_tokens,
+            "generation_seconds": speed.generation,
+            "training_seconds": speed.training,
+            "hours": hours if hours > 0 else None,
+            "price": hours * run.sharding.num_processes * rate if rate and hours > 0 else None,
+        }
+    return facts
+
+
+def _show(facts: Mapping[str, Any], run: Workload, card: Card | None, batch: str, rate: float | None) -> None:
+    """Print the facts for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    what = f"LoRA, {run.trained / 1e6:.1f} M of" if run.is_lora else "all"
+    console.print(
+        f"[bold]{facts['model']}[/]: {run.shape.num_parameters / 1e9:.2f} B weights ({what} them trained), "
+        f"{run.sharding.shown}, {run.engine} generates"
+    )
+    console.print(batch)
+    phases, peak = facts["phases"], facts["peak_bytes"]
+    title = "GiB of one process" if run.sharding.is_cpu else "GiB on one device"
+    table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
+    for phase in phases:
+        table.add_column(phase + (" *" if phase == facts["peak_phase"] else ""), justify="right")
+    for name in dict.fromkeys(name for held in phases.values() for name in held):
+        values = [held.get(name, 0.0) for held in phases.values()]
+        table.add_row(name, *(f"{value / GIB:.2f}" if value else "" for value in values))
+    table.add_row("[bold]sum[/]", *(f"[bold]{sum(held.values()) / GIB:.2f}[/]" for held in phases.values()))
+    console.print(table)
+    if facts["host_bytes"]:
+        console.print(f"in the host's memory, for each process: {facts['host_bytes'] / GIB:.1f} GiB")
+    size = smallest_size(peak)
+    verdict = f"a card of {size} GB holds it" if size else "no card holds it"
+    if run.sharding.is_cpu:
+        verdict = "the libraries themselves take 1 GiB more"
+    elif card and facts["fits"]:
+        verdict = f"fits {card.name}"
+    elif card:
+        about = f"{card.name} ({card.memory_gib:.0f} GiB)"
+        verdict = f"[bold red]does not fit {about}[/]; docs/memory.md says what to change"
+    console.print(f"peak: {peak / GIB:.2f} GiB, in the phase {facts['peak_phase']}; {verdict}")
+    if card:
+        generation, training = facts["generation_seconds"], facts["training_seconds"]
+        console.print(
+            f"a step on {facts['processes']} x {card.name}: {facts['generated_tokens']:,.0f} tokens generated, "
+            f"{facts['trained_tokens']:,.0f} trained, {(generation + training) / 60:.1f} minutes ({generation:.0f} s generation, "
+            f"{training:.0f} s training); rough, within a factor of two"
+        )
+        if facts["hours"]:
+            price = f", {facts['price']:.2f} at {rate:g} a GPU and hour" if rate else ""
+            steps = facts["hours"] * 3600 / (generation + training)
+            console.print(f"the run of {steps:.0f} steps: {facts['hours']:.1f} hours{price}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -140,17 +216,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add, mean = parser.add_argument, f"of a completion on average (default: {MEAN_SHARE:g} of the longest)"
     add("--gpu", metavar="NAME", help="a card, such as H200 or RTX4090 (default: the one in this machine)")
     add("--rate", type=float, metavar="R", help="price of one GPU for an hour, in any currency")
     add("--processes", type=int, metavar="N", help="default: as in the command at the recipe's head")
     add("--accelerate_config", "--accelerate-config", metavar="NAME", help="a file, or one of ours (default: as above)")
     add("--prompt_tokens", type=int, metavar="N", help=f"of the longest prompt (default: {PROMPT_TOKENS})")
-    add(
-        "--mean_tokens",
-        type=float,
-        metavar="N",
-        help=f"of a completion on average (default: {MEAN_SHARE:g} of the longest)",
-    )
+    add("--mean_tokens", type=float, metavar="N", help=mean)
     add("--json", action="store_true", help="everything as JSON")
     return parser

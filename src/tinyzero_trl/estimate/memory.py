@@ -1,18 +1,16 @@
-"""Bytes on one device, by what they hold and by the phase of a step that holds them. The formulas: docs/memory.md."""
+"""Bytes on one device, by what they hold and by the phase of a step that holds them. The formulas: docs/memory.md.
+
+Activations and logits are counted tensor by tensor as transformers' Llama and Qwen2 keep them for the backward pass. Korthikanti et al.
+(arXiv 2205.05198, sec. 4.1, eq. 1-2) count s b h (34 + 5 a s / h) bytes for a layer of GPT with dropout and GELU in 16 bits; the same
+count is made here for RMSNorm, rotary grouped-query attention that keeps no score matrix, and gated MLPs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tinyzero_trl.estimate.activations import (
-    checkpointed_activations,
-    head_bytes,
-    layer_activations,
-    passing_activations,
-    sampling_bytes,
-)
-from tinyzero_trl.estimate.workload import ROWS_SAMPLED_AT_ONCE, Plan
+from tinyzero_trl.estimate.workload import ROWS_SAMPLED_AT_ONCE, Workload
 
 GIB = 2**30
 CUDA_CONTEXT = int(0.8 * GIB)
@@ -27,17 +25,21 @@ DEEPSPEED_BUCKET = 500_000_000
 """Numbers in DeepSpeed's reduce bucket (its default, which our accelerate configs leave)."""
 DEEPSPEED_SUBGROUP = 1_000_000_000
 """Numbers of a partition that ZeRO-3 steps at once (sub_group_size, default)."""
-NCCL_BUCKET = 2**30
-"""generation.broadcast.BUCKET_BYTES, which this module may not import: weights sent at once, up to the parameter that takes them above it."""
 LIVE_WEIGHTS = 1_000_000_000
 """stage3_max_live_parameters (default): weights ZeRO-3 keeps gathered at once."""
+NCCL_BUCKET = 2**30
+"""generation.broadcast.BUCKET_BYTES, which this module may not import: weights sent at once, up to the parameter that takes them above it."""
 STATE_BYTES: Mapping[str, float] = {
     "adamw_8bit": 2 + 2 * 4 / 256, "adamw_bnb_8bit": 2 + 2 * 4 / 256, "paged_adamw_8bit": 2 + 2 * 4 / 256,
     "lion_8bit": 1 + 4 / 256, "paged_lion_8bit": 1 + 4 / 256, "sgd": 0.0, "adafactor": 0.01,
 }  # fmt: skip
-"""Optimizer state a trained weight. 8 bits: one scale in float32 for each 256 numbers (arXiv 2110.02861, sec. 2.1)."""
+"""Bytes of optimizer state for a trained weight. 8 bits: one scale in float32 for each 256 numbers (arXiv 2110.02861, sec. 2.1)."""
 STATES_OF_WEIGHT = {"lion_32bit": 1, "paged_lion_32bit": 1, "rmsprop": 1, "adagrad": 1}
-"""Numbers of state a trained weight, in its own precision; Adam, and what is not named anywhere here, has two."""
+"""Numbers of state for a trained weight, in its own precision; Adam, and any optimizer not named here, has two."""
+TOKEN_TILE, VOCABULARY_TILE = 4096, 32768
+"""Size of the logits TRL has at once (kernels/chunked_logprob.py: TOKEN_CHUNK_SIZE; trainer/utils.py)."""
+TILES_WITHOUT_TRITON = {False: 3, True: 6}
+"""Float32 copies of a tile that TRL's torch fallback holds at its peak: without, with a backward pass."""
 
 
 @dataclass(frozen=True)
@@ -61,173 +63,193 @@ class Memory:
         return self.total(self.peak_phase)
 
 
-def memory_of(plan: Plan, *, device_bytes: float | None = None) -> Memory:
+def memory_of(run: Workload, *, device_bytes: float | None = None) -> Memory:
     """What one process holds in each phase of a step after the first, when the optimizer has its state.
 
     device_bytes: of the card, of which colocated vLLM takes its share; None: the least that vLLM needs.
     """
-    weights, gradients, states, on_host = _model_states(plan)
-    resident = {"weights": weights, "optimizer": states}
-    if plan.has_reference_model:
-        resident["reference"] = _reference(plan)
-    if plan.has_critic:
-        resident["value model"] = 16.0 * plan.shape.num_parameters
-    if not plan.sharding.is_cpu:
-        resident["CUDA"] = CUDA_CONTEXT + (NCCL_BUFFERS if plan.sharding.num_processes > 1 else 0)
-    buckets = _buckets(plan)
-    if buckets:
-        resident["buckets"] = buckets
-    if plan.sharding.kind == "deepspeed" and plan.sharding.stage in (1, 3):
-        resident["gradients"] = gradients  # a buffer that stays, from the first step on
-    vllm = _vllm(plan, device_bytes) if plan.engine == "colocate" else 0.0
-    if vllm and not plan.vllm_sleeps:
-        resident["vLLM"] = vllm
+    shape, sharding, tokens = run.shape, run.sharding, run.rows * run.length
+    weights, gradients, states, on_host = _model_states(run)
+    vllm = _vllm_bytes(run, device_bytes) if run.engine == "colocate" else 0.0
+    cuda = 0 if sharding.is_cpu else CUDA_CONTEXT + (NCCL_BUFFERS if sharding.num_processes > 1 else 0)
+    reference = run.weight_bytes * shape.num_parameters / sharding.share(3) if run.has_reference_model else 0.0
+    resident = {
+        "weights": weights,
+        "optimizer": states,
+        "reference": reference,
+        "value model": 16.0 * shape.num_parameters if run.has_critic else 0.0,
+        "CUDA": cuda,
+        "buckets": _bucket_bytes(run),
+        # DeepSpeed's buffer of gradients stays, from the first step on.
+        **({"gradients": gradients} if sharding.kind == "deepspeed" and sharding.stage in (1, 3) else {}),
+        "vLLM": 0.0 if run.vllm_sleeps else vllm,
+    }
+    copies = {"bf16 copies": 2.0 * shape.linear_weights if run.is_autocast and sharding.kind == "none" else 0.0}
+    factor = 1.0 if sharding.is_cpu else 1.0 + FRAGMENTATION
 
-    copies = 2.0 * plan.shape.linear_weights if plan.is_autocast and plan.sharding.kind == "none" else 0.0
-    tokens = plan.rows * plan.length
-    phases: dict[str, dict[str, float]] = {"generation": dict(resident)}
-    if plan.engine == "transformers":
-        phases["generation"] |= _sampling(plan, copies)
-    elif vllm:
-        phases["generation"]["vLLM"] = vllm
-    elif plan.sends_by_nccl:
-        shape = plan.shape
-        bucket = min(
-            float(shape.num_parameters * plan.weight_bytes),
-            NCCL_BUCKET + plan.weight_bytes * shape.vocab * shape.hidden,
-        )
-        phases["generation"]["weights sent"] = bucket
-    if plan.has_old_pass or plan.has_reference_pass:
-        passing = {
-            "activations": passing_activations(plan, tokens),
-            "logits": head_bytes(plan, tokens, is_training=False),
-        }
-        phases["log-probabilities"] = resident | _coming_and_going(plan, passing) | _named("bf16 copies", copies)
-    held = checkpointed_activations(plan, tokens) if plan.is_checkpointed else layer_activations(plan, tokens)
-    training = {"activations": held, "logits": head_bytes(plan, tokens, is_training=True)}
-    phases["forward and backward"] = (
-        resident | {"gradients": gradients} | _coming_and_going(plan, training) | _named("bf16 copies", copies)
-    )
-    phases["optimizer step"] = resident | {"gradients": gradients} | _named("temporary", _step_bytes(plan))
-    if vllm and plan.vllm_sleeps and not plan.sharding.is_cpu:
+    def passing(activations: float, *, is_training: bool) -> dict[str, float]:
+        logits = head_bytes(run, tokens, is_training=is_training)
+        return {"activations": factor * activations, "logits": factor * logits} | copies
+
+    phases = {"generation": resident | {"vLLM": vllm}}
+    if run.engine == "transformers":
+        phases["generation"] |= {name: factor * held for name, held in _sampling(run).items()}
+        phases["generation"] |= {"gathered weights": _gathered_to_sample(run)} | copies
+    elif run.sends_by_nccl:
+        last = run.weight_bytes * shape.vocab * shape.hidden
+        phases["generation"]["weights sent"] = min(run.weight_bytes * shape.num_parameters, NCCL_BUCKET + last)
+    if run.has_old_pass or run.has_reference_pass:
+        phases["log-probabilities"] = resident | passing(passing_activations(run, tokens), is_training=False)
+    training = resident | {"gradients": gradients}
+    phases["forward and backward"] = training | passing(training_activations(run, tokens), is_training=True)
+    phases["optimizer step"] = training | {"temporary": _step_bytes(run)}
+    if vllm and run.vllm_sleeps and not sharding.is_cpu:
         for phase in phases.keys() - {"generation"}:
             phases[phase]["vLLM asleep"] = VLLM_ASLEEP
-    if plan.is_offloaded:
-        on_host += states + phases["generation"].pop("reference", 0.0)
+    if run.is_offloaded:
+        on_host += states + phases["generation"].pop("reference")
         for phase in phases.keys() - {"optimizer step"}:
             del phases[phase]["optimizer"]
-    return Memory(phases, on_host)
+    always = ("weights", "optimizer", "gradients")
+    shown = {
+        phase: {name: held for name, held in holds.items() if held or name in always} for phase, holds in phases.items()
+    }
+    return Memory(shown, on_host)
 
 
-def _model_states(plan: Plan) -> tuple[float, float, float, float]:
+def _model_states(run: Workload) -> tuple[float, float, float, float]:
     """Weights, gradients, optimizer state of a device, and what of them is on the host.
 
     Source: ZeRO (arXiv 1910.02054), sec. 3.1 and 5: 2 + 2 + 12 bytes a weight in mixed precision, each part shared out from its stage on.
     We sum gradients in float32, so that it is 2 + 4 + 12.
     """
-    shape, sharding = plan.shape, plan.sharding
-    narrow = shape.linear_weights
-    weights = plan.linear_bytes * narrow + plan.weight_bytes * (shape.num_parameters - narrow)
-    trained_bytes = float(plan.weight_bytes)
-    if plan.is_lora:
-        # An adapter is float32 (PEFT; trainer/adapter.py on quantized weights), but where DeepSpeed has the masters.
-        trained_bytes = 2.0 if sharding.kind == "deepspeed" and plan.weight_bytes == 2 else 4.0
-        weights += trained_bytes * plan.trained
-    weights /= sharding.share(3)
-    gradients = (4.0 if plan.has_float32_sums else trained_bytes) * plan.trained / sharding.share(2)
-    if plan.has_float32_sums and sharding.stage == 1 and not sharding.offloads_optimizer:
-        gradients += trained_bytes * plan.trained  # of the last micro-batch, beside the sum
-    per_weight = STATE_BYTES.get(plan.optimizer, STATES_OF_WEIGHT.get(plan.optimizer, 2) * trained_bytes)
-    if sharding.kind == "deepspeed":
-        # DeepSpeed holds weights and moments of its optimizer in float32, whatever the model's precision.
-        per_weight = 4 + STATE_BYTES.get(plan.optimizer, STATES_OF_WEIGHT.get(plan.optimizer, 2) * 4.0)
-    states = per_weight * plan.trained / sharding.share(1)
-    on_host = (states if sharding.offloads_optimizer else 0.0) + (weights if sharding.offloads_weights else 0.0)
+    shape, sharding = run.shape, run.sharding
+    weights = run.linear_bytes * shape.linear_weights
+    weights += run.weight_bytes * (shape.num_parameters - shape.linear_weights)
+    weights = (weights + (run.trained_bytes * run.trained if run.is_lora else 0)) / sharding.share(3)
+    gradients = (4.0 if run.has_float32_sums else run.trained_bytes) * run.trained / sharding.share(2)
+    if run.has_float32_sums and sharding.stage == 1 and not sharding.offloads_optimizer:
+        gradients += run.trained_bytes * run.trained  # of the last micro-batch, beside the sum
+    # DeepSpeed holds weights and moments of its optimizer in float32, whatever the model's precision.
+    masters, width = (4.0, 4.0) if sharding.kind == "deepspeed" else (0.0, run.trained_bytes)
+    per_weight = masters + STATE_BYTES.get(run.optimizer, STATES_OF_WEIGHT.get(run.optimizer, 2) * width)
+    states, on_host = per_weight * run.trained / sharding.share(1), 0.0
     if sharding.offloads_optimizer:
-        states = 0.0
+        states, on_host = 0.0, states
         if sharding.stage == 3:  # sums of gradients lie where the optimizer is
             gradients, on_host = 0.0, on_host + gradients
     if sharding.offloads_weights:
-        weights = 0.0
-    return weights + _gathered(plan), gradients, states, on_host
+        weights, on_host = 0.0, on_host + weights
+    return weights + _gathered(run), gradients, states, on_host
 
 
-def _gathered(plan: Plan) -> float:
+def _gathered(run: Workload) -> float:
     """Weights that are whole on every device while they are used."""
-    shape = plan.shape
-    if plan.sharding.kind == "fsdp" and plan.sharding.num_processes > 1:
+    shape, sharding = run.shape, run.sharding
+    if sharding.kind == "fsdp" and sharding.num_processes > 1:
         # Embedding and head belong to the root, which stays gathered; one layer works while the next arrives.
-        return plan.compute_bytes * (shape.embedding_weights + 2.0 * shape.layer_weights)
-    if plan.sharding.kind == "deepspeed" and plan.sharding.stage == 3 and plan.sharding.num_processes > 1:
-        return plan.weight_bytes * min(shape.num_parameters, LIVE_WEIGHTS)
+        return run.compute_bytes * (shape.embedding_weights + 2.0 * shape.layer_weights)
+    if sharding.kind == "deepspeed" and sharding.stage == 3 and sharding.num_processes > 1:
+        return run.weight_bytes * min(shape.num_parameters, LIVE_WEIGHTS)
     return 0.0
 
 
-def _reference(plan: Plan) -> float:
-    return plan.weight_bytes * plan.shape.num_parameters / plan.sharding.share(3)
+def _gathered_to_sample(run: Workload) -> float:
+    """Our sampler has the whole model on every device."""
+    is_gathered = run.sharding.stage == 3 and run.sharding.num_processes > 1
+    return run.weight_bytes * run.shape.num_parameters if is_gathered else 0.0
 
 
-def _buckets(plan: Plan) -> float:
+def _bucket_bytes(run: Workload) -> float:
     """Copies of gradients on their way between devices."""
-    if plan.sharding.kind == "deepspeed":
-        return plan.weight_bytes * min(DEEPSPEED_BUCKET, plan.trained)
+    if run.sharding.kind == "deepspeed":
+        return run.weight_bytes * min(DEEPSPEED_BUCKET, run.trained)
     # accelerate wraps what its launcher started on a GPU, a single process too; on a CPU several alone.
-    if plan.sharding.kind == "none" and (plan.sharding.num_processes > 1 or not plan.sharding.is_cpu):
-        return (4.0 if plan.is_lora else plan.weight_bytes) * plan.trained  # DDP's buckets hold all of them
-    return 0.0
+    is_ddp = run.sharding.kind == "none" and (run.sharding.num_processes > 1 or not run.sharding.is_cpu)
+    return run.trained_bytes * run.trained if is_ddp else 0.0  # DDP's buckets hold all of them
 
 
-def _sampling(plan: Plan, copies: float) -> dict[str, float]:
-    """Our sampler at its last token, all rows still there."""
-    rows = min(plan.generated_rows, ROWS_SAMPLED_AT_ONCE)
+def _step_bytes(run: Workload) -> float:
+    """Bytes that the optimizer needs beside its state while it steps."""
+    sharding = run.sharding
+    if sharding.kind != "deepspeed":
+        has_roots = run.optimizer in ("adamw_torch", "adamw_hf") and not sharding.offloads_optimizer
+        return run.trained_bytes * run.trained / sharding.share(3) if has_roots else 0.0  # foreach's square roots
+    if sharding.offloads_optimizer or (run.has_float32_sums and sharding.stage == 1):
+        return 0.0  # it is the host's, or reads the sums where they are
+    partition = run.trained / sharding.share(1)
+    # This partition's gradients in one piece, in float32.
+    return 4.0 * (min(partition, DEEPSPEED_SUBGROUP) if sharding.stage == 3 else partition)
+
+
+def _sampling(run: Workload) -> dict[str, float]:
+    """Our sampler at its last token with all rows still there, or while it reads the prompts, whichever takes more."""
+    rows = min(run.generated_rows, ROWS_SAMPLED_AT_ONCE)
     # Rotated keys have the precision of the residual stream, values that of matrix products.
-    of_a_token = plan.shape.layers * plan.shape.kv_width * (plan.residual_bytes + plan.compute_bytes)
-    cache = float(rows * plan.length * of_a_token)
-    gathered = 0.0
-    if plan.sharding.stage == 3 and plan.sharding.num_processes > 1:
-        gathered = plan.weight_bytes * plan.shape.num_parameters  # the whole model, on every device
-    drawing = sampling_bytes(plan, rows)
-    reading = passing_activations(plan, rows * plan.prompt)
-    # Prompts are read before the cache has grown; either that or the last token is the peak.
-    ends_higher = cache > reading + cache * plan.prompt / plan.length
-    work = (
-        {"KV cache": cache} if ends_higher else {"KV cache": cache * plan.prompt / plan.length, "activations": reading}
-    )
-    work["logits"] = drawing
-    return _coming_and_going(plan, work) | _named("gathered weights", gathered) | _named("bf16 copies", copies)
+    of_a_token = run.shape.layers * run.shape.kv_width * (run.weight_bytes + run.compute_bytes)
+    cache = float(rows * run.length * of_a_token)
+    of_prompts = cache * run.prompt / run.length
+    reading = passing_activations(run, rows * run.prompt)
+    # Logits, log-probabilities and probabilities (float32) and their running sum (float64).
+    narrow = run.compute_bytes if run.compute_bytes == 2 else 0
+    logits = {"logits": float(rows * run.shape.vocab * (narrow + 4 + 4 + 4 + 8))}
+    ends_higher = cache > reading + of_prompts
+    return ({"KV cache": cache} if ends_higher else {"KV cache": of_prompts, "activations": reading}) | logits
 
 
-def _vllm(plan: Plan, device_bytes: float | None) -> float:
-    """What a colocated engine takes: the share it is told to, or else its weights and cache for all rows.
+def _vllm_bytes(run: Workload, device_bytes: float | None) -> float:
+    """What a colocated engine takes: its share of the device, or else its weights and cache for all rows.
 
     Source: PagedAttention (arXiv 2309.06180), sec. 3: 2 x layers x KV width numbers a token, in blocks without waste worth counting.
     """
     if device_bytes is not None:
-        return plan.vllm_share * device_bytes
-    weights = 2.0 * plan.shape.num_parameters / plan.vllm_parallel
-    of_a_token = 2 * plan.shape.layers * plan.shape.kv_width * 2 / plan.vllm_parallel
-    return weights + plan.generated_rows * plan.vllm_parallel * plan.length * of_a_token
+        return run.vllm_share * device_bytes
+    of_a_token = 2 * run.shape.layers * run.shape.kv_width * 2
+    cache = run.generated_rows * run.length * of_a_token
+    return 2.0 * run.shape.num_parameters / run.vllm_parallel + cache
 
 
-def _step_bytes(plan: Plan) -> float:
-    """What the optimizer needs beside its state while it steps."""
-    if plan.sharding.offloads_optimizer:
-        return 0.0
-    if plan.sharding.kind == "deepspeed":
-        if plan.has_float32_sums and plan.sharding.stage == 1:
-            return 0.0  # the optimizer reads the sums where they are
-        partition = plan.trained / plan.sharding.share(1)
-        # This partition's gradients in one piece, in float32.
-        return 4.0 * (min(partition, DEEPSPEED_SUBGROUP) if plan.sharding.stage == 3 else partition)
-    if plan.optimizer in ("adamw_torch", "adamw_hf"):
-        return (4.0 if plan.is_lora else plan.weight_bytes) * plan.trained / plan.sharding.share(3)  # foreach's roots
-    return 0.0
+def layer_bytes(run: Workload) -> float:
+    """What one layer keeps for its backward pass, bytes a token."""
+    shape, wide, narrow = run.shape, run.weight_bytes, run.compute_bytes
+    h, q, inner = shape.hidden, shape.query_width, shape.intermediate
+    # Both norms: their float32 input, and where their weight is trained its other factor.
+    norms = 2 * h * (4 + (0 if run.is_lora else wide)) + 8
+    # Query, key and value as attention reads them (keys and values repeated for each head), what it returns, the sums of its
+    # softmax, and the row's mask, which it turns into numbers to add.
+    attention = 4 * q * narrow + 4 * shape.heads + narrow * run.length
+    mlp = 4 * inner * narrow
+    # The inputs of the linear maps that nothing above holds: one tensor for q, k, v and one for gate, up; where
+    # products are narrower than the stream, each map has a copy of its own.
+    inputs = (5 if run.is_autocast else 2) * h * narrow
+    if run.is_lora and wide == 2:
+        inputs += (5 * h + q + inner) * narrow  # float32 adapters on half-precision weights: cast there and back
+    return float(norms + attention + mlp + inputs)
 
 
-def _coming_and_going(plan: Plan, work: Mapping[str, float]) -> dict[str, float]:
-    factor = 1.0 if plan.sharding.is_cpu else 1.0 + FRAGMENTATION
-    return {name: factor * value for name, value in work.items()}
+def training_activations(run: Workload, tokens: int) -> float:
+    """What all layers keep, and what the last one's backward pass adds at the widest point of its MLP.
+
+    With checkpointing: each layer's input, and one layer computed anew. Source: Chen et al. (arXiv 1604.06174).
+    """
+    shape, kept = run.shape, layer_bytes(run)
+    all_layers = shape.layers * shape.hidden * run.weight_bytes + kept if run.is_checkpointed else shape.layers * kept
+    return tokens * (all_layers + 3 * shape.intermediate * run.compute_bytes + 2 * shape.hidden * run.weight_bytes)
 
 
-def _named(name: str, value: float) -> dict[str, float]:
-    return {name: value} if value else {}
+def passing_activations(run: Workload, tokens: int) -> float:
+    """Activations of a pass without gradients: one layer's MLP at its widest."""
+    shape = run.shape
+    return float(tokens * (3 * shape.intermediate * run.compute_bytes + 3 * shape.hidden * run.weight_bytes))
+
+
+def head_bytes(run: Workload, tokens: int, *, is_training: bool) -> float:
+    """What TRL's fused head adds: a tile of logits at a time, and in training float32 gradients of hidden states and of the head."""
+    shape, has_triton = run.shape, not run.sharding.is_cpu
+    # Without Triton every position is scored, not only completions.
+    scored = run.rows * run.completion if has_triton else tokens
+    tile = min(scored, TOKEN_TILE) * (VOCABULARY_TILE if has_triton else min(shape.vocab, VOCABULARY_TILE))
+    held = tile * (run.compute_bytes + (0.0 if has_triton else 4.0 * TILES_WITHOUT_TRITON[is_training]))
+    if is_training:
+        held += 4.0 * shape.hidden * (scored + (0 if run.is_lora else shape.vocab))
+    return held

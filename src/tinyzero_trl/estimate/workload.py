@@ -1,42 +1,172 @@
-"""What a run does in one step and in which precision: the numbers of a recipe that memory and time depend on."""
+"""The shape of a model, and what one process does with it in one optimizer step: the numbers that memory and time depend on."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from tinyzero_trl import hub
 from tinyzero_trl.config import Sharding, accumulated, generated_at_once, weight_transfer
-from tinyzero_trl.estimate.shapes import Shape
+from tinyzero_trl.failures import ConfigError, first_line, nearest
+from tinyzero_trl.models import TRAINED, json_object, load_path, locate
 
 PROMPT_TOKENS = 200
-"""Of a prompt, where nobody says: Countdown and multiplication take 100 to 180 tokens of Qwen's tokenizer."""
+"""Tokens of the longest prompt unless a person says otherwise: Countdown and multiplication take 100 to 180 of Qwen's tokenizer."""
 ROWS_SAMPLED_AT_ONCE = 256
 """generation.sampler.DEFAULT_BATCH_SIZE, which this module may not import."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NESTED_4BIT, PLAIN_4BIT = 0.5 + 0.127 / 8, 0.5 + 0.5 / 8
 """Bytes of a 4-bit weight with its scales. Source: QLoRA (arXiv 2305.14314), sec. 3: 0.5 bits a weight, 0.127 double-quantized."""
-
-Engine = Literal["transformers", "colocate", "server"]
+MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear maps of a layer, in the order of Shape.maps."""
+SECONDS_FOR_THE_HUB = 5
 
 
 @dataclass(frozen=True)
-class Plan:
+class Shape:
+    """A dense decoder with gated MLPs (Llama, Qwen2, Qwen3, Mistral, ...)."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    is_tied: bool
+    """True if the head is the embedding."""
+    has_qkv_bias: bool = False
+
+    @property
+    def query_width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def maps(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of each of MAPS."""
+        h, q, kv, i = self.hidden, self.query_width, self.kv_width, self.intermediate
+        return (h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h)
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of one layer's linear maps."""
+        return sum(inputs * outputs for inputs, outputs in self.maps)
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights of all layers' linear maps, which LoRA adapts and 4-bit loading shrinks; it does neither to the head."""
+        return self.layers * self.layer_weights
+
+    @property
+    def embedding_weights(self) -> int:
+        """Weights of embedding and head, once where they are the same."""
+        return self.vocab * self.hidden * (1 if self.is_tied else 2)
+
+    @property
+    def num_parameters(self) -> int:
+        biases = self.query_width + 2 * self.kv_width if self.has_qkv_bias else 0
+        return self.linear_weights + self.embedding_weights + self.layers * (2 * self.hidden + biases) + self.hidden
+
+    def lora_weights(self, rank: int, targets: tuple[str, ...]) -> int:
+        """Weights of an adapter of `rank` on the named maps of every layer (`all-linear`: all seven)."""
+        is_adapted = ["all-linear" in targets or name.endswith(targets) for name in MAPS]
+        return self.layers * rank * sum(sum(sizes) for sizes, is_in in zip(self.maps, is_adapted, strict=True) if is_in)
+
+
+KNOWN: Mapping[str, Shape] = {
+    "Qwen/Qwen2.5-0.5B": Shape(24, 896, 14, 2, 64, 4864, 151936, True, True),
+    "Qwen/Qwen2.5-1.5B": Shape(28, 1536, 12, 2, 128, 8960, 151936, True, True),
+    "Qwen/Qwen2.5-3B": Shape(36, 2048, 16, 2, 128, 11008, 151936, True, True),
+    "Qwen/Qwen2.5-7B": Shape(28, 3584, 28, 4, 128, 18944, 152064, False, True),
+    "Qwen/Qwen2.5-14B": Shape(48, 5120, 40, 8, 128, 13824, 152064, False, True),
+    "Qwen/Qwen2.5-32B": Shape(64, 5120, 40, 8, 128, 27648, 152064, False, True),
+    "Qwen/Qwen2.5-72B": Shape(80, 8192, 64, 8, 128, 29568, 152064, False, True),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": Shape(28, 1536, 12, 2, 128, 8960, 151936, False, True),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": Shape(28, 3584, 28, 4, 128, 18944, 152064, False, True),
+    "Qwen/Qwen3-0.6B": Shape(28, 1024, 16, 8, 128, 3072, 151936, True),
+    "Qwen/Qwen3-1.7B": Shape(28, 2048, 16, 8, 128, 6144, 151936, True),
+    "Qwen/Qwen3-4B": Shape(36, 2560, 32, 8, 128, 9728, 151936, True),
+    "Qwen/Qwen3-8B": Shape(36, 4096, 32, 8, 128, 12288, 151936, False),
+    "meta-llama/Llama-3.2-1B": Shape(16, 2048, 32, 8, 64, 8192, 128256, True),
+    "meta-llama/Llama-3.2-3B": Shape(28, 3072, 24, 8, 128, 8192, 128256, True),
+    "meta-llama/Llama-3.1-8B": Shape(32, 4096, 32, 8, 128, 14336, 128256, False),
+    "meta-llama/Llama-3.1-70B": Shape(80, 8192, 64, 8, 128, 28672, 128256, False),
+}
+"""From the config.json of each on the hub; `-Instruct`, `-Math` and `-Coder` have the shape of their base."""
+
+
+def shape_of(name: str, *, revision: str | None = None) -> Shape:
+    """The shape of a folder, a known model or a hub id, looked for in this order.
+
+    Raises: ConfigError where it is not known and the hub does not answer, or where it is no dense decoder.
+    """
+    folder, known = Path(load_path(name)).expanduser(), name
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return shape_of(locate(name, typed=TRAINED).path, revision=revision)
+    if folder.is_dir():
+        return shape_from(json_object(folder / "config.json", f"{TRAINED}{name}"), name=name)
+    for variant in ("-Instruct", "-Base", "-Math", "-Coder"):
+        known = known.replace(variant, "")
+    if known in KNOWN:
+        return KNOWN[known]
+    locate(name, typed=TRAINED)  # raises for a path that is not there
+    try:
+        from huggingface_hub import hf_hub_download
+
+        hub.reached()
+        file = hf_hub_download(name, "config.json", revision=revision, etag_timeout=SECONDS_FOR_THE_HUB)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.model_name_or_path: the shape of {name} is not known here, and the hub did not give its config.json "
+            f"({first_line(error)[:120]}); give a folder with a config.json, or one of {', '.join(KNOWN)}{nearest(name, list(KNOWN))}"
+        ) from error
+    return shape_from(json.loads(Path(file).read_text(encoding="utf-8")), name=name)
+
+
+def shape_from(config: Mapping[str, Any], *, name: str) -> Shape:
+    """The shape a config.json describes. Raises: ConfigError for mixtures of experts and other architectures."""
+    text = config.get("text_config") or config
+    experts = [key for key in ("num_experts", "num_local_experts", "n_routed_experts") if text.get(key)]
+    needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+    missing = [key for key in needed if key not in text]
+    if experts or missing:
+        why = f"it has {experts[0]}" if experts else f"its config.json has no {missing[0]}"
+        raise ConfigError(f"{name}: only dense decoders can be estimated; {why}")
+    layers, hidden, heads, intermediate, vocab = (int(text[key]) for key in needed)
+    return Shape(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=int(text.get("num_key_value_heads") or heads),
+        head_dim=int(text.get("head_dim") or hidden // heads),
+        intermediate=intermediate,
+        vocab=vocab,
+        is_tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", True))),
+        has_qkv_bias=bool(text.get("attention_bias", text.get("model_type") == "qwen2")),
+    )
+
+
+@dataclass(frozen=True)
+class Workload:
     """One process of a run, one optimizer step."""
 
     shape: Shape
     sharding: Sharding
     weight_bytes: float
-    """Of a weight outside the layers' linear maps: embedding, head, norms."""
+    """Bytes of a weight outside the layers' linear maps (embedding, head, norms), and of a number between layers."""
     linear_bytes: float
-    """Of a weight of the layers' linear maps."""
+    """Bytes of a weight of the layers' linear maps."""
     compute_bytes: int
-    """Of a number in a matrix product."""
-    residual_bytes: int
-    """Of a number between layers."""
-    is_autocast: bool
-    """Whether weights are wider than the products they go into, and copied for it."""
+    """Bytes of a number in a matrix product."""
     lora_weights: int | None
     """Weights of the adapter; None: all weights are trained."""
     optimizer: str
@@ -53,13 +183,11 @@ class Plan:
     steps_per_rollout: float
     """Optimizer steps for each time that completions are generated."""
     is_checkpointed: bool
-    has_reference_model: bool
-    """A second whole model; an adapter's reference is the model without it."""
     has_reference_pass: bool
     has_old_pass: bool
-    """Old log-probabilities take a pass of their own."""
+    """True if old log-probabilities take a pass of their own."""
     has_critic: bool
-    engine: Engine
+    engine: Literal["transformers", "colocate", "server"]
     vllm_share: float
     """Share of a device's memory vLLM takes."""
     vllm_sleeps: bool
@@ -71,13 +199,29 @@ class Plan:
     """generation.offload: the optimizer's state is there for its steps alone, the reference model is not while completions are generated."""
 
     @property
+    def is_autocast(self) -> bool:
+        """True if weights are wider than the products they go into, and copied for it."""
+        return self.compute_bytes < self.weight_bytes
+
+    @property
     def is_lora(self) -> bool:
         return self.lora_weights is not None
+
+    @property
+    def has_reference_model(self) -> bool:
+        """True if a second whole model is in memory; an adapter's reference is the model without it."""
+        return self.has_reference_pass and not self.is_lora
 
     @property
     def trained(self) -> int:
         """Weights that have a gradient."""
         return self.shape.num_parameters if self.lora_weights is None else self.lora_weights
+
+    @property
+    def trained_bytes(self) -> float:
+        """Bytes of a trained weight. An adapter is float32 (PEFT; trainer/adapter.py), but where DeepSpeed has the masters."""
+        is_wide = self.is_lora and not (self.sharding.kind == "deepspeed" and self.weight_bytes == 2)
+        return 4.0 if is_wide else float(self.weight_bytes)
 
     @property
     def has_float32_sums(self) -> bool:
@@ -90,39 +234,35 @@ class Plan:
         return self.prompt + self.completion
 
 
-def plan_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: int | None = None) -> Plan:
-    """The plan of a composed recipe. prompt: tokens of the longest prompt; None takes PROMPT_TOKENS, 30 for the tiny model."""
+def workload_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: int | None = None) -> Workload:
+    """The workload of a composed recipe. prompt: tokens of the longest prompt; None takes PROMPT_TOKENS, 30 for the tiny model."""
     model, trainer, batching = cfg.model, cfg.trainer, cfg.batching
     loaded = BYTES.get(str(model.dtype), 2)
     half = bool(trainer.fp16) or trainer.bf16 is not False
-    is_deepspeed = sharding.kind == "deepspeed"
-    weight = 2 if is_deepspeed and half else loaded
+    weight = 2 if sharding.kind == "deepspeed" and half else loaded
     linear = float(weight)
     if model.load_in_4bit:
         linear = NESTED_4BIT if model.use_bnb_nested_quant else PLAIN_4BIT
     elif model.load_in_8bit:
         linear = 1.0
-    lora = shape.lora_weights(int(model.lora_r), _targets(model)) if model.use_peft else None
     rows = int(trainer.per_device_train_batch_size)
     trained_rows = rows * accumulated(cfg, num_processes=sharding.num_processes)
     longest = prompt or (30 if str(model.model_name_or_path) == "tiny" else PROMPT_TOKENS)
     completion = int(trainer.max_completion_length)
-    budget = batching.max_tokens_per_microbatch
-    if budget is not None:
-        rows = max(1, int(budget) // (longest + completion))
+    if batching.max_tokens_per_microbatch is not None:
+        rows = max(1, int(batching.max_tokens_per_microbatch) // (longest + completion))
     generated_rows = generated_at_once(cfg, num_processes=sharding.num_processes) // sharding.num_processes
     steps_per_rollout = int(trainer.num_iterations) * generated_rows / trained_rows
-    engine = _engine(cfg)
     corrects = bool(trainer.use_vllm) and bool(trainer.vllm_importance_sampling_correction)
-    return Plan(
+    vllm: Literal["colocate", "server"] = "server" if trainer.vllm_mode == "server" else "colocate"
+    transfer = weight_transfer(cfg, stage=sharding.stage, is_on_cpu=sharding.is_cpu) if trainer.use_vllm else None
+    return Workload(
         shape=shape,
         sharding=sharding,
         weight_bytes=weight,
         linear_bytes=linear,
         compute_bytes=2 if half else loaded,
-        residual_bytes=weight,
-        is_autocast=half and weight == 4,
-        lora_weights=lora,
+        lora_weights=shape.lora_weights(int(model.lora_r), _targets(model)) if model.use_peft else None,
         optimizer=str(trainer.optim),
         rows=rows,
         prompt=longest,
@@ -131,31 +271,20 @@ def plan_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: int | 
         generated_rows=generated_rows,
         steps_per_rollout=steps_per_rollout,
         is_checkpointed=bool(trainer.gradient_checkpointing),
-        has_reference_model=trainer.beta != 0 and not model.use_peft,
         has_reference_pass=trainer.beta != 0,
         has_old_pass=steps_per_rollout > 1 or (corrects and not batching.fold_old_logprobs),
         has_critic=str(cfg.algorithm) == "ppo",
-        engine=engine,
+        engine=vllm if trainer.use_vllm else "transformers",
         vllm_share=float(trainer.vllm_gpu_memory_utilization),
         vllm_sleeps=bool(trainer.vllm_enable_sleep_mode),
         vllm_parallel=int(trainer.vllm_tensor_parallel_size),
-        sends_by_nccl=engine == "server"
-        and weight_transfer(cfg, stage=sharding.stage, is_on_cpu=sharding.is_cpu) == "nccl",
+        sends_by_nccl=vllm == "server" and transfer == "nccl",
         is_offloaded=bool(cfg.generation.offload),
     )
 
 
-def _engine(cfg: DictConfig) -> Engine:
-    if not cfg.trainer.use_vllm:
-        return "transformers"
-    return "server" if str(cfg.trainer.vllm_mode) == "server" else "colocate"
-
-
 def _targets(model: DictConfig) -> tuple[str, ...]:
-    """Names of the adapted maps; PEFT's own choice for decoders, where a recipe names none, is q and v."""
-    named = model.lora_target_modules
-    if named is None:
-        return ("q_proj", "v_proj")
-    plain = OmegaConf.to_container(named) if OmegaConf.is_config(named) else [named]
-    assert isinstance(plain, list)
-    return tuple(map(str, plain))
+    """Names of the adapted maps; q and v, PEFT's own choice for decoders, where a recipe names none."""
+    named: Any = ["q_proj", "v_proj"] if model.lora_target_modules is None else model.lora_target_modules
+    plain: Any = OmegaConf.to_container(named) if OmegaConf.is_config(named) else named
+    return (plain,) if isinstance(plain, str) else tuple(map(str, plain))

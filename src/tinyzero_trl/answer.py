@@ -1,17 +1,15 @@
-"""Text -> its parts. One answer rule for training and evaluation; pure, linear time, total on any text.
+"""The parts of a response: one answer rule for training and evaluation, in linear time, for any text.
 
 The rule, for a response (= prefill + completion):
 
-1. `</think>` stands exactly once; `<think>` at most once, and before it.
-2. After that `</think>`, exactly one `<answer>` and one `</answer>` stand, in this order. What is between them is the
+1. `</think>` occurs exactly once; `<think>` at most once, and before it.
+2. After `</think>`, exactly one `<answer>` and one `</answer>` occur, in this order. The text between them is the
    answer; it may span lines, and blanks around it do not count.
-3. What stands inside the thought is never looked at: an answer there is no answer, and it does not make the one
-   after `</think>` a second one.
+3. The inside of the thought is ignored: an answer there is no answer, and does not make the answer after `</think>`
+   a second one.
 4. Blanks and end-of-text tokens after the block do not count. Other text before `<think>`, between the two blocks
-   or after the answer does not touch the answer, but the response is then not exact. Nor is it when the thought or
-   the answer is blank.
-
-5. A response longer than `MAX_RESPONSE` is not read at all; it has no answer.
+   or after the answer leaves the answer as it is, but makes the response inexact. A blank thought or answer does so, too.
+5. A response longer than `MAX_RESPONSE` is not read; it has no answer.
 
 Tags are these very characters: no attributes, no blanks inside, no other case. Blank means ASCII blank.
 """
@@ -22,7 +20,7 @@ import re
 from dataclasses import dataclass
 
 BLANKS = " \t\r\n"
-"""What may stand around tags and answers without meaning anything."""
+"""Characters around tags and answers that do not count."""
 
 END_OF_TEXT = (
     "<|endoftext|>",
@@ -39,13 +37,13 @@ END_OF_TEXT = (
     "<｜end▁of▁sentence｜>",
     "<｜▁pad▁｜>",
 )
-"""How tokenizers spell the end of a text and its padding, where a decoder did not drop them."""
+"""Spellings of end-of-text and padding tokens, which some decoders leave in the text."""
 
 MAX_RESPONSE = 2**21
-"""Characters, some half a million tokens; so that no text costs more than 10 ms."""
+"""Length in characters, about half a million tokens; no text takes more than 10 ms."""
 
 MAX_BLANKS = 65_536
-"""Characters read for nothing but blanks and end-of-text tokens in one place; a longer stretch counts as other text."""
+"""Length in characters of a stretch of blanks and end-of-text tokens; a longer one counts as other text."""
 
 _BLANKS = re.compile("[ \t\r\n]*+")
 _ENDING = re.compile("(?:[ \t\r\n]++|" + "|".join(map(re.escape, END_OF_TEXT)) + ")*+")
@@ -53,20 +51,20 @@ _ENDING = re.compile("(?:[ \t\r\n]++|" + "|".join(map(re.escape, END_OF_TEXT)) +
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a response is made of."""
+    """The parts of a response."""
 
     think: str | None
-    """The text between the one `<think>` and the one `</think>`; None where either is missing or repeated."""
+    """The text between the one `<think>` and the one `</think>`; None if either is missing or repeated."""
     answer: str | None
-    """The inside of the one complete `<answer>` block after the one `</think>`, blanks cut off; else None."""
+    """The inside of the one complete `<answer>` block after the one `</think>`, stripped of blanks; otherwise None."""
     is_exact: bool
-    """Nothing but `<think>`, a thought, `</think>`, `<answer>`, an answer, `</answer>`, and blanks between them."""
+    """True if the response is `<think>`, a thought, `</think>`, `<answer>`, an answer and `</answer>`, with nothing but blanks between."""
     has_answer_tag: bool
-    """`<answer>` or `</answer>` stands somewhere in the response, rightly or not."""
+    """True if `<answer>` or `</answer>` occurs anywhere in the response."""
 
 
 def split_response(response: str) -> Parts:
-    """The parts of `response` by the rule above; never raises, whatever the text.
+    """The parts of `response` by the rule above; no text makes it raise.
 
     >>> split_response("<think>1 + 2 = 3, yes</think> <answer> 1 + 2 </answer></s>")
     Parts(think='1 + 2 = 3, yes', answer='1 + 2', is_exact=True, has_answer_tag=True)

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FAILURE = re.compile(r"(?:error(?: \(process \d+\))?|tinyzero \w+|evaluate): (?P<message>.*)")
-"""The line that a program ends with, where it ends by a failure."""
+"""The line that a program ends with if it fails."""
 FOLDER = re.compile(
     r"(?:run folder: (?P<begun>.+?)(?:, continuing checkpoint-\d+)?|(?P<finished>.+) is finished, so nothing was done;.*)"
 )
-"""The line in which a run says where it writes (runs.folder.announce)."""
+"""The line in which a run names its folder (runs.folder.announce)."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -156,7 +156,7 @@ def evaluate(
 ) -> Evaluation:
     """The evaluation of a model on held-out problems, made as `tinyzero evaluate` does, its output printed as it comes.
 
-    model: a run, its folder, a checkpoint, a model folder, a LoRA adapter, "tiny" or a hub id. task: needed where the model comes from no run.
+    model: a run, its folder, a checkpoint, a model folder, a LoRA adapter, "tiny" or a hub id. task: needed if the model comes from no run.
     num_samples: of each problem. output: the folder that gets evaluation/<name>/. None: as the run did, or the command line's default.
     Raises: Failure or ValueError with the line that the command line ends with.
     """
@@ -175,7 +175,7 @@ def evaluate(
 
 
 def _printed(verb: str, words: Sequence[str]) -> list[str]:
-    """The lines that a verb printed, each passed on as it came. Raises: Failure where its exit code is not 0."""
+    """The lines that a verb printed, each printed here as it comes. Raises: Failure if its exit code is not 0."""
     # -P: what lies in the working directory is not imported in the place of a library, as with the command `tinyzero`.
     command = [sys.executable, "-P", "-m", "tinyzero_trl.cli", verb, *words]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}

@@ -1,4 +1,4 @@
-"""`tinyzero <verb>`: thin verbs over the same functions as the scripts; heavy imports wait inside the verb."""
+"""The command line `tinyzero <verb>`: each verb calls the same functions as the scripts, and imports what is heavy itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, s
 from tinyzero_trl.storage import trust
 
 MISTAKE = 2
-"""Exit code of a person's mistake, as argparse has it."""
+"""Exit code of a mistake on the command line, the same as that of argparse."""
 
 Verb = Callable[[Sequence[str]], int]
 
@@ -128,7 +128,7 @@ def resume(argv: Sequence[str]) -> int:
         words = [*words, trust.OPTION]
     elif not is_own:
         resuming.check_no_code(found, arguments.run)
-        # A file that the folder names is its sender's; a name is one of ours.
+        # A config that is a file comes from the sender of the folder; a name is one of our own configs.
         config = config if config in _accelerate_configs() else None
     if arguments.accelerate_config is not None:
         config = str(_accelerate_config(arguments.accelerate_config).absolute())  # from where it was typed
@@ -139,7 +139,7 @@ def resume(argv: Sequence[str]) -> int:
 
 
 def _add_placement(parser: argparse.ArgumentParser, *, processes: str, accelerate_config: str) -> None:
-    """`--processes` and `--accelerate_config`, with what they are when nobody gives them."""
+    """Add `--processes` and `--accelerate_config` to a parser; the arguments describe their defaults."""
     parser.add_argument("--processes", type=int, metavar="N", help=f"processes on this machine (default: {processes})")
     parser.add_argument(
         "--accelerate_config",
@@ -150,7 +150,7 @@ def _add_placement(parser: argparse.ArgumentParser, *, processes: str, accelerat
 
 
 def _launch(program: str, words: Sequence[str], *, num_processes: int | None, accelerate_config: str | None) -> int:
-    """Start a training program on this machine; None is what fits its GPUs and the recipe. Returns its exit code."""
+    """Start a training program on this machine and return its exit code; None means what fits the GPUs and the recipe."""
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"--processes must be at least 1, got {num_processes}")
     gpus = _gpus_to_train_on(words)
@@ -159,7 +159,7 @@ def _launch(program: str, words: Sequence[str], *, num_processes: int | None, ac
     config = _accelerate_config(name)
     read_accelerate_config(config, num_processes=num_processes)
     if config.parent == ACCELERATE_CONFIGS:
-        # Ours say 8 because accelerate wants a number; a person's own file says what that person means.
+        # Our configs say 8 because accelerate needs a number; the number in a user's own file is meant.
         num_processes = num_processes or len(gpus) or 1
     if gpus:
         print(f"{num_processes or 'as many as the file says'} processes on GPU {', '.join(gpus)}, {name}", flush=True)
@@ -223,7 +223,7 @@ def recipes(argv: Sequence[str]) -> int:
         return 0
     names = [f"+{row.task}={row.name}" for row in shown]
     table = Table(show_lines=True)
-    # Wide enough that no name is folded, which a person copies and a script greps for.
+    # Wide enough that no name is folded: people copy them, and scripts search for them.
     table.add_column("recipe, model and method, hardware", min_width=max(map(len, names)))
     table.add_column("what to expect")
     for name, row in zip(names, shown, strict=True):
@@ -300,7 +300,7 @@ def _accelerate_configs() -> list[str]:
 
 
 def _accelerate_config(name: str) -> Path:
-    """The file `name` stands for. Raises: ValueError that lists those there are."""
+    """The accelerate config called `name`, or the file `name`. Raises: ValueError that lists the known names."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else ACCELERATE_CONFIGS / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(
@@ -310,9 +310,9 @@ def _accelerate_config(name: str) -> Path:
 
 
 def _gpus_to_train_on(words: Sequence[str]) -> list[str]:
-    """The GPUs here but those that the words give to a server of the run's own, which the trainer then does not see.
+    """GPUs of this machine without those in `generation.devices`, which the run gives to its own server and hides from the trainer.
 
-    Raises: ValueError where none is left.
+    Raises: ValueError if none is left.
     """
     gpus = visible_gpus()
     chosen = dict(word.lstrip("+").partition("=")[::2] for word in words)
@@ -330,7 +330,7 @@ def _gpus_to_train_on(words: Sequence[str]) -> list[str]:
 
 
 def _config_of_recipe(words: Sequence[str]) -> str:
-    """The accelerate config in the command at the head of the recipe that these words name; ddp where it names none."""
+    """The accelerate config in the command at the head of the recipe that `words` name; ddp if it has none."""
     from tinyzero_trl.config import list_recipes
 
     named = {f"{recipe.task}={recipe.name}": recipe.command for recipe in list_recipes()}

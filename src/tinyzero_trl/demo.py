@@ -1,4 +1,4 @@
-"""The demo: the shipped tiny model answers held-out problems, learns by reinforcement, and answers them again."""
+"""The demo: evaluates the shipped tiny model, trains it by reinforcement learning, evaluates it again, and writes a report."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 RECIPE = "+countdown=grpo-tiny"
 NUM_PROBLEMS = 2048
-"""Held-out problems; a 95 % interval of about +-2 points."""
+"""Number of held-out problems; it gives a 95 % interval of about +-2 points."""
 PROBLEM_SEED = 0
-"""The problems are the same for every --seed, so that runs of several seeds compare."""
+"""Seed of the held-out problems: the same for every --seed, so that runs of several seeds compare."""
 SHOWN = {
     "pass@1": "solved",
     "outcome/wrong_value": "wrong value",
@@ -34,7 +34,7 @@ SHOWN = {
     "true_values/share": "attempts calculated right",
     "verified/share": "answers it had verified",
 }
-"""Metric of an evaluation -> its row in the last table."""
+"""Labels of the last table by the metric of the evaluation."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
-    """Evaluate, train, evaluate, report, each told with its seconds; returns the exit code."""
+    """Evaluate, train, evaluate and report, and print the seconds of each; returns the exit code."""
     from rich.console import Console
 
     from tinyzero_trl import evaluation
@@ -84,9 +84,9 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
         "n": num_problems,
         "temperature": float(cfg.trainer.temperature),
         "max_new_tokens": int(cfg.trainer.max_completion_length),
-        "engine": "transformers",  # sooner done with a model this small than vLLM is loaded
+        "engine": "transformers",  # for a model this small faster than loading vLLM
     }
-    # A run starts in an empty folder, so the base model's evaluation waits beside it until the training is done.
+    # A run starts in an empty folder, so the evaluation of the base model is kept beside it until the training is done.
     with tempfile.TemporaryDirectory(prefix=".demo-", dir=run_folder.parent) as waiting:
         with _phase(console, seconds_by_phase, "Evaluating the base model"):
             base = evaluation.evaluate(
@@ -115,12 +115,12 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
 
 
 def _accelerate_config(cfg: Any) -> Path:
-    """The launcher's config for one process on the device that trainer.use_cpu names; cpu.yaml would hide the GPU from the run."""
+    """The accelerate config for one process on the device that trainer.use_cpu chooses; cpu.yaml would hide the GPU from the run."""
     return ACCELERATE_CONFIGS / ("cpu.yaml" if cfg.trainer.use_cpu else "ddp.yaml")
 
 
 def _held_out(cfg: Any, *, num_problems: int, folder: Path) -> Path:
-    """A file of test problems by the run's own ranges; the same for the same number, so writing it again is harmless."""
+    """A file of test problems in the ranges of the run; the same number of problems always gives the same file."""
     import datasets
 
     from tinyzero_trl.task import loaded
@@ -137,6 +137,7 @@ def _held_out(cfg: Any, *, num_problems: int, folder: Path) -> Path:
 
 @contextmanager
 def _phase(console: Any, seconds_by_phase: dict[str, float], name: str) -> Iterator[None]:
+    """Prints the number and name of a phase, and its seconds when it is done."""
     console.print(f"[bold]{len(seconds_by_phase) + 1}. {name}[/]")
     started = time.perf_counter()
     yield
@@ -145,6 +146,7 @@ def _phase(console: Any, seconds_by_phase: dict[str, float], name: str) -> Itera
 
 
 def _show(console: Any, base: dict[str, Any], trained: dict[str, Any], comparison: Comparison) -> None:
+    """Print base and trained model side by side, and the gain."""
     from rich.table import Table
 
     from tinyzero_trl.evaluation import is_share, shown_p

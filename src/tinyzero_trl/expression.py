@@ -1,13 +1,13 @@
-"""Arithmetic written in text -> its exact value, by a grammar; nothing a model wrote is ever evaluated by Python.
+"""The exact value of arithmetic written as text, by a grammar; nothing that a model wrote is ever evaluated by Python.
 
     sum     = product (("+" | "-") product)*
     product = operand (("*" | "/") operand)*
     operand = ["-"] (integer | "(" sum ")")
     integer = "0" | [1-9][0-9]*
 
-ASCII only; blanks (space, tab, newline) anywhere between these. A minus may stand in front of a number or a parenthesis, but not
-behind another minus: no `--`. No plus in front, no leading zeros, no decimals, no `**`, `//`, `%`, `=`, names or calls. Division by
-zero has no value, so it is no expression either.
+ASCII only; blanks (space, tab, newline) may stand between these. A minus may precede a number or a parenthesis, but not follow
+another minus: `--` is no expression. Nor is a leading plus, a leading zero, a decimal, `**`, `//`, `%`, `=`, a name, a call, or a
+division by zero.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_LENGTH = 256
-"""Characters; six numbers of four digits, with every parenthesis and blank, need fewer than 80."""
+"""Length in characters; six numbers of four digits, with all parentheses and blanks, need fewer than 80."""
 
 MAX_DEPTH = 32
-"""Parentheses open at once; six numbers need five."""
+"""Depth of nested parentheses; six numbers need five."""
 
 _ALPHABET = re.compile(r"[0-9+\-*/() \t\r\n]*")
 _TOKEN = re.compile(r"[0-9]+|[+\-*/()]")
 _NEGATE = "~"
-"""The minus in front of an operand, on the stack of operators."""
+"""Mark on the stack of operators for a minus that precedes an operand."""
 _PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, _NEGATE: 3}
 
 
@@ -34,19 +34,19 @@ class Expression:
     """An expression of the grammar."""
 
     value: Fraction
-    """What it is worth, exactly."""
+    """The exact value."""
     numbers: tuple[int, ...]
-    """Its integers from left to right, repeated where they repeat."""
+    """The integers from left to right, with repetitions."""
     needs_sign: bool = False
-    """Without the minus in front it has no difference in it that would give this value: `-3 - 5`, `-(3 * 5)`, but not `-3 + 5`.
+    """True if no expression without a leading minus has this value by the same operations: `-3 - 5`, `-(3 * 5)`, but not `-3 + 5`.
 
-    Each sign can be moved outwards: `-a + b` is `b - a`, `-a * b` is `-(a * b)`. One that is left in front of everything goes
-    by turning any difference below it round. Where there is none, the value is minus a sum, product or quotient.
+    Each sign can be moved outwards: `-a + b` is `b - a`, `-a * b` is `-(a * b)`. A sign in front of the whole expression is
+    removed by swapping the operands of a difference inside it. Without a difference, the value is minus a sum, product or quotient.
     """
 
 
 def parse(text: str) -> Expression | None:
-    """The expression `text` spells, or None where it is outside the grammar, over the caps or divides by zero.
+    """The expression that `text` spells; None if it is outside the grammar, exceeds the limits or divides by zero.
 
     >>> parse("(1 + 2) / 3")
     Expression(value=Fraction(1, 1), numbers=(1, 2, 3), needs_sign=False)
@@ -58,8 +58,8 @@ def parse(text: str) -> Expression | None:
     if len(text) > MAX_LENGTH or not _ALPHABET.fullmatch(text):
         return None
     numbers: list[int] = []
-    # Numerator and denominator, reduced only at the end (256 characters stay small), and the sign that cannot be moved away:
-    # 1 without one, -1 with one, 0 where a difference takes it up.
+    # Numerator and denominator, reduced only at the end (256 characters stay small), and the sign that cannot be removed:
+    # 1 without a minus, -1 with one, 0 if a difference can absorb it.
     values: list[tuple[int, int, int]] = []
     operators: list[str] = []
     depth = 0
@@ -103,7 +103,7 @@ def parse(text: str) -> Expression | None:
 
 
 def _apply(operators: list[str], values: list[tuple[int, int, int]], *, down_to: int) -> bool:
-    """Applies the pending operators that bind at least as tightly as `down_to`; False at a division by zero."""
+    """Apply the pending operators that bind at least as tightly as `down_to`; False at a division by zero."""
     while operators and _PRECEDENCE[operators[-1]] >= down_to:
         operator = operators.pop()
         c, d, right = values.pop()
@@ -114,7 +114,7 @@ def _apply(operators: list[str], values: list[tuple[int, int, int]], *, down_to:
         if operator in "+-":
             right = right if operator == "+" else -right
             c = c if operator == "+" else -c
-            # Of two that have the same sign it is the sum's; of different signs, or where one takes it up, they are a difference.
+            # Operands of the same sign give it to their sum; operands of different signs are a difference.
             values.append((a * d + c * b, b * d, left if left == right else 0))
         elif operator == "*":
             values.append((a * c, b * d, left * right))

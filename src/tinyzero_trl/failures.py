@@ -1,4 +1,4 @@
-"""Why a run ends other than by being done; each reason has an exit code that schedulers and scripts can act on.
+"""Reasons why a run ends before it is done; each has an exit code that schedulers and scripts can act on.
 
 0 done, 2 config, 3 reward, 4 numeric, 5 out of memory, 6 locked, 7 server, 8 disk, 130 Ctrl-C, 143 SIGTERM.
 """
@@ -19,49 +19,49 @@ from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, s
 
 
 class Failure(RuntimeError):
-    """A run ends here, with a message for the person and `exit_code` for the script."""
+    """An error that ends a run, with a message for the person and `exit_code` for the script."""
 
     exit_code = 1
 
 
 class ConfigError(Failure, ValueError):
-    """A person's mistake in a recipe, a command line, a path or the data, in one line that says what to change."""
+    """A mistake in a recipe, a command line, a path or the data, in one line that says what to change."""
 
     exit_code = 2
 
 
 class RewardFailure(Failure):
-    """Rewards teach nothing: none of them is a number, or nothing ever earns any."""
+    """Rewards that teach nothing: none is a number, or no completion earns any."""
 
     exit_code = 3
 
 
 class VerifierFailure(Failure):
-    """The verifier gave up on too many responses for figures to be about the model."""
+    """A verifier that gave up on too many responses for the figures to describe the model."""
 
     exit_code = 3
 
 
 class NumericFailure(Failure):
-    """Gradients or weights are not finite."""
+    """Gradients or weights that are not finite."""
 
     exit_code = 4
 
 
 class RunLocked(Failure):
-    """Another process works in the run folder."""
+    """A run folder in which another process is at work."""
 
     exit_code = 6
 
 
 class ServerLost(Failure):
-    """The server that generates does not, and could not be brought back."""
+    """A generation server that stopped answering and could not be restarted."""
 
     exit_code = 7
 
 
 class DiskFull(Failure):
-    """A checkpoint, or the weights for a server, could not be written whole; the last sealed checkpoint is untouched."""
+    """A checkpoint, or the weights for a server, that could not be written whole; the last sealed checkpoint is untouched."""
 
     exit_code = 8
 
@@ -77,11 +77,11 @@ NO_PLACE = {
     errno.EEXIST: "a file of this name is where a folder is to be; move it away",
     errno.EISDIR: "it is a folder, and a file is to be written there; move the folder away",
 }
-"""Why nothing can be written at a path, and what to do about it, by the error number of the system."""
+"""The reason why nothing can be written at a path, and what to do about it, by the error number of the system."""
 
 
 def explained(error: OSError) -> Failure | None:
-    """The failure that a person is told of in the place of `error`; None where the error is not about where to write."""
+    """The failure to report in place of `error`; None if the error is not about the place to write to."""
     place = str(error.filename or "")
     place = place if len(place) <= 200 else f"{place[:100]}...{place[-60:]}"
     if error.errno in FULL:
@@ -90,14 +90,14 @@ def explained(error: OSError) -> Failure | None:
         )
     if error.errno not in NO_PLACE or not place:
         return None
-    # A reason of our own says more than the system's.
+    # A reason that our own code gave says more than that of the system.
     own = error.strerror if error.strerror and error.strerror != os.strerror(error.errno) else None
     verb = "written" if error.errno in (errno.EROFS, errno.EISDIR, errno.EEXIST) else "used"
     return ConfigError(f"{place} cannot be {verb}: {own or NO_PLACE[error.errno]}")
 
 
 PATIENCE = 5.0
-"""Seconds for rank 0 to end what it started, and to speak."""
+"""Seconds that other processes give rank 0 to clean up and print its message."""
 OUT_OF_MEMORY_EXIT = 5
 OUT_OF_MEMORY_ADVICE = (
     "out of memory: set trainer.gradient_checkpointing=true or lower batching.max_tokens_per_microbatch, with which the run "
@@ -107,10 +107,10 @@ OUT_OF_MEMORY_ADVICE = (
 
 
 def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
-    """What `program(words)` returns, or, for a Failure, its exit code, its message gone to stderr.
+    """The exit code of `program(words)`; for a Failure its own exit code, after its message was printed to stderr.
 
-    What every process finds alike (a mistake in the recipe, Ctrl-C) is said by the first alone. Memory runs out, and numbers break, on
-    one of them, which then is the only one to know.
+    An error that every process finds alike (a mistake in the recipe, Ctrl-C) is printed by the first process alone. An error of one
+    process (out of memory, a number that is not finite) is printed by that process.
     """
     hide_in_tracebacks(words)
     is_everyones = False
@@ -126,38 +126,40 @@ def exit_code_of(program: Callable[[Sequence[str]], int], words: Sequence[str]) 
         message, code = str(failure_of_disk), failure_of_disk.exit_code
         is_everyones = isinstance(failure_of_disk, ConfigError)
     except RuntimeError as error:
-        torch = sys.modules.get("torch")  # importing it here would keep a misspelt recipe waiting for seconds
+        torch = sys.modules.get("torch")  # importing it here would delay the message on a misspelt recipe by seconds
         if torch is None or not isinstance(error, torch.OutOfMemoryError):
             raise
         message, code = f"{OUT_OF_MEMORY_ADVICE} ({str(error).splitlines()[0]})", OUT_OF_MEMORY_EXIT
     except KeyboardInterrupt as interrupt:
-        # A signal handler of ours says which signal it was; Python's own means Ctrl-C.
+        # Our signal handler passes the number of the signal; without one it was Ctrl-C.
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         message, code = "stopped at once; the last sealed checkpoint is what there is", 128 + int(number)
         is_everyones = True
     message = without_secrets(message, secrets_in_words(words) | secrets_in_environment())
     rank, size = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
-    # Where the variables are nonsense, which may be what the message is about, there is nobody else to say it.
+    # If the variables are nonsense, which may be what the message is about, every process prints it.
     is_one_of_many = rank.isdigit() and size.isdigit() and int(rank) < int(size) != 1
     if rank == "0" or not (is_everyones and is_one_of_many):
         print(f"error{'' if rank == '0' else f' (process {rank})'}: {message}", file=sys.stderr, flush=True)
     if is_one_of_many:
         if rank != "0":
-            time.sleep(PATIENCE)  # the launcher ends rank 0 as soon as this one is gone, and rank 0 has yet to say why
-        # The other processes may wait for this one in a collective for ever; the launcher ends them once it is gone.
+            time.sleep(
+                PATIENCE
+            )  # the launcher ends rank 0 as soon as this process is gone, and rank 0 has yet to print its message
+        # The other processes may wait for ever for this one in a collective; the launcher ends them once it is gone.
         sys.stdout.flush()
         os._exit(code)
     return code
 
 
 NEAR = 0.8
-"""Share of letters, in order, that a misspelt word has in common with the right one."""
+"""Similarity, between 0 and 1, from which a word counts as a misspelling of another."""
 
 
 def near(word: str, known: Iterable[str]) -> str | None:
-    """The one known word that `word` is a misspelling of, or that has all of its parts; None where there is no such word, or are several.
+    """The one known word that `word` misspells, or that has all of its parts; None if there is no such word or more than one.
 
-    A wrong hint costs more than none. Numbers and single letters are names of their own: zero9 is no misspelling of zero2, nor top_a of top_k.
+    A wrong hint costs more than none. Numbers and single letters must agree: zero9 is no misspelling of zero2, nor top_a of top_k.
 
     >>> near("lerning_rate", ["learning_rate", "seed"]), near("num_epochs", ["num_train_epochs", "seed"])
     ('learning_rate', 'num_train_epochs')
@@ -174,23 +176,24 @@ def near(word: str, known: Iterable[str]) -> str | None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` when one known word is near, otherwise nothing."""
+    """The text `; did you mean X?` if one known word is near, otherwise an empty one."""
     found = near(word, known)
     return f"; did you mean {found}?" if found else ""
 
 
 def _marks(word: str) -> list[str]:
+    """The numbers and single letters of a word."""
     parts = re.split(r"[_.-]", word.lower())
     return re.findall(r"\d+", word) + [part for part in parts if len(part) == 1]
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class where it has none."""
+    """The first line of an error's message, or the name of its class if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def kind_of(content: Any) -> str:
-    """The kind of thing a file holds, in words: `nothing`, `a list`, `an int`.
+    """The type of the content of a file in words: `nothing`, `a list`, `an int`.
 
     >>> kind_of(None), kind_of({}), kind_of([1]), kind_of(3)
     ('nothing', 'nothing', 'a list', 'an int')

@@ -1,8 +1,7 @@
-"""The hub of models and data sets: whether it answers, and the names that are nearest to one it does not have.
+"""The hub of models and data sets: one short question whether it answers, and hints for names that it does not have.
 
-Its client tries five times for half a minute, and says so each time, before it gives up a name that a person misspelt.
-So it is asked once whether anybody is there; if not, the process goes on as with HF_HUB_OFFLINE=1: what is in the cache
-loads at once, and what is not is told at once.
+Without this, the hub's client would retry a misspelt name five times for half a minute. If the hub does not answer, the process
+goes on as with HF_HUB_OFFLINE=1: what is in the cache loads, and anything else is reported, at once.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from functools import cache
 from pathlib import Path
 
 SECONDS = 3.0
-"""For the hub to answer at all; HF_HUB_ETAG_TIMEOUT says otherwise."""
+"""Seconds that the hub has to answer, unless HF_HUB_ETAG_TIMEOUT is set."""
 NEAR = 0.75
-"""Likeness from which a name is worth a hint, 1 for the same."""
+"""Similarity from which a name is worth a hint; 1 means equal."""
 
 
 @cache
 def reached() -> tuple[bool, str]:
-    """Whether the hub answers, asked once in a process; and if not, why, as the end of a sentence."""
+    """True and an empty text if the hub answers, otherwise False and the reason as the end of a sentence; asked once in a process."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
@@ -43,7 +42,7 @@ def reached() -> tuple[bool, str]:
 
 
 def _fault_of(endpoint: str, seconds: float) -> str | None:
-    """Why nobody answers at `endpoint`; None where somebody does, whatever the answer."""
+    """The reason why `endpoint` does not answer; None if it gives any answer."""
     import httpx
     from huggingface_hub import get_session
 
@@ -56,7 +55,7 @@ def _fault_of(endpoint: str, seconds: float) -> str | None:
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             found.append((str(error).strip().splitlines() or [type(error).__name__])[0])
 
-    # A thread: the look-up of a name may take longer than any limit of the request.
+    # In a thread, because the look-up of the host's name may take longer than the timeout of the request.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -64,30 +63,30 @@ def _fault_of(endpoint: str, seconds: float) -> str | None:
 
 
 def missing_model(name: str) -> str:
-    """Why the model `name` is not to be had, with the nearest one that is; the end of a sentence."""
+    """The reason why the model `name` cannot be had, and the nearest name that can, as the end of a sentence."""
     is_there, why = reached()
     there = f"the hub ({_endpoint()}) has no such model, or none that it shows to you" if is_there else why
     return f"there is no such folder, and {there}{nearest_model(name)}"
 
 
 def nearest_model(name: str) -> str:
-    """`; did you mean X?` of a model that is here: the shipped one, a folder, one of the cache; or nothing."""
+    """The hint `; did you mean X?` for the shipped model, a folder or a model of the cache; an empty text if none is near."""
     return _hint(name, ["tiny", *_cached("models")], [path for path in _siblings(name) if path.is_dir()])
 
 
 def nearest_source(name: str) -> str:
-    """The same of data."""
+    """The hint for a data set: `generated`, one of the cache, or a file or folder."""
     return _hint(name, ["generated", *_cached("datasets")], _siblings(name))
 
 
 def nearest_path(name: str) -> str:
-    """The same of a file or folder."""
+    """The hint for a file or folder."""
     return _hint(name, [], _siblings(name))
 
 
 def _hint(name: str, names: Iterable[str], paths: Iterable[Path]) -> str:
     rated = [(_likeness(name, known), known) for known in names]
-    # Of paths in one folder the last parts differ, and the rest would make any two of them alike.
+    # Only the last parts are compared: the folder is the same and would make any two paths alike.
     rated += [(_likeness(Path(name).name, path.name), str(path)) for path in paths]
     best = max(rated, default=(0.0, ""))
     return f"; did you mean {best[1]}?" if best[0] >= NEAR else ""
@@ -98,7 +97,7 @@ def _likeness(one: str, other: str) -> float:
 
 
 def _siblings(name: str) -> list[Path]:
-    """What is in the folder that `name` would be in."""
+    """Files and folders in the folder that `name` would be in."""
     try:
         return [path for path in Path(name).expanduser().parent.iterdir() if not path.name.startswith(".")]
     except (OSError, RuntimeError):
@@ -106,7 +105,7 @@ def _siblings(name: str) -> list[Path]:
 
 
 def _cached(kind: str) -> list[str]:
-    """Names of the cache: `models--owner--name` is a folder of it."""
+    """Names in the cache, whose folders are called `models--owner--name`."""
     from huggingface_hub import constants
 
     found = Path(constants.HF_HUB_CACHE).glob(f"{kind}--*")

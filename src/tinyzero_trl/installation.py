@@ -1,4 +1,4 @@
-"""Where the files that come with this package are: in the source tree it runs from, or in the package that pip installed."""
+"""The place of the files that come with this package: the source tree it runs from, or the package that pip installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdicts -> figures with a 95 % interval. The problem is the unit: k samples of one problem are not k facts."""
+"""Figures with a 95 % interval. The unit is the problem: k samples of one problem are not k independent observations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-"""Coverage every interval of this module aims at."""
+"""Coverage of every interval in this module."""
 POWER = 0.8
-"""How often a gain that a comparison is said to resolve would show."""
+"""Chance that a comparison shows a gain of the size `Comparison.resolvable`."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Estimate:
     """A figure and its 95 % interval."""
 
     value: float
-    """What was measured."""
+    """The measured figure."""
     low: float
     """Lower end of the interval."""
     high: float
     """Upper end of the interval."""
     n: int
-    """Problems it rests on (samples of one problem count once)."""
+    """Number of problems behind the figure; several samples of one problem count once."""
 
     def as_dict(self) -> dict[str, float | int]:
         """The record that summary.json holds."""
@@ -41,33 +41,33 @@ class Comparison:
     gain: Estimate
     """Mean over problems of (trained - base), between -1 and 1."""
     p: float
-    """Two-sided, of `test`."""
+    """Two-sided p-value of `test`."""
     test: str
-    """McNemar's exact with one sample a problem, Student's paired t over problems with several."""
+    """Name of the test: McNemar's exact test for one sample a problem, Student's paired t over problems for several."""
     num_better: int
-    """Problems on which the second evaluation is better."""
+    """Number of problems on which the second evaluation is better."""
     num_worse: int
-    """Problems on which it is worse."""
+    """Number of problems on which the second evaluation is worse."""
     resolvable: float
-    """The smallest true gain that these problems and samples would show at the 5 % level four times in five."""
+    """The smallest true gain that so many problems and samples would show at the 5 % level with 80 % power."""
 
     @property
     def is_too_small(self) -> bool:
-        """Whether the difference that was seen is one that so few problems cannot tell from none."""
+        """True if so few problems cannot tell the measured difference from none."""
         return abs(self.gain.value) < self.resolvable and self.p >= 1 - CONFIDENCE
 
     @property
     def num_problems_needed(self) -> int | None:
-        """Problems like these by which a true gain of the size seen would show; None where none was seen."""
+        """Number of problems that would show a true gain of the measured size; None if no gain was measured."""
         if self.gain.value == 0:
             return None
         return math.ceil(self.gain.n * (self.resolvable / self.gain.value) ** 2)
 
 
 def wilson(num_successes: float, num_trials: float) -> Estimate:
-    """Wilson's score interval of a share: inside [0, 1] and never of zero width, also at 0 and at 1.
+    """Wilson's score interval of a share: it lies inside [0, 1] and has a width even at 0 and at 1.
 
-    num_trials may be an effective number, then not whole.
+    num_trials: a count, or an effective number, which need not be whole.
     Source: Wilson (1927), Probable inference, JASA 22; without continuity correction, as scipy's `proportion_ci`.
     """
     if num_trials <= 0 or not 0 <= num_successes <= num_trials:
@@ -78,8 +78,8 @@ def wilson(num_successes: float, num_trials: float) -> Estimate:
 def share(values: Sequence[float]) -> Estimate:
     """Mean of one number in [0, 1] per problem, with Wilson's interval at the effective number of problems.
 
-    Zeros and ones (one sample a problem) give exactly Wilson's interval. Means of k samples vary less than a coin does:
-    each is worth p(1-p)/variance coins. That variance is estimated, so Student's t replaces the normal quantile.
+    Zeros and ones (one sample a problem) give exactly Wilson's interval. A mean of k samples varies less than a single 0 or 1:
+    it counts as p(1-p)/variance trials. The variance is estimated, so Student's t replaces the normal quantile.
     Source: Korn & Graubard (1998), Survey Methodology 24, with Wilson's interval in place of Clopper-Pearson's.
     """
     values_N = np.asarray(values, dtype=float)
@@ -102,7 +102,7 @@ def share(values: Sequence[float]) -> Estimate:
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """Mean of one number of any size per problem, with Student's t interval (of zero width for a single problem)."""
+    """Mean of one number per problem, of any size, with Student's t interval; a single problem gives an interval of zero width."""
     values_N = np.asarray(values, dtype=float)
     n = len(values_N)
     if n == 0:
@@ -115,9 +115,9 @@ def mean(values: Sequence[float]) -> Estimate:
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Chance that k of the samples, drawn without replacement, hold a correct one: unbiased for pass@k.
+    """Chance that k samples, drawn without replacement, include a correct one: the unbiased estimator of pass@k.
 
-    Raises: ValueError when there are fewer samples than k: the estimator does not exist there.
+    Raises: ValueError if there are fewer than k samples, for which the estimator does not exist.
     Source: Chen et al. (arXiv 2107.03374), eq. 1.
     """
     if not 1 <= k <= num_samples:
@@ -130,7 +130,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 def majority(answers: Sequence[str | None], is_correct: Sequence[bool]) -> float:
     """Chance that the most frequent answer is correct, ties drawn at random.
 
-    A sample without an answer (None) casts no vote; without any vote the problem is not solved.
+    A sample without an answer (None) has no vote; a problem without votes counts as not solved.
     >>> majority(["7", "7", None, "9"], [True, True, False, False]), majority(["7", "9"], [True, False])
     (1.0, 0.5)
     """
@@ -146,10 +146,10 @@ def majority(answers: Sequence[str | None], is_correct: Sequence[bool]) -> float
 def compare(base: Sequence[float], trained: Sequence[float]) -> Comparison:
     """Paired comparison: one number in [0, 1] per problem from each side, in the same order of problems.
 
-    One sample a problem on both sides: the interval is Agresti and Min's, half an observation in each cell of the 2x2 table,
-    so that it keeps its coverage where few problems differ and has a width where none does; p is McNemar's.
-    Means of several samples: Student's t over the differences of the problems, whose samples are no facts of their own; where
-    every problem differs by the same, the first way, for equal means on few problems prove no equality.
+    One sample a problem on both sides: the interval is Agresti and Min's, with half an observation added to each cell of the 2x2
+    table. It keeps its coverage if few problems differ, and has a width if none does. p is McNemar's.
+    Means of several samples: Student's t over the differences of the problems. If all problems differ by the same amount, the
+    first method is used, because equal means on few problems prove no equality.
     Source: Agresti & Min (2005), Statistics in Medicine 24, 729; McNemar (1947), exact form; Miller (arXiv 2411.00640), sec. 2.2
     and 4.2 (paired differences, clustered), sec. 5 (power).
     """
@@ -182,13 +182,14 @@ def compare(base: Sequence[float], trained: Sequence[float]) -> Comparison:
 
 
 def mcnemar(num_better: int, num_worse: int) -> float:
-    """Exact two-sided p of McNemar's test: the chance of a split at least as uneven if both sides were equally good."""
+    """Exact two-sided p-value of McNemar's test: the chance of a split at least as uneven if both sides were equally good."""
     if num_better + num_worse == 0:
         return 1.0
     return float(stats.binomtest(num_better, num_better + num_worse, 0.5).pvalue)
 
 
 def _score_interval(centre: float, num_trials: float, quantile: float) -> Estimate:
+    """Wilson's interval around the share `centre`, for the given quantile."""
     middle = (centre + quantile**2 / (2 * num_trials)) / (1 + quantile**2 / num_trials)
     half = (quantile / (1 + quantile**2 / num_trials)) * math.sqrt(
         centre * (1 - centre) / num_trials + quantile**2 / (4 * num_trials**2)

@@ -1,4 +1,4 @@
-"""`accelerate launch` of an entry point that keeps its exit code and its signals."""
+"""Starts an entry point as `accelerate launch` does, and keeps its exit code and its signals."""
 
 from __future__ import annotations
 
@@ -23,21 +23,19 @@ NODES = {
     "PET_MASTER_ADDR": "--main_process_ip",
     "PET_MASTER_PORT": "--main_process_port",
 }
-"""accelerate's option by the variable torchrun reads the same from (Kubeflow sets them, too); accelerate reads none of these."""
-
-
+"""Option of accelerate by the environment variable that torchrun reads; Kubeflow sets these variables, and accelerate ignores them."""
 PR_SET_PDEATHSIG = 1
-"""Linux's prctl: the signal a process gets when its parent is gone."""
+"""Number of Linux's prctl that sets the signal for a process whose parent is gone."""
 SECONDS_OF_SMI = 20
-"""After which nvidia-smi is taken to hang, as it does beside a broken driver."""
+"""Seconds after which nvidia-smi is taken to hang, as it does with a broken driver."""
 
 
 def end_with_launcher() -> None:
-    """Have a process that `accelerate launch` started get SIGTERM when the launcher is gone, whatever ended it; Linux only.
+    """Have the kernel send SIGTERM to this process when the launcher that started it is gone; Linux only.
 
-    SIGKILL to a launcher would otherwise leave a run behind that nobody sees. By SIGTERM it saves a checkpoint.
+    SIGKILL to a launcher would otherwise leave its run behind, unnoticed. On SIGTERM the run saves a checkpoint.
     """
-    # The launcher sets this variable; without one, the parent may be a shell that a run under nohup outlives.
+    # The launcher sets this variable. Without a launcher the parent may be a shell, which a run under nohup outlives.
     if sys.platform != "linux" or "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return
     parent = os.getppid()
@@ -47,7 +45,7 @@ def end_with_launcher() -> None:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a process started here may use, by the names CUDA_VISIBLE_DEVICES has for them; nothing is imported or initialised."""
+    """GPUs that a process started here may use, named as in CUDA_VISIBLE_DEVICES; no library is imported or initialised."""
     if shutil.which("nvidia-smi") is None:
         return []
     try:
@@ -58,7 +56,7 @@ def visible_gpus() -> list[str]:
 
 
 def gpus_of(listing: str, mask: str | None) -> list[str]:
-    """The GPUs of `nvidia-smi -L` that a mask leaves: indices, or what begins a UUID; as in CUDA, the first that is none ends the mask.
+    """GPUs of `nvidia-smi -L` that a mask leaves. A mask names indices or beginnings of UUIDs; as in CUDA, the first invalid name ends it.
 
     >>> two = "GPU 0: NVIDIA RTX A500 Laptop GPU (UUID: GPU-aa-1)\\nGPU 1: NVIDIA H100 (UUID: GPU-ab-2)\\n  MIG 1g.10gb Device 0: (UUID: MIG-c-3)"
     >>> gpus_of(two, None), gpus_of(two, "1"), gpus_of(two, "GPU-ab,0"), gpus_of(two, "MIG-c"), gpus_of(two, "1,7,0"), gpus_of(two, "")
@@ -80,11 +78,11 @@ def gpus_of(listing: str, mask: str | None) -> list[str]:
 def launch(program: str, words: Sequence[str], *, config: Path, num_processes: int | None = None) -> int:
     """Run `program`.py on `words` as `accelerate launch --config_file config` does; returns the exit code of the program.
 
-    The bare command turns every exit code into 1 and prints the launcher's traceback below the program's one clear
-    line; a signal to it leaves the program behind. Both are mended here, around accelerate's own functions.
-    num_processes: on this machine; None takes the config's, which counts those of all machines.
-    Machines, this one's rank and the first one's address and port come from the environment (NODES), if at all.
-    Raises: ValueError where it says half of that.
+    The command itself turns every exit code into 1, prints its own traceback below the program's one clear line, and leaves the
+    program behind when it gets a signal. This function calls accelerate's own functions and avoids all three.
+    num_processes: on this machine; None takes the number in the config, which counts all machines.
+    The number of machines, the rank of this one, and address and port of the first come from environment variables (NODES).
+    Raises: ValueError if only some of these variables are set.
     """
     check_to_launch()
     from accelerate.commands.launch import launch_command, launch_command_parser
@@ -98,7 +96,7 @@ def launch(program: str, words: Sequence[str], *, config: Path, num_processes: i
     arguments = launch_command_parser().parse_args([*options, str(PACKAGE / f"{program}.py"), *words])
     os.environ[CONFIG_VARIABLE] = str(config.absolute())
     _share_cores(num_processes or max(1, (read_accelerate_config(config).get("num_processes") or 1) // num_machines))
-    # torch's elastic agent, which starts two or more processes, puts its own handlers in the place of these.
+    # torch's elastic agent, which starts two or more processes, replaces these handlers by its own.
     previous = {number: signal.signal(number, _pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         launch_command(arguments)
@@ -115,7 +113,7 @@ def launch(program: str, words: Sequence[str], *, config: Path, num_processes: i
 
 
 def _nodes() -> tuple[int, list[str]]:
-    """How many machines run this, and what to tell accelerate of them."""
+    """The number of machines of this run, and the options of accelerate that describe them."""
     given = {name: os.environ[name] for name in NODES if os.environ.get(name)}
     count = given.get("PET_NNODES", "1")
     if not count.isdigit() or int(count) < 1:
@@ -124,7 +122,7 @@ def _nodes() -> tuple[int, list[str]]:
         return 1, []
     missing = [name for name in NODES if name not in given]
     if missing:
-        # Without its rank every machine would believe it is the first, and wait for the others for ever.
+        # Without a rank every machine would take itself for the first and wait for the others for ever.
         raise ValueError(f"PET_NNODES is {count}, and {', '.join(missing)} is not set; see docs/scale.md")
     if not given["PET_NODE_RANK"].isdigit() or int(given["PET_NODE_RANK"]) >= int(count):
         raise ValueError(
@@ -134,7 +132,7 @@ def _nodes() -> tuple[int, list[str]]:
 
 
 def _share_cores(num_processes: int) -> None:
-    """Lower OMP_NUM_THREADS to what each process may have: threads that share a core run ten times slower than one."""
+    """Lower OMP_NUM_THREADS to the share of cores of each process: threads that share a core run ten times slower than one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // num_processes)
     asked = os.environ.get("OMP_NUM_THREADS", "")
@@ -142,7 +140,7 @@ def _share_cores(num_processes: int) -> None:
 
 
 def _pass_on(number: int, frame: FrameType | None) -> Any:
-    """A terminal's Ctrl-C reaches the program by itself; any other signal came to us alone, so hand it on."""
+    """Send a signal on to the program, except SIGINT: Ctrl-C in a terminal reaches the program by itself."""
     import psutil
 
     if number != signal.SIGINT:
@@ -151,5 +149,5 @@ def _pass_on(number: int, frame: FrameType | None) -> Any:
 
 
 def _exit_code(code: int) -> int:
-    """A process ended by signal n has the code -n in Python and 128 + n in a shell."""
+    """The exit code as a shell has it: 128 + n for a process that signal n ended, which Python calls -n."""
     return 128 - code if code < 0 else code

@@ -1,4 +1,4 @@
-"""What is secret in what a person typed, and the same without it.
+"""Secrets in configs, command lines and environment variables are found, and blanked in all that is printed or written.
 
 A value is secret for one of three reasons: the key above it names a secret (`hub_token`), it is the user or password of a URL, or the
 value of a key of a URL's query that names one (`?api_key=`). A value that is secret somewhere is blanked wherever it appears.
@@ -17,7 +17,7 @@ from typing import Any
 
 REDACTED = "<redacted>"
 MIN_LENGTH = 4
-"""Characters from which a secret is blanked also where no key stands above it; a shorter one would blank half a text."""
+"""Length in characters of the shortest secret that is blanked wherever it appears; a shorter one would blank half a text."""
 ALWAYS = frozenset(
     [
         "secret",
@@ -91,7 +91,7 @@ NO_TOKEN = frozenset(
         "placeholder",
     ]
 )
-"""Words before `token` that make it a token of a text."""
+"""Words before `token` that make it a token of a text, and no secret."""
 NO_KEY = frozenset(
     [
         "problem",
@@ -131,7 +131,7 @@ NO_KEY = frozenset(
         "partition",
     ]
 )
-"""Words before `key` that make it the name of a column."""
+"""Words before `key` that make it the name of a column, and no secret."""
 HOLDERS = frozenset(
     [
         "api",
@@ -151,7 +151,7 @@ HOLDERS = frozenset(
 )
 """Words before `tokens` or `keys` that make them secrets."""
 NO_VALUE = frozenset(["file", "files", "path", "paths", "dir", "folder", "env", "column", "columns"])
-"""Last words of a key whose value says where a secret is, and is none."""
+"""Last words of a key whose value is the place of a secret and not the secret."""
 OF_TOKENS = frozenset(
     [
         "id",
@@ -172,7 +172,7 @@ OF_TOKENS = frozenset(
         "index",
     ]
 )
-"""Last words of a key about tokens of a text."""
+"""Last words of a key about tokens of a text, which are no secrets."""
 SIGNATURES = frozenset(
     [
         "sig",
@@ -191,21 +191,21 @@ SIGNATURES = frozenset(
 """Names in a URL's query that sign it."""
 AUTHORITY = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^/\s?#'\"<>]*)@")
 SLASHED_PASSWORD = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^/\s:@?#]*:(?!\d+[/?#])[^\s'\"]*)@")
-"""A password with a slash that nobody escaped: what looks like a port is none."""
+"""A URL whose password has an unescaped slash, so that its beginning looks like a port."""
 QUERY = re.compile(r"(?P<mark>[?&;#])(?P<name>[\w.%~-]+)=(?P<value>[^&;#\s'\"<>,}\])]+)")
 SCHEME = re.compile(r"\b(?P<name>Bearer|Basic|Token)\s+(?P<value>[A-Za-z0-9+/_.~=-]{8,})")
 SHAPES = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16})"
 )
-"""Tokens that say themselves what they are."""
+"""Tokens that can be recognised by their prefix."""
 NAMED = re.compile(
     r"""(?P<name>['"]?[\w.%-]+['"]?)(?P<sign>\s*=\s*|\s*:\s+|:(?=['"]))(?P<value>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,{}\[\]\s][^,{}\[\]]*)"""
 )
-"""`name: value` and `name=value` as they stand in the braces of an override."""
+"""`name: value` and `name=value` inside the braces of an override."""
 
 
 def is_secret(key: str) -> bool:
-    """Whether a key names a secret: `hub_token`, `apiKey`, `client_secret`; not `max_tokens`, `eos_token`, `token_file`, `tokenizer`."""
+    """True if a key names a secret: `hub_token`, `apiKey`, `client_secret`; not `max_tokens`, `eos_token`, `token_file`, `tokenizer`."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key.rpartition(".")[2].strip("'\"+ "))
     words = [word.lower() for word in re.split(r"[^A-Za-z0-9]+", spaced) if word]
     if not words or words[-1] in NO_VALUE:
@@ -225,13 +225,13 @@ def is_secret(key: str) -> bool:
 
 
 def redacted(value: Any, *, also: Iterable[str] = ()) -> Any:
-    """`value` (a dict, a list, a text) without its secrets, and without those in `also`, wherever they stand in it."""
+    """A copy of `value` (a dict, a list, a text) in which its secrets, and those in `also`, are blanked."""
     secrets = sorted({*secrets_in(value), *also}, key=len, reverse=True)
     return _masked(value, "", [secret for secret in secrets if len(secret) >= MIN_LENGTH])
 
 
 def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:
-    """A text without URLs' credentials, tokens that can be told by their looks, and `secrets`."""
+    """The text with credentials of URLs, tokens with a known prefix, and `secrets` blanked."""
     for secret in sorted({item for item in secrets if len(item) >= MIN_LENGTH}, key=len, reverse=True):
         text = text.replace(secret, REDACTED)
     text = AUTHORITY.sub(rf"\g<scheme>{REDACTED}@", text)
@@ -244,7 +244,7 @@ def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def redacted_word(word: str) -> str:
-    """A word of a command line, `key=value`, without its secrets."""
+    """A word of a command line, `key=value`, with its secrets blanked."""
     key, equals, value = word.partition("=")
     if equals and value not in ("", "null") and is_secret(key):
         return f"{key}={REDACTED}"
@@ -257,7 +257,7 @@ def redacted_word(word: str) -> str:
 
 
 def redacted_command(words: Sequence[str], *, also: Iterable[str] = ()) -> str:
-    """A command line without its secrets, quoted so that a shell reads it back."""
+    """The command line with its secrets blanked, quoted for a shell."""
     secrets = secrets_in_words(words) | set(also)
     shown = []
     for before, word in zip(["", *words], words, strict=False):
@@ -267,7 +267,7 @@ def redacted_command(words: Sequence[str], *, also: Iterable[str] = ()) -> str:
 
 
 def secrets_in(value: Any, key: str = "") -> set[str]:
-    """The secrets in a config: of keys that name one, and of URLs."""
+    """Secrets in a config: values of keys that name a secret, and credentials in URLs."""
     if isinstance(value, Mapping):
         return {secret for name, item in value.items() for secret in secrets_in(item, _below(key, str(name)))}
     if isinstance(value, (list, tuple)):
@@ -278,7 +278,7 @@ def secrets_in(value: Any, key: str = "") -> set[str]:
 
 
 def secrets_in_words(words: Sequence[str]) -> set[str]:
-    """The secrets in the words of a command line, as typed and without quotes."""
+    """Secrets in the words of a command line, each as typed and without quotes."""
     found: set[str] = set()
     for word in words:
         key, equals, value = word.partition("=")
@@ -293,11 +293,11 @@ def secrets_in_words(words: Sequence[str]) -> set[str]:
 
 
 SHELLS = ("PWD", "OLDPWD")
-"""Variables in which a shell keeps its folders, and no password."""
+"""Variables in which a shell keeps its working directories: `PWD` is no password."""
 
 
 def secrets_in_environment() -> set[str]:
-    """Values of the environment's secrets: HF_TOKEN, WANDB_API_KEY, the password of a proxy's URL."""
+    """Secrets in the environment: values of HF_TOKEN, WANDB_API_KEY and the like, and passwords in URLs of proxies."""
     found = {
         value
         for name, value in os.environ.items()
@@ -307,7 +307,7 @@ def secrets_in_environment() -> set[str]:
 
 
 def hide_in_tracebacks(words: Sequence[str]) -> None:
-    """From now on an error that nobody catches is printed without the secrets of `words` and of the environment."""
+    """Has Python print uncaught errors with the secrets of `words` and of the environment blanked."""
 
     def shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         text = "".join(traceback.format_exception(kind, error, trace))
@@ -331,16 +331,17 @@ def _named(name: Any, secrets: Sequence[str]) -> Any:
 
 
 def _below(key: str, name: str) -> str:
-    """The key of what is under `name`. What is under a secret's name is secret: `auth: {user: ...}`; `data.key` is a column's name."""
+    """The key of the value at `name` below `key`; everything below the name of a secret is secret, as in `auth: {user: ...}`."""
     return key if _is_held(key) else f"{key}.{name}" if key else name
 
 
 def _is_held(key: str) -> bool:
+    """True if the value at `key` is a secret; `data.key` names a column."""
     return key != "data.key" and is_secret(key)
 
 
 def _can_be_secret(value: Any) -> bool:
-    """A text, or a number that is long for a setting (`password: 123456`)."""
+    """True for a text, and for a number that is long for a setting (`password: 123456`)."""
     return len(value) > 0 if isinstance(value, str) else type(value) is int and value >= 1000
 
 
@@ -349,7 +350,7 @@ def _signs(name: str) -> bool:
 
 
 def _in_text(text: str) -> Iterator[str]:
-    """The secrets of URLs in a text; of `user:password` also each alone."""
+    """Secrets of the URLs in a text: `user:password`, and the password alone."""
     for pattern in (AUTHORITY, SLASHED_PASSWORD):
         for match in pattern.finditer(text):
             user, _, password = match["user"].partition(":")

@@ -1,6 +1,7 @@
-"""Random numbers that are functions of where they are used: no state, so no order of events changes them.
+"""Random numbers without state: each is a function of a seed and a position, so the order of events does not change it.
 
-A row's draws depend on its own seed and on the place of the token, not on the rows beside it. Axes: B rows.
+The draws of a row depend on its own seed and on the position of the token, not on the other rows of the batch.
+Axes: see tinyzero_trl.algorithms.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 
 
 def seed_of(*parts: int | str) -> int:
-    """A seed of 63 bits for what the parts name, such as (42, "train", 7, 3); other parts, another seed.
+    """A seed of 63 bits that is a function of the parts, such as (42, "train", 7, 3).
 
     >>> seed_of(42, "train", 7, 3)
     906801140485808290
@@ -28,16 +29,16 @@ def seed_of(*parts: int | str) -> int:
 
 
 def generator_of(*parts: int | str) -> torch.Generator:
-    """A generator on the CPU that draws the same numbers for the same parts."""
+    """A generator on the CPU, seeded by the parts."""
     import torch
 
     return torch.Generator().manual_seed(seed_of(*parts))
 
 
 def uniforms(seeds_B: torch.Tensor, place: int) -> torch.Tensor:
-    """Draw number `place` of each seed's stream, float64 in [0, 1), [B].
+    """The number at position `place` in the stream of each seed, float64 in [0, 1), [B].
 
-    seeds_B: int64, any value; neighbours give unrelated streams. Integers wrap in torch as the hash wants it.
+    seeds_B: int64, any value; adjacent seeds give unrelated streams. Integer overflow in torch wraps, as the hash needs.
     Source: splitmix64 (Steele, Lea, Flood 2014), applied to the seed and then to the place in its stream.
     """
     offset = ((place + 1) * GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63)
@@ -48,28 +49,29 @@ def uniforms(seeds_B: torch.Tensor, place: int) -> torch.Tensor:
 def tokens_at(probabilities_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
     """The token where each row's cumulative probability passes its uniform number, [B].
 
-    The sum runs in float64, so that tokens of small probability keep theirs, and is scaled to what it comes to; a token of probability 0 is
-    never taken. Row by row the result is the same in every batch.
+    The sum is taken in float64, so that small probabilities are not lost, and scaled to its total. A token of probability 0 is never
+    taken. The result of a row is the same in every batch.
     """
     import torch
 
     cumulative_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)
     places_B1 = uniforms_B[:, None] * cumulative_BV[:, -1:]
-    # Only where probabilities are not numbers is there no such token; the caller sees it in the log-probability.
+    # No such token exists only if probabilities are NaN; the caller finds that in the log-probability.
     return torch.searchsorted(cumulative_BV, places_B1, right=True)[:, 0].clamp(max=probabilities_BV.shape[-1] - 1)
 
 
 def row_seeds(parts: Sequence[int | str], *, first: int, num_rows: int) -> list[int]:
-    """A seed for each of the rows `first`, `first + 1`, ... of what the parts name."""
+    """A seed for each of the rows `first`, `first + 1`, ...: a function of the parts and the number of the row."""
     return [seed_of(*parts, row) for row in range(first, first + num_rows)]
 
 
 def _mixed(bits_B: torch.Tensor) -> torch.Tensor:
+    """The finalizer of splitmix64."""
     bits_B = (bits_B ^ _shifted(bits_B, 30)) * MULTIPLIERS[0]
     bits_B = (bits_B ^ _shifted(bits_B, 27)) * MULTIPLIERS[1]
     return bits_B ^ _shifted(bits_B, 31)
 
 
 def _shifted(bits_B: torch.Tensor, num: int) -> torch.Tensor:
-    """A logical shift to the right: torch's own drags the sign along."""
+    """A logical shift to the right; that of torch is arithmetic and copies the sign bit."""
     return (bits_B >> num) & ((1 << (64 - num)) - 1)

@@ -1,4 +1,4 @@
-"""What a task is: where its rows come from, how they are worded, what a response to one is worth."""
+"""A task: where its rows come from, how they are worded, and what a response is worth."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Row = dict[str, Any]
 """One problem: the task's own columns, and later `prompt` and `prefill`."""
 
 FormatFn = Callable[[Row], Row]
-"""Raw row -> {"prompt": text or chat messages, "prefill": what the prompt already put in the assistant's mouth}."""
+"""Raw row -> {"prompt": text or chat messages, "prefill": the end of the prompt that already belongs to the response}."""
 
 RewardFn = Callable[..., float | None]
-"""(response, *, columns of the row it reads) -> a number in a finite range, for any text; None where it does not apply."""
+"""(response, *, columns of the row that it reads) -> a number in a finite range, for any text; None if it does not apply."""
 
 
 class Outcome(StrEnum):
-    """What became of a response; exactly one holds."""
+    """The result of verifying a response; exactly one applies."""
 
     no_answer = "no_answer"
-    """It ended without any `<answer>` or `</answer>`."""
+    """The response ended without any `<answer>` or `</answer>`."""
     bad_format = "bad_format"
-    """It has answer tags, but not exactly one complete block after the one `</think>`."""
+    """The response has answer tags, but not exactly one complete block after the one `</think>`."""
     illegal_expression = "illegal_expression"
     """The answer is outside the task's grammar."""
     wrong_numbers = "wrong_numbers"
@@ -45,28 +45,28 @@ class Outcome(StrEnum):
     correct = "correct"
     """Solved."""
     truncated = "truncated"
-    """It ran into the token limit before there was an answer."""
+    """The response reached the token limit before it had an answer."""
     undecided = "undecided"
-    """The verifier gave up, by time, memory, a lost worker or an error of its library: nobody knows whether it is right."""
+    """The verifier gave up (time, memory, a lost worker or an error of its library), so it is unknown whether the answer is right."""
 
 
 DECIDED = tuple(outcome for outcome in Outcome if outcome is not Outcome.undecided)
-"""What a verifier may say that cannot give up."""
+"""The outcomes of a verifier that cannot give up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a verifier found."""
+    """The result of a verifier."""
 
     outcome: Outcome
     value: Fraction | None = None
-    """What the answer is worth, where it is legal."""
+    """The value of the answer, if it is legal."""
     answer: str | None = None
-    """The answer as written, where there is exactly one."""
+    """The answer as written, if there is exactly one."""
 
 
 def without_answer(parts: Parts, *, is_truncated: bool) -> Verdict:
-    """The verdict on a response that has no answer by the rule of `answer.py`."""
+    """The verdict on a response without an answer by the rule of `answer.py`."""
     if is_truncated:
         return Verdict(Outcome.truncated)
     return Verdict(Outcome.bad_format if parts.has_answer_tag else Outcome.no_answer)
@@ -74,42 +74,42 @@ def without_answer(parts: Parts, *, is_truncated: bool) -> Verdict:
 
 @dataclass(frozen=True)
 class Task:
-    """One problem family: `+countdown=...` is Task("countdown", ...)."""
+    """A family of problems: `+countdown=...` is Task("countdown", ...)."""
 
     name: str
-    """The word shared by the recipe folder, the module, its test and its outputs."""
+    """Name of the recipe folder, the module, its test and its outputs."""
     load: Callable[..., Dataset]
-    """(*, split, source, split_rule, num_rows, seed, ...) -> raw rows; splits never share a problem."""
+    """(*, split, source, split_rule, num_rows, seed, ...) -> raw rows; two splits never share a problem."""
     formats: Mapping[str, FormatFn]
-    """Wordings by the name a recipe uses."""
+    """Formats by their name in a recipe."""
     rewards: Mapping[str, RewardFn]
-    """Rewards by the name a recipe uses."""
+    """Rewards by their name in a recipe."""
     solved: str
-    """The reward that is 1.0 exactly when solved; evaluation reports it."""
+    """Name of the reward that is 1.0 exactly if the problem is solved; evaluation reports it."""
     verify: Callable[..., Verdict]
-    """(response, *, columns..., is_truncated=False) -> Verdict; the one rule of training and evaluation."""
+    """(response, *, columns..., is_truncated=False) -> Verdict; the same rule for training and evaluation."""
     columns: tuple[str, ...]
-    """The columns of a raw row that `verify` reads."""
+    """Columns of a raw row that `verify` reads."""
     difficulty: Callable[[Row], str]
-    """Row -> a label such as "3 numbers", or "" where it has none; tables are broken down by it."""
+    """Row -> a label such as "3 numbers", or "" without one; tables are broken down by it."""
     outcomes: tuple[Outcome, ...] = DECIDED
-    """What `verify` may say: the share of each is a metric of training and of evaluation."""
+    """Outcomes that `verify` may return; the share of each is a metric of training and of evaluation."""
     solve: Callable[[Row], str | None] | None = None
-    """Row -> a reference answer, or None where the row has none; preparation checks the rewards with it."""
+    """Row -> a reference answer, or None if there is none; preparation checks the rewards with it."""
     wording: Callable[[Row], str] | None = None
-    """Row -> the problem's own text; preparation looks for evaluation problems among training ones by it. None where the
-    key of a problem says all."""
+    """Row -> the text of the problem, by which preparation looks for evaluation problems among training problems. None if the
+    key of a problem is enough."""
     canonical: Callable[[str], str] = lambda answer: "".join(answer.split())
-    """Answer -> a text that is equal for answers that mean the same; maj@k votes by it."""
+    """Answer -> a text that is the same for answers of the same meaning; maj@k votes by it."""
     behaviours: Mapping[str, Callable[..., float]] = field(default_factory=dict)
-    """What evaluation watches besides the outcome: (response, *, columns...) -> a number, NaN where it does not
-    apply. Names that end in `/share` are shares, others means."""
+    """Further metrics of evaluation: (response, *, columns...) -> a number, NaN if it does not apply. Names that end in `/share`
+    are shares, others means."""
 
 
 def prompts(dataset: Dataset, format_fn: FormatFn) -> Dataset:
     """The rows of `dataset` with `prompt` and `prefill` added.
 
-    Raises: ValueError where the format is no function, raises, or does not return both.
+    Raises: ValueError if the format is no function, raises, or does not return both.
     """
     name = getattr(format_fn, "__name__", repr(format_fn))
     if not callable(format_fn) or inspect.iscoroutinefunction(format_fn):
@@ -121,7 +121,7 @@ def prompts(dataset: Dataset, format_fn: FormatFn) -> Dataset:
     def worded(row: Row) -> Row:
         try:
             columns = format_fn(row)
-        except (Exception, SystemExit) as error:  # a format of a person's may raise anything
+        except (Exception, SystemExit) as error:  # a user's format may raise anything
             raise ValueError(f"format {name} raised {raised(error)} on the row {row!r:.200}") from error
         if not isinstance(columns, Mapping):
             raise ValueError(
@@ -131,14 +131,14 @@ def prompts(dataset: Dataset, format_fn: FormatFn) -> Dataset:
             raise ValueError(f"format {name} must return 'prompt' and 'prefill'; it left out {sorted(missing)}")
         return {"prompt": columns["prompt"], "prefill": columns["prefill"]}
 
-    # datasets' cache knows a function by what it pickles to: after an edit elsewhere it would hand out old prompts.
+    # The cache of datasets knows a function by its pickle: after an edit elsewhere it would return old prompts.
     return dataset.map(worded, load_from_cache_file=False)
 
 
 def resolve(name: str, *, among: Mapping[str, Any], kind: str) -> Any:
-    """What `name` stands for: a key of `among`, `pkg.module:name` or `path/file.py:name`.
+    """The object called `name`: a key of `among`, `pkg.module:name` or `path/file.py:name`.
 
-    Raises: ValueError that lists what there is.
+    Raises: ValueError that lists the known names.
     """
     if name in among:
         return among[name]
@@ -150,7 +150,7 @@ def resolve(name: str, *, among: Mapping[str, Any], kind: str) -> Any:
         )
     try:
         module = _module_of_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except (Exception, SystemExit) as error:  # a file of a person's may raise anything; each becomes the same one line
+    except (Exception, SystemExit) as error:  # a user's file may raise anything; every error becomes one line
         hint = "; a file ends in .py" if not where.endswith(".py") and Path(where).exists() else ""
         raise ValueError(f"{kind} {name!r}: {where} cannot be imported: {raised(error, where)}{hint}") from error
     if not hasattr(module, attribute):
@@ -160,7 +160,7 @@ def resolve(name: str, *, among: Mapping[str, Any], kind: str) -> Any:
 
 
 def raised(error: BaseException, where: str = "") -> str:
-    """An exception in one line: its class, its message and, where the file `where` raised it, the line."""
+    """An exception as one line: its class, its message and, if the file `where` raised it, the line number."""
     message = (str(error).strip().splitlines() or [""])[0]
     frames = [
         frame
@@ -172,9 +172,10 @@ def raised(error: BaseException, where: str = "") -> str:
 
 
 def loaded(task: Task, **arguments: Any) -> Dataset:
-    """`task.load`, whose unexpected exceptions, of a task of one's own, become a ValueError of one line.
+    """The rows of `task.load`.
 
-    What its signature says is an int is one. Raises: ValueError that names the argument otherwise.
+    Raises: ValueError of one line for an argument that is no int although the signature says int, for any unexpected exception of a
+    user's task, and for a result that is no Dataset.
     """
     for name, parameter in inspect.signature(task.load).parameters.items():
         kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))
@@ -199,7 +200,7 @@ def _module_of_file(path: Path) -> Any:
         raise IsADirectoryError(f"{path} is a folder")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.absolute()}")
-    # Kept in sys.modules under the whole path: a second look-up gives the same objects, and pickling works.
+    # Kept in sys.modules under the whole path, so that a second look-up gives the same objects and pickling works.
     module_name = "tinyzero_file_" + "".join(c if c.isalnum() else "_" for c in str(path.resolve()))
     if module_name in sys.modules:
         return sys.modules[module_name]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyzero_trl.evaluation import audit, evaluating, scores, second_graders, verified
+from tinyzero_trl.evaluation import audit, command_line, scores, second_graders, verified
 from tinyzero_trl.tasks import TASKS
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -83,7 +83,7 @@ def test_every_disagreement_is_listed_and_what_hangs_the_second_grader_is_none(t
         (row, r"So $\boxed{(9!)!!+2}$."),
     ]
     evaluated(tmp_path / "mine", "math", responses)
-    assert evaluating.main(["--audit", str(tmp_path)]) == 0
+    assert command_line.main(["--audit", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "disagrees on 1 of 4 samples, 33.33%" in printed
     assert "1 no_answer here and correct there; it could not decide 1" in printed
@@ -100,7 +100,7 @@ def test_every_disagreement_is_listed_and_what_hangs_the_second_grader_is_none(t
 
 
 def test_what_is_no_evaluation_or_has_no_second_grader_is_not_audited(tmp_path, capsys):
-    assert evaluating.main(["--audit", str(tmp_path)]) == 2
+    assert command_line.main(["--audit", str(tmp_path)]) == 2
     assert "is not an evaluation: it has no summary.json" in capsys.readouterr().err
     file = tmp_path / "own.py"
     file.write_text(
@@ -110,7 +110,7 @@ def test_what_is_no_evaluation_or_has_no_second_grader_is_not_audited(tmp_path, 
     folder = evaluated(tmp_path / "own", "countdown", [right])
     summary = json.loads((folder / "summary.json").read_text()) | {"task": f"{file}:TASK"}
     (folder / "summary.json").write_text(json.dumps(summary))
-    assert evaluating.main(["--audit", str(folder)]) == 2
+    assert command_line.main(["--audit", str(folder)]) == 2
     error = capsys.readouterr().err
     assert f"there is no second grader of {file}:TASK; there is countdown, math, multiplication" in error
     assert error.count("\n") == 1

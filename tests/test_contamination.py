@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyzero_trl.evaluation import evaluating
+from tinyzero_trl.evaluation import command_line
 from tinyzero_trl.evaluation.contamination import cut, is_verbatim
 
 
@@ -54,7 +54,7 @@ def test_a_model_that_learned_one_problem_by_heart_is_found_out(tmp_path, capsys
     file = tmp_path / "two.jsonl"
     file.write_text("".join(json.dumps({"problem": text, "answer": "4"}) + "\n" for text in (known, unknown)))
     words = ["--model_path", str(folder), "--benchmarks", f"two={file}", "--contamination", "--output", str(tmp_path)]
-    assert evaluating.main(words, task="math") == 0
+    assert command_line.main(words, task="math") == 0
     assert "completes 50.0% of 2 problems verbatim" in capsys.readouterr().out
     (found,) = Path(tmp_path).rglob("contamination.json")
     probes = json.loads(found.read_text())["benchmarks"]["two"]["probes"]
@@ -70,7 +70,7 @@ def test_a_problem_longer_than_the_model_is_said_before_its_weights_are_read(tmp
     file.write_text(json.dumps({"problem": "one more " * 400, "answer": "4"}) + "\n")
     words = ["--model_path", str(make_llama(tmp_path / "model")), "--benchmarks", f"long={file}", "--contamination"]
     capsys.readouterr()  # of writing the model
-    assert evaluating.main([*words, "--output", str(tmp_path)], task="math") == 2
+    assert command_line.main([*words, "--output", str(tmp_path)], task="math") == 2
     error = capsys.readouterr().err
     assert "takes 2048: it does not fit" in error
     assert error.count("\n") == 1

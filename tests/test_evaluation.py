@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tinyzero_trl.evaluation import evaluating, scores
+from tinyzero_trl.evaluation import command_line, evaluating, scores
 from tinyzero_trl.evaluation.completions import checked_model, prompt_ids_of
 from tinyzero_trl.evaluation.plan import Settings, make_plan
 from tinyzero_trl.models import identity_of
@@ -65,7 +65,7 @@ def make_model(folder, *, chat_template=TEMPLATE, eos="</s>", context=1024):
 
 def evaluate(model, output, *arguments, task="countdown"):
     argv = ["--model_path", str(model), "--source", "generated", "--n", "6", "--max_new_tokens", "12"]
-    return evaluating.main([*argv, "--output", str(output), *map(str, arguments)], task=task)
+    return command_line.main([*argv, "--output", str(output), *map(str, arguments)], task=task)
 
 
 def make_run(folder, model_folder, *, task="countdown", **values):
@@ -170,7 +170,7 @@ def test_a_summary_stands_only_beside_complete_samples(tmp_path, monkeypatch):
 
 def test_a_run_folder_gives_its_own_task_format_source_and_lengths(model_folder, tmp_path):
     run = make_run(tmp_path / "run", model_folder)
-    assert evaluating.main(["--model_path", str(run), "--n", "3"]) == 0
+    assert command_line.main(["--model_path", str(run), "--n", "3"]) == 0
     summary = scores.read_summary(run / "evaluation" / "final")
     assert (summary["temperature"], summary["max_new_tokens"], summary["model_sha256"] is None) == (0.7, 9, False)
     samples = scores.read_samples(run / "evaluation" / "final")
@@ -179,9 +179,9 @@ def test_a_run_folder_gives_its_own_task_format_source_and_lengths(model_folder,
 
 def test_a_base_model_evaluated_into_a_run_folder_answers_the_runs_problems(model_folder, tmp_path, capsys):
     run = make_run(tmp_path / "run", model_folder)
-    assert evaluating.main(["--model_path", str(model_folder), "--output", str(run), "--n", "3"]) == 0
-    assert evaluating.main(["--model_path", str(run), "--n", "3"]) == 0
-    assert evaluating.main(["--compare", *(str(run / "evaluation" / name) for name in ("base", "final"))]) == 0
+    assert command_line.main(["--model_path", str(model_folder), "--output", str(run), "--n", "3"]) == 0
+    assert command_line.main(["--model_path", str(run), "--n", "3"]) == 0
+    assert command_line.main(["--compare", *(str(run / "evaluation" / name) for name in ("base", "final"))]) == 0
     assert "+0.0" in capsys.readouterr().out
 
 
@@ -242,7 +242,7 @@ def sealed(folder):
 
 def test_the_record_names_the_seal_of_a_checkpoint_that_was_evaluated(model_folder, tmp_path):
     run = make_run(tmp_path / "run", model_folder)
-    assert evaluating.main(["--model_path", str(run), "--n", "2"]) == 0
+    assert command_line.main(["--model_path", str(run), "--n", "2"]) == 0
     summary = scores.read_summary(run / "evaluation" / "final")
     assert (summary["model_sha256"], summary["model_sha256_of"]) == (sealed(run / "model"), "MANIFEST.json")
 
@@ -266,7 +266,7 @@ def test_a_checkpoint_of_ours_whose_seal_is_gone_or_does_not_match_is_refused(
     said = {"changed": "has a changed model.safetensors", "missing": "lacks generation_config.json"}
     said |= {"unsealed": "it has no manifest", "damaged": "has a damaged manifest"}
     for place in (folder, run):
-        assert evaluating.main(["--model_path", str(place), "--n", "2"]) == 2
+        assert command_line.main(["--model_path", str(place), "--n", "2"]) == 2
         error = capsys.readouterr().err
         assert said[fault] in error
         assert error.count("\n") == 1
@@ -417,7 +417,7 @@ def test_two_evaluations_of_the_same_problems_compare_in_pairs(tmp_path, capsys)
     base = write_evaluation(tmp_path / "base", [WRONG] * 9 + [RIGHT, RIGHT, WRONG])
     trained = write_evaluation(tmp_path / "final", [RIGHT] * 9 + [WRONG, RIGHT, WRONG])
     assert min(value["low"] for value in scores.read_summary(base)["metrics"].values()) >= 0
-    assert evaluating.main(["--compare", str(base), str(trained / "summary.json")], task="countdown") == 0
+    assert command_line.main(["--compare", str(base), str(trained / "summary.json")], task="countdown") == 0
     out = capsys.readouterr().out
     assert "+66.7" in out
     assert "12 problems: 9 better, 1 worse, McNemar's exact p = 0.0215" in out
@@ -425,7 +425,7 @@ def test_two_evaluations_of_the_same_problems_compare_in_pairs(tmp_path, capsys)
 
 def test_two_evaluations_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
     one, other = (write_evaluation(tmp_path / name / "final", [WRONG, RIGHT]) for name in "ab")
-    assert evaluating.main(["--compare", str(one), str(other)], task="countdown") == 0
+    assert command_line.main(["--compare", str(one), str(other)], task="countdown") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].strip().startswith(f"{one}  pass@1 50.0 %")
     assert lines[1].strip().startswith(f"{other}  pass@1 50.0 %")
@@ -434,20 +434,20 @@ def test_two_evaluations_of_one_name_are_told_apart_by_their_folders(tmp_path, c
 def test_evaluations_of_different_problems_are_not_compared(tmp_path, capsys):
     base = write_evaluation(tmp_path / "base", [WRONG, RIGHT])
     other = write_evaluation(tmp_path / "final", [WRONG, RIGHT, RIGHT])
-    assert evaluating.main(["--compare", str(base), str(other)], task="countdown") == 2
+    assert command_line.main(["--compare", str(base), str(other)], task="countdown") == 2
     error = capsys.readouterr().err
     assert "not of the same problems: they hold 2 and 3 problems" in error
     assert error.count("\n") == 1
 
 
 def test_a_folder_that_is_no_evaluation_is_not_compared(tmp_path, capsys):
-    assert evaluating.main(["--compare", str(tmp_path), str(tmp_path)], task="countdown") == 2
+    assert command_line.main(["--compare", str(tmp_path), str(tmp_path)], task="countdown") == 2
     assert "is not an evaluation: it has no summary.json" in capsys.readouterr().err
 
 
 def test_of_a_run_in_the_place_of_an_evaluation_the_evaluations_are_named(tmp_path, capsys):
     base = write_evaluation(tmp_path / "evaluation" / "base", [WRONG])
-    assert evaluating.main(["--compare", str(tmp_path), str(base)], task="countdown") == 2
+    assert command_line.main(["--compare", str(tmp_path), str(base)], task="countdown") == 2
     assert f"it has no summary.json; there is {base}" in capsys.readouterr().err
 
 
@@ -482,7 +482,7 @@ def test_of_a_run_in_the_place_of_an_evaluation_the_evaluations_are_named(tmp_pa
 def test_a_mistake_gets_one_line_and_loads_no_model(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluating, "opened", lambda *_, **__: pytest.fail("a model was loaded"))
-    assert evaluating.main(arguments, task="countdown") == 2
+    assert command_line.main(arguments, task="countdown") == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -490,8 +490,8 @@ def test_a_mistake_gets_one_line_and_loads_no_model(arguments, message, capsys, 
 
 def test_a_mistake_is_answered_without_importing_torch(tmp_path):
     code = (
-        "import sys; from tinyzero_trl.evaluation import evaluating\n"
-        "assert evaluating.main(['--model_path', 'no/such/folder'], task='countdown') == 2\n"
+        "import sys; from tinyzero_trl.evaluation import command_line\n"
+        "assert command_line.main(['--model_path', 'no/such/folder'], task='countdown') == 2\n"
         "assert not {'torch', 'transformers'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
@@ -544,19 +544,19 @@ def test_what_ends_an_evaluation_has_its_own_exit_code(monkeypatch, capsys, erro
     def fails(_):
         raise error
 
-    monkeypatch.setattr(evaluating, "evaluate_all", fails)
-    assert evaluating.main(["--model_path", "x"], task="countdown") == code
+    monkeypatch.setattr(command_line, "evaluate_all", fails)
+    assert command_line.main(["--model_path", "x"], task="countdown") == code
     assert message in capsys.readouterr().err
 
 
 def test_a_run_of_another_task_is_not_evaluated_on_this_one(model_folder, tmp_path, capsys):
     run = make_run(tmp_path / "run", model_folder, task="multiplication")
-    assert evaluating.main(["--model_path", str(run)], task="countdown") == 2
+    assert command_line.main(["--model_path", str(run)], task="countdown") == 2
     assert "was trained on multiplication, not on countdown" in capsys.readouterr().err
 
 
 def test_a_plain_model_without_a_task_is_asked_for_one(model_folder, capsys):
-    assert evaluating.main(["--model_path", str(model_folder)]) == 2
+    assert command_line.main(["--model_path", str(model_folder)]) == 2
     assert "give --task (countdown, math, multiplication)" in capsys.readouterr().err
 
 
@@ -571,7 +571,7 @@ def test_an_evaluation_killed_at_any_moment_goes_on_and_no_sample_is_drawn_twice
 
     words = ["--model_path", str(model_folder), "--task", "countdown", "--source", "generated", "--n", "40", "--k", "4"]
     words += ["--max_new_tokens", "40", "--batch_size", "8"]
-    assert evaluating.main([*words, "--output", str(tmp_path / "whole")]) == 0
+    assert command_line.main([*words, "--output", str(tmp_path / "whole")]) == 0
     command = [sys.executable, "-m", "tinyzero_trl.cli", "evaluate", *words, "--output", str(tmp_path / "cut")]
     shards = tmp_path / "cut" / "evaluation" / "base" / "unfinished"
     written: dict[str, int] = {}
@@ -586,7 +586,7 @@ def test_an_evaluation_killed_at_any_moment_goes_on_and_no_sample_is_drawn_twice
         written = now
     assert 3 <= len(written) < 20
     assert not (tmp_path / "cut" / "evaluation" / "base" / "summary.json").exists()
-    assert evaluating.main([*words, "--output", str(tmp_path / "cut")]) == 0
+    assert command_line.main([*words, "--output", str(tmp_path / "cut")]) == 0
     whole, cut = (tmp_path / name / "evaluation" / "base" for name in ("whole", "cut"))
     assert scores.read_samples(cut) == scores.read_samples(whole)
     assert scores.read_summary(cut)["metrics"] == scores.read_summary(whole)["metrics"]

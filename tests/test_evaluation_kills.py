@@ -43,7 +43,7 @@ def attempt(words: list[str], *, log: Path, last_event: int | None, is_end: bool
 
     is_end: count from when the final files are written.
     """
-    from tinyzero_trl.evaluation import evaluating, unfinished
+    from tinyzero_trl.evaluation import command_line, unfinished
 
     num_events, is_counting = 0, not is_end
     keep = unfinished.keep
@@ -69,7 +69,7 @@ def attempt(words: list[str], *, log: Path, last_event: int | None, is_end: bool
     if last_event is not None:
         sys.addaudithook(watch)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    os._exit(evaluating.main(words, task="countdown"))
+    os._exit(command_line.main(words, task="countdown"))
 
 
 def forked(
@@ -93,7 +93,7 @@ def main(model: Path, folder: Path, num_kills: int) -> None:
     from rich import console, progress, table  # noqa: F401
 
     from tinyzero_trl.evaluation import (
-        evaluating,  # noqa: F401
+        command_line,  # noqa: F401
         scores,
     )
     from tinyzero_trl.generation import sampler  # noqa: F401

@@ -14,7 +14,7 @@ import yaml
 
 from run_folders import write_run
 from tinyzero_trl import cli, config
-from tinyzero_trl.evaluation import audit, evaluating
+from tinyzero_trl.evaluation import audit, command_line
 from tinyzero_trl.evaluation.plan import Settings, make_plan
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.models import load_path
@@ -76,7 +76,7 @@ def test_code_that_a_sent_run_names_is_not_run_unless_it_is_trusted(
     name = {"task": f"{task_file}:TASK", "format": f"{task_file}:wording"}[named]
     run = made(tmp_path / "run", monkeypatch, f"{named}={name}")
     as_another(monkeypatch, tmp_path)
-    assert evaluating.main(["--model_path", str(run), "--n", "2"]) == 2
+    assert command_line.main(["--model_path", str(run), "--n", "2"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert f"{run / 'run.yaml'} names code to run, {name} ({task_file})" in said

@@ -16,7 +16,7 @@ from trl import GRPOTrainer
 from small_models import make_llama
 from tinyzero_trl import cli, grpo
 from tinyzero_trl.config import BatchingSettings
-from tinyzero_trl.evaluation import evaluating
+from tinyzero_trl.evaluation import command_line
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.models.location import locate
 from tinyzero_trl.storage import manifest
@@ -115,7 +115,7 @@ def test_a_run_with_an_adapter_trains_saves_resumes_is_evaluated_and_merged(tiny
     location = locate(str(straight))
     assert (location.path, location.adapter) == (str(tiny_llama), str(straight / "model"))
     few = ["--n", "4", "--max_new_tokens", "8", "--source", "generated"]
-    assert evaluating.main(["--model_path", str(straight), *few]) == 0
+    assert command_line.main(["--model_path", str(straight), *few]) == 0
     assert json.loads((straight / "evaluation" / "final" / "summary.json").read_text())["num_problems"] == 4
 
     # A run that starts from this one goes on from what it learned, with an adapter of its own.
@@ -160,7 +160,7 @@ def test_quantized_weights_stay_as_they_are_and_the_adapter_learns(tmp_path: Pat
     assert grpo.train([*words, "trainer.max_steps=2", "trainer.beta=0.01"]) == 0
     saved = safetensors.torch.load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")
     assert any(value.any() for name, value in saved.items() if "lora_B" in name)
-    assert evaluating.main(["--model_path", str(tmp_path / "run"), "--n", "4", "--max_new_tokens", "8"]) == 0
+    assert command_line.main(["--model_path", str(tmp_path / "run"), "--n", "4", "--max_new_tokens", "8"]) == 0
 
 
 @pytest.mark.slow

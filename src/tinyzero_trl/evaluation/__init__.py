@@ -1,13 +1,16 @@
-"""Any model on held-out problems: completions, verdicts, figures with intervals, and comparisons of two models.
+"""Evaluating any model on held-out problems: completions, verdicts, metrics with intervals, and comparisons of two models.
 
-    `plan` -> `completions` (a model that answers) -> `work` (shards that outlive a kill: `unfinished`) -> `scores` -> `tables`
+    `command_line` -> `plan` (what is asked, checked) -> `evaluating` -> `scores` (metrics, the evaluation folder) -> `tables`
+                                                          |      |
+                       `completions` (the model, loaded) <-      -> `unfinished` (shards of completions, kept after a kill)
 
-`benchmarks` names the data sets of mathematics, `contamination` asks what a model knows by heart, `audit` grades a second time.
+`benchmarks` names the data sets of mathematics. `contamination` measures how many problems a model knows by heart. `audit` grades a
+finished evaluation again, with `second_graders` that share no code with our verifiers.
 """
 
 from tinyzero_trl.evaluation.benchmarks import BENCHMARKS, chosen, load
-from tinyzero_trl.evaluation.completions import opened
-from tinyzero_trl.evaluation.evaluating import evaluate, main, verified
+from tinyzero_trl.evaluation.command_line import main
+from tinyzero_trl.evaluation.evaluating import evaluate, verified
 from tinyzero_trl.evaluation.plan import Settings
 from tinyzero_trl.evaluation.scores import Sample
 from tinyzero_trl.evaluation.tables import is_share, shown_p, too_small
@@ -21,7 +24,6 @@ __all__ = [
     "is_share",
     "load",
     "main",
-    "opened",
     "shown_p",
     "too_small",
     "verified",

@@ -1,4 +1,4 @@
-"""A finished evaluation, graded a second time by a grader that shares no code with ours: how often the two disagree, and where."""
+"""Grading a finished evaluation again, by a grader that shares no code with ours: how often the two disagree, and on which samples."""
 
 from __future__ import annotations
 
@@ -22,28 +22,30 @@ from tinyzero_trl.rewards import KILL_SECONDS, discard
 from tinyzero_trl.tasks import TASKS
 
 MANY = 0.02
-"""Share of samples the two may grade differently; above it, read the list before you quote a figure (faults E-7)."""
+"""Share of disagreements above which a person should read the list before quoting a metric (faults E-7)."""
 MAX_WORKERS = 16
-"""Processes at once, where there are as many cores."""
+"""Most worker processes, on a machine with as many cores."""
 CPU_SECONDS = 10.0
-"""Processor time of one sample; of math-verify's, which reads the whole response, more than our verifier has."""
+"""Processor time for one sample: more than our verifier has, because math-verify reads the whole response."""
 WALL_SECONDS = 60.0
+"""Time for one sample on the clock."""
 MEMORY_GIB = 4.0
+"""Memory of a worker process."""
 SHOWN = 10
-"""Disagreements that are printed; the file has all."""
+"""Number of disagreements printed; the file has all of them."""
 TAIL = 300
-"""Characters of a response's end in the file."""
+"""Characters from the end of a response that the file has."""
 
 
 def audit(folder: Path, console: Console | None = None) -> dict[str, Any]:
-    """`audit.json` of an evaluation, written: the share of samples on which the second grader says otherwise, and each of them.
+    """Content of the evaluation's audit.json, which is written: the share of samples the second grader judges otherwise, and each of them.
 
-    A sample it had no time or memory for is `undecided`, and no disagreement. console: where progress is shown.
-    Raises: ValueError where `folder` is no evaluation, or there is no second grader of its task.
+    A sample that exceeds the grader's time or memory is `undecided`, and counts as no disagreement. console: shows progress.
+    Raises: ValueError if `folder` is no evaluation, or if its task has no second grader.
     """
     summary, samples = scores.read_summary(folder), scores.read_samples(folder)
     folder = folder if folder.is_dir() else folder.parent
-    # By name only: a folder that somebody sent must not have a file of theirs imported.
+    # Only shipped tasks, by name: a folder from somebody else must not import that person's code.
     task = TASKS.get(str(summary.get("task")))
     if task is None or task.name not in second_graders.GRADERS:
         raise ValueError(
@@ -92,10 +94,7 @@ def audit(folder: Path, console: Console | None = None) -> dict[str, Any]:
 
 
 def show(paths: Sequence[Path]) -> None:
-    """Audit each evaluation, of a folder of benchmarks each of them, and print the share and the first disagreements.
-
-    Raises: ValueError as `audit`.
-    """
+    """Audit each evaluation, or each benchmark in a folder, and print the share and the first disagreements. Raises: ValueError."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
     folders = [folder for path in paths for folder in _evaluations_in(path)]
     for folder in folders:
@@ -146,7 +145,7 @@ def _short(text: object) -> str:
 
 
 def _graded(task: str, samples: Sequence[Sample], columns: Sequence[str]) -> Iterator[bool | None]:
-    """The second grader's word on each sample in order; None where it took too long or died of it."""
+    """True or False for each sample in order, as the second grader judges; None if it ran out of time or memory."""
     from pebble import ProcessPool
 
     pool = ProcessPool(

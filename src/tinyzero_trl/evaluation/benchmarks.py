@@ -1,4 +1,4 @@
-"""The mathematics benchmarks people quote: where each comes from, and how the field asks it."""
+"""The mathematics benchmarks that papers quote: source, columns and usual settings of each, and their rows."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from tinyzero_trl.tasks.math.golds import bare, level_of
 
 PROBLEM_COLUMNS = ("problem", "question", "Problem", "Question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "Answer", "expected_answer", "gold")
-"""Names a column goes by where nobody says, the first that is there."""
+"""Usual names of the two columns; the first one that exists is used, unless a person names another."""
 FEW_PROBLEMS = 100
-"""Below it one sample a problem says little: between seeds AIME scatters by 5 to 15 points (arXiv 2504.07086)."""
+"""Number of problems below which one sample of each tells little: AIME scatters by 5 to 15 points between seeds (arXiv 2504.07086)."""
 ENOUGH_SAMPLES = 16
+"""Samples of each problem that are enough for so few problems."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark, and the settings it is usually run with.
+    """One benchmark, with its usual settings.
 
-    Source of settings: temperature 0.6, top-p 0.95 and 32,768 tokens as DeepSeek-R1 (arXiv 2501.12948, sec. 3) and open-r1;
-    64 samples of an AIME problem and 4 of a MATH-500 one as open-r1; AMC as many as AIME, the others as MATH-500, and one of
-    GSM8K's 1,319.
+    Source of the settings: temperature 0.6, top-p 0.95 and 32,768 tokens as in DeepSeek-R1 (arXiv 2501.12948, sec. 3) and open-r1.
+    Samples of a problem: 64 for AIME and 4 for MATH-500 as in open-r1, 64 for AMC, 1 for GSM8K's 1,319 problems, 4 for the others.
     """
 
     name: str
-    """As --benchmarks takes it."""
+    """Name, as in --benchmarks."""
     hub: str
-    """Dataset id, `id:config` where it has several."""
+    """Id of the hub dataset; `id:config` if it has several configs."""
     split: str = "test"
     problem: str | None = None
-    """Column of the question; null: the first of PROBLEM_COLUMNS."""
+    """Column of the problem; None is the first of PROBLEM_COLUMNS."""
     answer: str | None = None
-    """Column of the answer; null: the first of ANSWER_COLUMNS."""
+    """Column of the answer; None is the first of ANSWER_COLUMNS."""
     level: str | None = None
-    """Column that tables are broken down by."""
+    """Column of the difficulty; accuracy is also shown for each of its values."""
     k: int = 4
-    """Samples of a problem, where they are drawn."""
+    """Samples of a problem, unless decoding is greedy."""
     temperature: float = 0.6
     top_p: float = 0.95
     max_new_tokens: int = 32_768
-    """Tokens of a response at most; fewer where the model has no room."""
+    """Most tokens of a response; fewer if the model has no room."""
 
 
 BENCHMARKS = {
@@ -64,24 +64,25 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Chosen:
-    """A benchmark, and where it is read from this time."""
+    """A benchmark, and the source that it is read from."""
 
     benchmark: Benchmark
     source: str
-    """Hub id, or the file."""
+    """Hub id, or path of the file."""
     is_local: bool
+    """True if the source is a file."""
 
     @property
     def name(self) -> str:
-        """As in the folder of its evaluation."""
+        """Name of the benchmark, and of its evaluation's folder."""
         return self.benchmark.name
 
 
 def chosen(words: str, columns: Sequence[str] = ()) -> list[Chosen]:
-    """What `--benchmarks` says: names, or `name=file-or-folder`, with commas between; any name goes with a file.
+    """The benchmarks in the words of `--benchmarks`: names, or `name=file-or-folder` with any name, separated by commas.
 
-    columns: `problem=NAME`, `answer=NAME` or `level=NAME`, with `BENCHMARK.` in front for one benchmark alone.
-    Raises: ValueError or FileNotFoundError with one line.
+    columns: `problem=NAME`, `answer=NAME` or `level=NAME`, with `BENCHMARK.` in front for one benchmark only.
+    Raises: ValueError or FileNotFoundError of one line.
     """
     found: list[Chosen] = []
     for word in filter(None, (word.strip() for word in words.split(","))):
@@ -96,7 +97,7 @@ def chosen(words: str, columns: Sequence[str] = ()) -> list[Chosen]:
             )
         benchmark = BENCHMARKS.get(name) or Benchmark(name, hub="")
         if place:
-            # A file's columns need not be called as the hub's.
+            # A file's columns may have other names than the hub's.
             benchmark = Benchmark(name, hub=benchmark.hub, level=benchmark.level, k=benchmark.k)
         own = _columns_of(name, columns)
         benchmark = Benchmark(**{**vars(benchmark), **own})
@@ -139,7 +140,7 @@ def load(one: Chosen, *, num_rows: int | None, seed: int) -> list[Row]:
 
 
 def warning(num_problems: int, k: int) -> str | None:
-    """The warning about too few samples, or None."""
+    """A warning of too few samples; None if they are enough."""
     if num_problems < FEW_PROBLEMS and k < ENOUGH_SAMPLES:
         return f"not enough samples: {num_problems} problems with --k {k}; with fewer than {FEW_PROBLEMS}, take --k {ENOUGH_SAMPLES} or more"
     return None
@@ -158,7 +159,7 @@ def _columns_of(name: str, columns: Sequence[str]) -> dict[str, str]:
 
 
 def _file(place: Path, name: str) -> Path:
-    """The file that `place` is, or in a folder `<name>.*`, else `test.*`. Raises: FileNotFoundError."""
+    """The file `place`, or the file `<name>.*`, else `test.*`, in the folder `place`. Raises: FileNotFoundError."""
     place = place.expanduser()
     if place.is_file():
         return place
@@ -195,7 +196,7 @@ def _column(row: Mapping[str, Any], told: str | None, known: Sequence[str], one:
 
 
 def _text(value: Any, column: str, index: int, one: Chosen) -> str:
-    """A cell as text; several answers are all of them, as a list without brackets."""
+    """A cell as text; a list of answers becomes one text, with commas between them."""
     if isinstance(value, (list, tuple)) and value:
         return ", ".join(bare(str(part)) for part in value)
     if isinstance(value, float) and value.is_integer():

@@ -1,4 +1,4 @@
-"""How many problems of a benchmark a model knows by heart: it is given the first part of a text and completes the rest word by word."""
+"""Measuring how many problems of a benchmark a model knows by heart: given the first part of a text, it completes the rest verbatim."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ from tinyzero_trl.intervals import Estimate, share
 SHOWN = 0.6
 """Share of a problem's text that the model sees."""
 SPARE_TOKENS = 8
-"""Tokens more than the rest has, for a model that spells it with others."""
+"""Tokens allowed beyond those of the rest, because a model may split the same text into more tokens."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One problem, cut, and what the model made of it."""
+    """One problem, cut in two, and the model's completion."""
 
     shown: str
+    """First part of the problem, which the model sees."""
     rest: str
+    """Second part of the problem."""
     completion: str
+    """Text that the model generated after the first part."""
     is_verbatim: bool
+    """True if the completion begins with the rest, apart from blanks."""
 
 
 def cut(problem: str, shown: float = SHOWN) -> tuple[str, str]:
-    """The first `shown` of a problem's words with the blanks between them, and the rest; never within a word.
+    """The first part of a problem, with the share `shown` of its words, and the rest. No word is cut.
 
     >>> cut("How many clips did Natalia sell in April and May?")
     ('How many clips did Natalia sell', ' in April and May?')
@@ -46,20 +50,20 @@ def cut(problem: str, shown: float = SHOWN) -> tuple[str, str]:
 
 
 def is_verbatim(completion: str, rest: str) -> bool:
-    """Whether a completion begins with the rest of the problem, blanks aside; what comes after it is the model's answer."""
+    """True if a completion begins with the rest of the problem, apart from blanks. Any text may follow."""
     wanted = "".join(rest.split())
     return bool(wanted) and "".join(completion.split()).startswith(wanted)
 
 
 def probe(model_path: str, chosen: Sequence[Chosen], *, n: int | None, seed: int, engine: str, output: Path) -> Path:
-    """`contamination.json` in `output`: for each benchmark the share of problems completed verbatim, with its interval, and every probe.
+    """Path of the contamination.json in `output`, with the share of problems completed verbatim in each benchmark, its interval, and every probe.
 
-    Greedy, without any template, from the first 60 % of the words. Above a few percent, a gain on this benchmark may be memory
-    and not reasoning; a benchmark younger than the model, or made up, is the control.
+    Decoding is greedy, without a template, from the first 60 % of the words. If the share is above a few percent, a gain on this
+    benchmark may be memory and not reasoning. A benchmark that is newer than the model, or made up, is the control.
     Source: Wu et al. (arXiv 2507.10532), sec. 3: with 60 % of the question Qwen2.5-Math-7B completes 54.6 % of MATH-500 exactly,
-    Llama-3.1-8B 3.8 %, and no model any of LiveMathBench. They cut characters; here a word stays whole.
+    Llama-3.1-8B 3.8 %, and no model any of LiveMathBench. They cut between characters; we cut between words.
 
-    Raises: ValueError or FileNotFoundError with one line, before weights are read.
+    Raises: ValueError or FileNotFoundError of one line, before weights are read.
     """
     from tinyzero_trl.evaluation.completions import Loading, checked_model, context_of, opened
     from tinyzero_trl.models import locate
@@ -98,7 +102,7 @@ def probe(model_path: str, chosen: Sequence[Chosen], *, n: int | None, seed: int
 
 
 def show(path: Path) -> None:
-    """Print the share of each benchmark."""
+    """Print the share of problems completed verbatim in each benchmark."""
     content = json.loads(path.read_text(encoding="utf-8"))
     for name, values in content["benchmarks"].items():
         e = Estimate(**values["verbatim"])

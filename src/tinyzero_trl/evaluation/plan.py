@@ -1,4 +1,4 @@
-"""What a person asked of an evaluation -> a plan, checked as far as small files allow."""
+"""The settings of an evaluation -> a plan in which every setting has a value, checked as far as small files allow."""
 
 from __future__ import annotations
 
@@ -18,91 +18,92 @@ from tinyzero_trl.task import Task, resolve
 from tinyzero_trl.tasks import TASKS, find_task
 
 DEFAULT_NUM_PROBLEMS = 1024
-"""Gives an interval of about +-3 points."""
+"""Number of problems that gives an interval of about +-3 points."""
 MANY = 1_000_000
-"""Problems, samples, tokens or sequences of which nobody asks for more on purpose."""
+"""Largest number of problems, samples, tokens or sequences that is not taken for a typing error."""
 DEFAULT_MAX_NEW_TOKENS = 1024
-"""Tokens of a response where neither a person nor a run says."""
+"""Most tokens of a response, if neither a person nor a run says."""
 DATA_OF_RUN = ("num_train_rows", "num_eval_rows", "seed", "split", "num_rows")
-"""Keys of a run's `data` that are about its training; the others shape the problems, and hold in evaluation too."""
+"""Keys of a run's `data` that concern training only; the others shape the problems, so evaluation uses them too."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a person asked for; None is "as the run did", and where there is no run, the default named here."""
+    """The settings a person gave. None means the run's own value, or without a run the default named here."""
 
     model_path: str
-    """Run folder, checkpoint, model folder, LoRA adapter, `tiny` or hub id."""
+    """The model: a run folder, checkpoint, model folder, LoRA adapter, `tiny` or hub id."""
     task: str | None = None
-    """Name of the task or path/file.py:TASK."""
+    """Name of the task, or path/file.py:TASK."""
     format: str | None = None
-    """Format of the task; base."""
+    """Format of the task (default: base)."""
     source: str | None = None
-    """Where the rows come from; the task's own default."""
+    """Source of the rows (default: the task's own)."""
     split: str = "test"
-    """test or validation."""
+    """Split of the rows: test or validation."""
     benchmark: Chosen | None = None
-    """Problems of a benchmark in the place of the task's own; then every None is as the field asks that benchmark."""
+    """Benchmark whose problems replace the task's own. Its usual settings are then the defaults, instead of the run's."""
     n: int | None = None
-    """Problems; 1,024, of a benchmark all."""
+    """Number of problems (default: 1,024; all of a benchmark)."""
     k: int | None = None
-    """Samples of each problem; 1."""
+    """Samples of each problem (default: 1)."""
     temperature: float | None = None
-    """0 is greedy; 1."""
+    """Sampling temperature; 0 is greedy (default: 1)."""
     top_p: float | None = None
-    """Share of probability that is sampled from, the likeliest first; 1."""
+    """Probability mass that is sampled from, the likeliest tokens first (default: 1)."""
     stop: Sequence[str] | None = None
-    """Strings that end a response; none."""
+    """Strings that end a response (default: none)."""
     max_new_tokens: int | None = None
-    """Tokens a response may have; 1,024 or what the model has room for."""
+    """Most tokens of a response (default: 1,024, or fewer if the model has no room)."""
     seed: int = 0
-    """Draws the problems and the samples."""
+    """Seed of the choice of problems and of the samples."""
     batch_size: int | None = None
-    """Sequences generated at once; the sampler's choice."""
+    """Sequences generated at once (default: the sampler's choice)."""
     engine: str | None = None
-    """Who generates: transformers, server (vLLM in processes of its own) or colocate (vLLM in this one); None as engine_of_evaluation says."""
+    """Engine that generates: transformers, server (vLLM in processes of its own) or colocate (vLLM in this process);
+    None is the choice of `config.engine_of_evaluation`."""
     output: Path | None = None
-    """Folder that gets evaluation/<name>/; the run folder, or outputs/<task>/<model>."""
+    """Folder in which evaluation/<name>/ is written (default: the run folder, or outputs/<task>/<model>)."""
     name: str | None = None
-    """Name of the evaluation; base, final or checkpoint-N."""
+    """Name of the evaluation (default: base, final or checkpoint-N)."""
     overwrite: bool = False
-    """Replace an evaluation of this name that was made with other settings."""
+    """True replaces an evaluation of this name that was made with other settings."""
     trust_code: bool = False
     """Run the code that the record of another user's run names."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings with every None answered, checked as far as small files allow."""
+    """An evaluation in which every setting has a value, checked as far as small files allow."""
 
     location: ModelLocation
     task: Task
     format: str
     data: dict[str, Any]
-    """Arguments of Task.load besides split, num_rows and seed."""
+    """Arguments of Task.load, except split, num_rows and seed."""
     n: int | None
-    """Problems; None is all of a benchmark."""
+    """Number of problems; None is all of a benchmark."""
     k: int
     temperature: float
     top_p: float
     stop: tuple[str, ...]
     """Strings that end a response."""
     max_new_tokens: int | None
-    """None is default_max_new_tokens, or what the model has room for."""
+    """Most tokens of a response; None is default_max_new_tokens, or fewer if the model has no room."""
     default_max_new_tokens: int
     dtype: str
-    """Precision of the model on a GPU: that of the run's forward passes; `auto`, that of its files, without a run."""
+    """Precision of the model on a GPU: that of the run's forward passes; without a run `auto`, that of its files."""
     folder: Path
-    """The evaluation folder."""
+    """Folder that the evaluation is written to."""
     benchmark: str | None = None
-    """Name of the benchmark, or None."""
+    """Name of the benchmark; None for the task's own problems."""
 
 
 def make_plan(settings: Settings) -> Plan:
-    """Settings checked against each other, the model's folder and its run. Raises: ValueError with one line."""
+    """The plan, after checking the settings against each other, the model's folder and its run. Raises: ValueError of one line."""
     _check_numbers(settings)
     location = locate(settings.model_path)
-    # What is written into a run folder is there to be compared with it: a base model then answers the run's problems.
+    # An evaluation written into a run folder is compared with that run, so a base model gets the run's problems.
     is_beside_run = not location.run and settings.output is not None and (settings.output / "run.yaml").is_file()
     run = read_record(settings.output) if is_beside_run and settings.output else location.run
     run_folder = settings.output if is_beside_run else location.run_folder
@@ -116,13 +117,13 @@ def make_plan(settings: Settings) -> Plan:
     format_name = settings.format or (run.get("format") if is_of_run else None) or _default_format(task)
     resolve(format_name, among=task.formats, kind="format")
     benchmark = settings.benchmark.benchmark if settings.benchmark else None
-    # A benchmark is asked as everyone asks it, whatever the run was trained with.
+    # A benchmark is run with its usual settings, so that figures compare with those of papers; the run's settings do not matter.
     trainer, data_of_run = ({}, {}) if benchmark else (run.get("trainer") or {}, run.get("data") or {})
-    # A supervised run names its data by task.
+    # A supervised run has a section of `data` for each task.
     data_of_run = data_of_run[task.name] if isinstance(data_of_run.get(task.name), dict) else data_of_run
     data = {name: value for name, value in data_of_run.items() if name not in DATA_OF_RUN and value is not None}
     if settings.source is not None and settings.source != data.get("source"):
-        # Columns, limits and shares are of the source they were written for.
+        # Columns, limits and shares belong to the source they were written for.
         data = {name: value for name, value in data.items() if name == "split_rule"} | {"source": settings.source}
     temperature = _first(settings.temperature, trainer.get("temperature"), benchmark and benchmark.temperature, 1.0)
     k = _first(settings.k, benchmark and temperature > 0 and benchmark.k, 1)
@@ -142,7 +143,7 @@ def make_plan(settings: Settings) -> Plan:
         k=int(k),
         temperature=float(temperature),
         top_p=float(_first(settings.top_p, benchmark and temperature > 0 and benchmark.top_p, 1.0)),
-        # It goes with the format: a base model goes on after its answer, whoever asks.
+        # Stop strings belong to the format: without them a base model would go on after its answer.
         stop=tuple(_first(settings.stop, (run.get("generation") or {}).get("stop") if is_of_run else None, ())),
         max_new_tokens=settings.max_new_tokens or trainer.get("max_completion_length"),
         default_max_new_tokens=benchmark.max_new_tokens if benchmark else DEFAULT_MAX_NEW_TOKENS,
@@ -155,7 +156,7 @@ def make_plan(settings: Settings) -> Plan:
 
 
 def _task_name(settings: Settings, run: dict[str, Any]) -> str:
-    """Raises: ValueError where nobody names a task."""
+    """Name of the task: the person's, the benchmark's or the run's. Raises: ValueError without any."""
     task_name = settings.task or ("math" if settings.benchmark else run.get("task"))
     if task_name is None:
         raise ValueError(
@@ -165,7 +166,7 @@ def _task_name(settings: Settings, run: dict[str, Any]) -> str:
 
 
 def _task(settings: Settings, run: dict[str, Any], name: str) -> Task:
-    """Raises: ValueError where there is no task of this name, or it is not the run's, or the benchmark's."""
+    """The task of this name. Raises: ValueError if there is none, or if it does not fit the run or the benchmark."""
     task = find_task(name)
     if settings.benchmark:
         if task.columns != ("answer",):
@@ -176,7 +177,7 @@ def _task(settings: Settings, run: dict[str, Any], name: str) -> Task:
 
 
 def _dtype(run: Mapping[str, Any]) -> str:
-    """The precision of a run's forward passes: autocast's where it was on, otherwise that of its weights."""
+    """Precision of a run's forward passes: autocast's if it was on, otherwise that of the weights."""
     if not run:
         return "auto"
     trainer, model = run.get("trainer") or {}, run.get("model") or {}
@@ -193,7 +194,7 @@ def _default_format(task: Task) -> str:
 
 
 def _first(*values: Any) -> Any:
-    """The first that somebody gave; 0 is given."""
+    """The first value that is neither None nor False; 0 counts as a value."""
     return next(value for value in values if value is not None and value is not False)
 
 
@@ -209,12 +210,12 @@ def _check_numbers(settings: Settings) -> None:
     check_stop(settings.stop or (), name="--stop")
     if settings.top_p is not None and not 0 < settings.top_p <= 1:
         raise ValueError(f"--top_p must be more than 0 and at most 1, got {settings.top_p}")
-    if settings.name is not None and (fault := folder_name_fault(settings.name)):
-        raise ValueError(f"--name {settings.name!r:.80} {fault}")
+    if settings.name is not None and (reason := folder_name_fault(settings.name)):
+        raise ValueError(f"--name {settings.name!r:.80} {reason}")
 
 
 def request(plan: Plan, settings: Settings) -> dict[str, Any]:
-    """What makes two evaluations the same one, without its secrets."""
+    """The settings that two attempts must share to be the same evaluation, with secrets blanked."""
     asked = {
         "task": plan.task.name,
         "format": plan.format,
@@ -237,13 +238,13 @@ def _refuse_other(plan: Plan, settings: Settings) -> None:
     if settings.overwrite or not (plan.folder / scores.SUMMARY).is_file():
         return
     before, now = scores.read_summary(plan.folder), request(plan, settings)
-    # An evaluation that does not name one of these was made before there was another.
+    # Older versions did not write these two; they had no other value.
     before = {"top_p": 1.0, "stop": [], **before}
     refuse_changed(plan.folder, before, now, names=now)
 
 
 def refuse_changed(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, names: Iterable[str]) -> None:
-    """Raises: ValueError where one of `names` is another in the evaluation that `folder` holds."""
+    """Refuse a folder with an evaluation that differs in one of `names`. Raises: ValueError."""
     if changed := [name for name in names if before.get(name) != now[name]]:
         raise ValueError(
             f"{folder} holds an evaluation with another {changed[0]} "

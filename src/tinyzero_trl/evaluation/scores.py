@@ -1,4 +1,4 @@
-"""Verified samples -> metrics with intervals, and the evaluation folder that holds both."""
+"""Verified samples -> metrics with intervals; and writing and reading the evaluation folder that holds both."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from tinyzero_trl.intervals import Comparison, Estimate
 from tinyzero_trl.task import Row, Task
 
 SUMMARY, SAMPLES = "summary.json", "samples.parquet"
+"""Names of the files in an evaluation folder: settings and metrics; samples with their verdicts."""
 AUDIT = "audit.json"
-"""A second grader's word on the samples, where somebody asked for it."""
+"""Name of the file with a second grader's verdicts, written by `audit`."""
 MANY_TRUNCATED = 0.05
-"""Share of truncated responses above which a reader is told."""
+"""Share of truncated responses above which the reader is warned."""
 MAX_UNDECIDED = 0.005
-"""Share of samples without a verdict above which figures are about the verifier and not about the model."""
+"""Share of samples without a verdict above which the metrics tell more about the verifier than about the model."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One response to one problem, and its verdict. The fields are the columns of samples.parquet."""
+    """One response to one problem, with its verdict. The fields are the columns of samples.parquet."""
 
     problem: int
     """Index of the problem in this evaluation."""
@@ -40,25 +41,25 @@ class Sample:
     prompt: str
     """The prompt as text; chat messages as JSON."""
     prefill: str
-    """What the prompt already put in the assistant's mouth."""
+    """Beginning of the response that the prompt already contains."""
     completion: str
-    """What the model wrote."""
+    """Text that the model generated, without the prefill."""
     num_completion_tokens: int
-    """Its length, end-of-text token included."""
+    """Tokens of the completion, with the end token."""
     is_truncated: bool
-    """It ran into the token limit."""
+    """True if the completion ran into the token limit."""
     outcome: str
-    """The verifier's word."""
+    """Outcome of the verdict."""
     is_correct: bool
-    """outcome is `correct`."""
+    """True if the outcome is `correct`."""
     answer: str | None
-    """The answer as written, where there is exactly one."""
+    """The answer as written, if the response has exactly one."""
 
 
 def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
-    """Every figure of an evaluation by name; each rests on problems, whatever the number of samples of one.
+    """Every metric of an evaluation by name. Means and intervals are over problems, whatever the number of samples of each.
 
-    maj@k votes by the task's normal form of the answer (`Task.canonical`): it may not know what the verifier knows.
+    maj@k votes by the task's normal form of the answer (`Task.canonical`), which knows nothing of the right answer.
     """
     groups: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -67,7 +68,7 @@ def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
     k = min(len(group) for group in problems)
     values = {"pass@1": intervals.share(_per_problem(problems, lambda sample: sample.is_correct))}
     if k > 1:
-        # Of 16 samples also pass@2, @4 and @8: there the unbiased estimator uses every sample.
+        # With 16 samples also pass@2, @4 and @8, whose unbiased estimator uses all samples.
         for size in [*(2**power for power in range(1, k.bit_length()) if 2**power < k), k]:
             values[f"pass@{size}"] = intervals.share(
                 [
@@ -79,7 +80,7 @@ def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
     for outcome in task.outcomes:
         is_it = _per_problem(problems, lambda sample, outcome=outcome: sample.outcome == outcome)  # type: ignore[misc]
         values[f"outcome/{outcome}"] = intervals.share(is_it)
-    # A response cut off is wrong in pass@1; how good those are that came to their end is another question.
+    # A truncated response is wrong in pass@1; this metric leaves it out instead.
     ended = _per_problem(problems, lambda sample: math.nan if sample.is_truncated else float(sample.is_correct))
     if ended:
         values["correct_of_ended/share"] = intervals.share(ended)
@@ -91,7 +92,7 @@ def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
     for name, length in lengths.items():
         if counted := _per_problem(problems, length):
             e = intervals.mean(counted)
-            values[name] = replace(e, low=max(e.low, 0.0))  # of two problems Student's t knows of no zero
+            values[name] = replace(e, low=max(e.low, 0.0))  # with two problems, Student's t interval reaches below zero
     for name, behaviour in task.behaviours.items():
 
         def measured(sample: Sample, behaviour: Callable[..., float] = behaviour) -> float:
@@ -110,7 +111,7 @@ def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
 
 
 def warnings(summary: Mapping[str, Any]) -> list[str]:
-    """Warnings for a reader of these figures: too few samples, or many responses cut off."""
+    """Warnings for a reader of these metrics: too few samples, many truncated responses, responses without a verdict."""
     lines = []
     if summary.get("benchmark") and (line := benchmarks.warning(summary["num_problems"], summary["k"])):
         lines.append(line)
@@ -127,17 +128,17 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
 
 
 def undecided(summary: Mapping[str, Any]) -> float:
-    """Share of samples that the verifier gave up on; 0 where it cannot."""
+    """Share of samples that the verifier gave up on; 0 for a task whose verifier always decides."""
     return float(summary["metrics"].get("outcome/undecided", {}).get("value", 0.0))
 
 
 def write(folder: Path, *, summary: dict[str, Any], samples: Sequence[Sample]) -> None:
-    """Write an evaluation folder; summary.json comes last and whole, so a folder that has it is complete."""
+    """Write an evaluation folder. summary.json comes last and whole, so a folder that has it is complete."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (SUMMARY, AUDIT):  # they are of other samples
+    for name in (SUMMARY, AUDIT):  # they belong to other samples
         (folder / name).unlink(missing_ok=True)
     columns: dict[str, list[Any]] = {name: [getattr(sample, name) for sample in samples] for name in _COLUMNS}
     columns["row"] = [json.dumps(row) for row in columns["row"]]
@@ -147,9 +148,9 @@ def write(folder: Path, *, summary: dict[str, Any], samples: Sequence[Sample]) -
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """summary.json of an evaluation folder (or of the path of that file).
+    """Content of the summary.json at `path`, an evaluation folder or that file itself.
 
-    Raises: ValueError where there is none, or it is none; the line names the file.
+    Raises: ValueError that names the file, if it is missing or no summary.
     """
     file = path if path.name == SUMMARY else path / SUMMARY
     if not file.is_file():
@@ -158,16 +159,16 @@ def read_summary(path: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}; {_AGAIN}") from error
-    if fault := _fault_of_summary(content):
-        raise ValueError(f"{file} is not the summary of an evaluation: {fault}; {_AGAIN}")
+    if reason := _why_not_a_summary(content):
+        raise ValueError(f"{file} is not the summary of an evaluation: {reason}; {_AGAIN}")
     return {"name": file.parent.name, "num_problems": content["metrics"]["pass@1"]["n"], "k": 1, **content}
 
 
 _AGAIN = "make it again with tinyzero evaluate --overwrite"
 
 
-def _fault_of_summary(content: Any) -> str | None:
-    """What of a summary is not as `write` and its readers have it, or None."""
+def _why_not_a_summary(content: Any) -> str | None:
+    """The first way in which a summary differs from what its readers expect, or None."""
     if not isinstance(content, dict):
         return f"it holds {kind_of(content)}"
     if not isinstance(content.get("metrics"), dict):
@@ -196,20 +197,20 @@ KEYS: tuple[tuple[str, tuple[type, ...], bool], ...] = (
     ("model", (str,), True),
     ("benchmark", (str, type(None)), True),
 )
-"""Keys of a summary that its readers show: name, types, and True if it may be absent."""
+"""Keys of a summary that its readers use: name, types, and True if the key may be missing."""
 LARGE = 1e12
-"""No figure of an evaluation reaches it; neither infinity nor NaN is below it."""
+"""Bound that no number of an evaluation reaches; neither infinity nor NaN is below it."""
 
 
 def not_an_evaluation(path: Path) -> ValueError:
-    """What to raise of a path without a summary; of a run it names the evaluations there are."""
+    """The error for a path without a summary; for a run folder it names the evaluations in it."""
     found = sorted(str(place) for place in path.glob("evaluation/*") if place.is_dir())
     hint = f"; there is {', '.join(found)}" if found else ""
     return ValueError(f"{path} is not an evaluation: it has no {SUMMARY}{hint}")
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Every sample of an evaluation folder (or of the path of its summary.json), in the order they were written."""
+    """Every sample of the evaluation at `path`, a folder or its summary.json, in the order they were written. Raises: ValueError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -235,10 +236,7 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def compare(base: Sequence[Sample], trained: Sequence[Sample]) -> Comparison:
-    """The paired test of two evaluations.
-
-    Raises: ValueError where they are not of the same problems.
-    """
+    """The paired test of two evaluations. Raises: ValueError if they have different problems."""
     rates = [_rates(base), _rates(trained)]
     if len(rates[0]) != len(rates[1]):
         raise ValueError(f"they hold {len(rates[0])} and {len(rates[1])} problems")
@@ -259,7 +257,7 @@ def _columns_of_file() -> dict[str, Any]:
 
 
 def _per_problem(problems: Sequence[Sequence[Sample]], figure: Callable[[Sample], float]) -> list[float]:
-    """The mean of `figure` over the samples of each problem; samples of NaN, and problems of these alone, left out."""
+    """The mean of `figure` over the samples of each problem, without samples of NaN; a problem with no other sample is left out."""
     means = []
     for group in problems:
         counted = [value for value in map(figure, group) if not math.isnan(value)]
@@ -274,7 +272,7 @@ def _majority(group: Sequence[Sample], canonical: Callable[[str], str]) -> float
 
 
 def _rates(samples: Sequence[Sample]) -> dict[str, float]:
-    """Pass rate by problem; a problem that stands twice in an evaluation is two."""
+    """Pass rate by problem; a problem that appears twice in an evaluation counts as two."""
     is_correct: dict[str, dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for sample in samples:
         is_correct[json.dumps(sample.row, sort_keys=True)][sample.problem].append(sample.is_correct)

@@ -1,6 +1,6 @@
-"""What a worker process of `audit` runs: graders that share no code with the verifiers of our tasks.
+"""Graders that share no code with the verifiers of our tasks; worker processes of `audit` run them.
 
-Each takes the whole response, thought and all, as the harness does whose rule it is.
+Each grades the whole response, thought included, by the rule of another project.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 from tinyzero_trl.rewards import prepare
 
 MAX_EXPRESSION = 1000
-"""Characters that Python's parser is given; more nest deeper than it goes."""
+"""Most characters of an expression; Python's parser fails on longer ones that nest too deep."""
 
 _BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def prepare_worker(parent: int, memory_gib: float) -> None:
-    """Load what is slow to load before the first limit counts; a model's text never meets a secret."""
+    """Prepare a worker process: load math-verify before the first time limit starts, and drop the environment, which may hold secrets."""
     import math_verify  # noqa: F401
 
     os.environ.clear()
@@ -31,7 +31,7 @@ def prepare_worker(parent: int, memory_gib: float) -> None:
 
 
 def grade(task: str, response: str, columns: dict[str, Any], cpu_seconds: float) -> bool:
-    """Whether the second grader of `task` calls the response correct; the process dies where that takes too long."""
+    """True if the second grader of `task` calls the response correct. The process is killed if that takes too much processor time."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     try:
@@ -41,23 +41,23 @@ def grade(task: str, response: str, columns: dict[str, Any], cpu_seconds: float)
 
 
 def math(response: str, *, answer: str) -> bool:
-    """math-verify as its README and lighteval use it: its own extraction from the whole text, everything at its default.
+    """True if math-verify calls the response correct, used as in its README and in lighteval: its own extraction, all defaults.
 
-    Our verifier asks its comparison too, where text does not decide; what that gets wrong, both get wrong.
+    Our verifier uses math-verify's comparison too, if equal text does not decide, so both share the errors of that comparison.
     """
     from math_verify import parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    # A gold without delimiters is no formula to it; golds of the sets are bare.
+    # math-verify reads a gold as a formula only between delimiters, which the golds of data sets lack.
     gold = parse(f"${answer}$", parsing_timeout=None)
     found = parse(response, parsing_timeout=None)
     return bool(verify(gold, found, timeout_seconds=None))
 
 
 def countdown(response: str, *, nums: Sequence[int], target: int) -> bool:
-    """TinyZero's rule: the last answer block, the given numbers in any order, and the value; here exactly, read by Python's parser.
+    """True if the last answer block uses the given numbers in any order and has exactly the value `target`: TinyZero's rule.
 
-    Source: Jiayi-Pan/TinyZero, verl/utils/reward_score/countdown.py (which calls `eval`, and takes a value within 1e-5).
+    Source: Jiayi-Pan/TinyZero, verl/utils/reward_score/countdown.py (which calls `eval`, and accepts a value within 1e-5; we use Python's parser).
     """
     blocks = _BLOCK.findall(response)
     if not blocks or len(blocks[-1]) > MAX_EXPRESSION:
@@ -71,13 +71,13 @@ def countdown(response: str, *, nums: Sequence[int], target: int) -> bool:
 
 
 def multiplication(response: str, *, a: int, b: int) -> bool:
-    """The digits of the last answer block are those of the product."""
+    """True if the last answer block is the product in plain digits."""
     blocks = _BLOCK.findall(response)
     return bool(blocks) and blocks[-1].strip() == str(a * b)
 
 
 def _value(node: ast.expr, numbers: list[int]) -> Fraction:
-    """Raises: ValueError for anything but whole numbers, + - * / and a sign."""
+    """Value of an expression; its numbers are appended to `numbers`. Raises: ValueError for anything but integers, + - * / and a sign."""
     match node:
         case ast.Constant(value=int() as number) if not isinstance(number, bool):
             numbers.append(number)

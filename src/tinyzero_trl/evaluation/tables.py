@@ -1,4 +1,4 @@
-"""What a person sees of an evaluation: its table, and the paired gain of one over another."""
+"""Printing an evaluation as a table, and the paired gain of one evaluation over another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show(folders: Sequence[Path]) -> None:
-    """Print an evaluation's table and where it is; of several benchmarks one table together, a row each."""
+    """Print the table and the folder of an evaluation; several benchmarks share one table, with a row each."""
     from rich.console import Console
 
     console = Console()
@@ -29,7 +29,7 @@ def show(folders: Sequence[Path]) -> None:
 
 
 def _alone(summary: dict[str, Any]) -> Table:
-    """A row for each figure of one evaluation."""
+    """Table with a row for each metric of one evaluation."""
     from rich.table import Table
 
     table = Table(
@@ -48,11 +48,11 @@ def _alone(summary: dict[str, Any]) -> Table:
 
 
 def _together(summaries: Sequence[dict[str, Any]]) -> Table:
-    """A row for each benchmark: what papers print, with intervals."""
+    """Table with a row for each benchmark: the figures that papers print, with intervals."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    # No borders, and two lines a row: seven benchmarks fit 80 columns, and no interval is broken in two.
+    # Without borders and with two lines a row, the table fits 80 columns and breaks no interval.
     title = f"{summaries[0]['name']}: {summaries[0]['model']}"
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0, leading=1)
     for column in ("benchmark", "problems\nx k", "pass@1", "pass@k", "maj@k", "truncated\nno answer", "tokens"):
@@ -79,7 +79,7 @@ def _title(summary: dict[str, Any]) -> str:
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric lies between 0 and 1 by its name."""
+    """True if the metric's name says that it lies between 0 and 1."""
     return metric.startswith(("pass@", "maj@", "outcome/")) or metric.endswith("/share")
 
 
@@ -89,7 +89,7 @@ def _percent(e: Estimate, *, signed: bool = False) -> str:
 
 
 def show_comparison(base: Path, trained: Path) -> list[Comparison]:
-    """Print the paired gain of the second evaluation over the first, of folders of benchmarks for each that both have."""
+    """Print the paired gain of the second evaluation over the first; of two folders of benchmarks, for each one that both have."""
     from rich.console import Console
 
     console = Console()
@@ -127,7 +127,7 @@ def show_comparison(base: Path, trained: Path) -> list[Comparison]:
 
 
 def too_small(comparison: Comparison) -> str | None:
-    """What to say where the benchmark cannot resolve the difference, or None where it can."""
+    """A warning that the benchmark has too few problems to resolve the difference; None if it has enough."""
     if not comparison.is_too_small:
         return None
     line = (
@@ -140,7 +140,7 @@ def too_small(comparison: Comparison) -> str | None:
 
 
 def _pairs(base: Path, trained: Path) -> list[tuple[Path, Path]]:
-    """The two, or of folders that hold benchmarks, each benchmark that both have. Raises: ValueError where there is none."""
+    """The two evaluations, or a pair for each benchmark that two folders share. Raises: ValueError if they share none."""
     places = [(path / scores.SUMMARY).is_file() or path.is_file() for path in (base, trained)]
     if any(places):
         return [(base, trained)]
@@ -154,5 +154,5 @@ def _pairs(base: Path, trained: Path) -> list[tuple[Path, Path]]:
 
 
 def shown_p(p: float) -> str:
-    """p in three digits; beyond 1e-12 the number says nothing more."""
+    """The p-value in three digits, or `< 1e-12`, below which its size means nothing."""
     return "< 1e-12" if p < 1e-12 else f"{p:.3g}"

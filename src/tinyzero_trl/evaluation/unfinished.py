@@ -1,4 +1,4 @@
-"""Completions of an evaluation that has not ended, in shards that outlive the process that wrote them."""
+"""Completions of an unfinished evaluation, in files that remain when the process is killed: the store behind `evaluating`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from tinyzero_trl import storage
 
 FOLDER, REQUEST = "unfinished", "request.json"
-
+"""Names of the folder in an evaluation folder, and of the file in it that tells which evaluation the shards belong to."""
 COLUMNS = {"place", "completion", "num_completion_tokens", "is_truncated"}
-"""Of a shard."""
+"""Columns of a shard."""
 Completion = dict[str, Any]
-"""{"completion", "num_completion_tokens", "is_truncated"}: what a model wrote, before any verdict."""
+"""A model's completion without a verdict: {"completion", "num_completion_tokens", "is_truncated"}."""
 
 
 def begin(folder: Path, request: Mapping[str, Any], *, overwrite: bool) -> dict[int, Completion]:
-    """What is there already, by place; the folder is made ready for `keep`.
+    """The completions that an earlier attempt kept, by place (problem x k + sample); the folder is made ready for `keep`.
 
-    request: everything that makes two evaluations the same one; plain JSON.
-    A shard that cannot be read is one that is still to be drawn.
-    Raises: ValueError where what is there belongs to another request.
+    request: everything that two attempts must share to be the same evaluation; plain JSON.
+    The completions of a shard that cannot be read are drawn again.
+    Raises: ValueError if the shards belong to another request.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -55,7 +55,7 @@ def begin(folder: Path, request: Mapping[str, Any], *, overwrite: bool) -> dict[
 
 
 def keep(folder: Path, places: Sequence[int], completions: Sequence[Completion]) -> None:
-    """Write one shard, whole or not at all."""
+    """Write one shard of completions, whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -66,7 +66,7 @@ def keep(folder: Path, places: Sequence[int], completions: Sequence[Completion])
 
 
 def clear(folder: Path) -> None:
-    """Forget what was kept."""
+    """Remove all shards."""
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 

@@ -22,7 +22,7 @@ from tinyzero_trl.rewards import KILL_SECONDS, discard
 from tinyzero_trl.tasks import TASKS
 
 MANY = 0.02
-"""Share of disagreements above which a person should read the list before quoting a metric (faults E-7)."""
+"""Share of disagreements above which a person should read the list before quoting a metric."""
 MAX_WORKERS = 16
 """Most worker processes, on a machine with as many cores."""
 CPU_SECONDS = 10.0

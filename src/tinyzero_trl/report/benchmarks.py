@@ -1,4 +1,4 @@
-"""What a report shows of a run's benchmarks: each before and after training, with the paired gain."""
+"""The table of benchmarks in a report: each before and after training, with the paired gain."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ from tinyzero_trl.report.run_files import metric
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """One benchmark of the report's table."""
+    """One benchmark in the report's table."""
 
     name: str
     num_problems: int
     k: int
+    """Samples of each problem."""
     how: str
     """Sampling, in words."""
     before: Estimate | None
     """pass@1 of the base model."""
     after: Estimate | None
-    """pass@1 of the trained one."""
+    """pass@1 of the trained model."""
     others: tuple[tuple[str, Estimate | None, Estimate | None], ...]
-    """pass@k and maj@k, where there are several samples of a problem: name, before, after."""
+    """pass@k and maj@k, if there are several samples of a problem: name, before, after."""
     comparison: Comparison | None
-    """Where both answered the same problems."""
+    """The paired test, if both models were evaluated on the same problems."""
     truncated: float
-    """Share of responses cut off, of the newer evaluation."""
+    """Share of truncated responses in the newer evaluation."""
     no_answer: float
+    """Share of responses without an answer in the newer evaluation."""
     length: float
-    """Tokens of a response."""
+    """Mean tokens of a response in the newer evaluation."""
     notes: tuple[str, ...]
+    """Warnings, each a line."""
 
 
 def read_benchmarks(folder: Path, *, missing: list[str]) -> list[BenchmarkRow]:
-    """A row for each benchmark that the base model, or the trained one, has answered; what cannot be read is told to `missing`.
+    """A row for each benchmark with an evaluation of the base model or the trained one. Files that cannot be read are noted in `missing`.
 
-    Trained is `final`, or else the last checkpoint evaluated.
+    The trained model is `final`, or else the last checkpoint that was evaluated.
     """
     names = {file.parent.parent.name for file in (folder / "evaluation").glob(f"*/*/{scores.SUMMARY}")}
     steps = [int(name.removeprefix("checkpoint-")) for name in names if name.removeprefix("checkpoint-").isdigit()]
@@ -89,7 +92,7 @@ def _compared(base: Path, trained: Path) -> Comparison | None:
     samples = [scores.read_samples(base), scores.read_samples(trained)]
     try:
         return scores.compare(*samples)
-    except ValueError:  # other problems: --n or the file changed between the two
+    except ValueError:  # different problems: --n or the file changed between the two
         return None
 
 

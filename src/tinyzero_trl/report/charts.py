@@ -1,4 +1,4 @@
-"""The curves of a report as plotly traces, which the page colours and draws."""
+"""The curves of a report as plotly traces; the page adds colours and draws them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ OUTCOMES = (
     "truncated",
     "undecided",
 )
-"""From the bottom of the stack to its top."""
+"""Outcomes in the order of the stacked chart, from bottom to top."""
 Trace = dict[str, Any]
+"""One trace, as plotly.js takes it."""
 
 
 def charts(files: RunFiles) -> list[dict[str, Any]]:
-    """Plotly traces by chart. A colour `$name/0.2` is the page's CSS variable --name at that opacity, set when drawn."""
+    """Charts that have data, with their traces. The page replaces a colour `$name/0.2` by its CSS variable --name at that opacity."""
     found = [_accuracy(files), _outcome_shares(files)]
     lines = {
         "reward": ("Reward", "mean of the batch", {"reward": ("reward", "accent")}, ""),
@@ -136,7 +137,7 @@ def _outcome_shares(files: RunFiles) -> dict[str, Any]:
 
 
 def _line(x: Sequence[float], y: Sequence[float], name: str, colour: str) -> list[Trace]:
-    """Each step faint, their running mean on top."""
+    """Two traces: the value of each step, faint, and the running mean on top."""
     faint = {"x": x, "y": y, "mode": "lines", "line": {"width": 1, "color": f"${colour}/0.35"}, "hoverinfo": "skip"}
     mean = {"x": x, "y": _smooth(y), "name": name, "mode": "lines", "line": {"width": 2.5, "color": f"${colour}"}}
     return [faint, mean]
@@ -167,13 +168,13 @@ def _points(points: Sequence[tuple[int, Estimate]], name: str, colour: str, size
 
 
 def _smooth(y: Sequence[float]) -> list[float]:
-    """Centred running mean over about a fifteenth of the run."""
+    """Centred running mean, over about a fifteenth of the run."""
     reach = len(y) // 30
     windows = (y[max(0, i - reach) : i + reach + 1] for i in range(len(y)))
     return [math.fsum(window) / len(window) for window in windows]
 
 
 def _series(lines: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values, steps without a number left out."""
+    """Steps and values of a metric, without steps that have no number."""
     known = [(int(line["step"]), float(line[key])) for line in lines if key in line]
     return [step for step, _ in known], [value for _, value in known]

@@ -1,4 +1,4 @@
-"""A run folder -> report.html: one file that needs no network and shows what was learned, how, and on what."""
+"""Writing report.html: the facts and tables of a run, filled into the template together with its charts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ BEHAVIOURS = {
     "true_values/share": "Attempts calculated correctly",
     "length/mean": "Tokens per response",
 }
+"""Metrics of the table of behaviour, and their labels."""
 
 
 def write_report(run_folder: Path | str) -> Path:
-    """Path of report.html, written whole from the files of `run_folder`; what is missing there is said in the page.
+    """Path of report.html, written whole from the files of `run_folder`. The page itself lists what is missing there.
 
-    Raises: ValueError where there is no such folder.
+    Raises: ValueError if there is no such folder.
     """
     import jinja2
     from plotly.offline import get_plotlyjs
@@ -66,7 +67,7 @@ def write_report(run_folder: Path | str) -> Path:
 
 
 def facts(files: RunFiles) -> list[tuple[str, str]]:
-    """The run in a few numbers: label and figure."""
+    """The run in a few numbers: labels and figures."""
     seconds = max((float(line.get("seconds", 0)) for line in files.train), default=0.0)
     tokens = max((float(line.get("num_tokens", 0)) for line in files.train), default=0.0)
     speeds = [line["tokens_per_second"] for line in files.train if "tokens_per_second" in line]
@@ -81,7 +82,7 @@ def facts(files: RunFiles) -> list[tuple[str, str]]:
 
 
 def changes(files: RunFiles, labels: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Metrics before and after training: text, and the top of the scale that both are drawn on."""
+    """Rows of metrics before and after training: label, values, top of the scale of both, and the function that prints them."""
     rows = []
     for key, label in labels.items():
         before, after = (metric(summary, key) for summary in (files.base, files.trained))
@@ -95,7 +96,7 @@ def changes(files: RunFiles, labels: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def sampling(files: RunFiles) -> str:
-    """How the held-out responses were drawn, in words."""
+    """The sampling of the held-out responses, in words."""
     summary = files.trained or files.base or {}
     temperature, k = summary.get("temperature"), summary.get("k", 1)
     how = "greedy" if temperature == 0 else f"sampled at temperature {temperature:g}" if temperature else "sampled"
@@ -103,17 +104,17 @@ def sampling(files: RunFiles) -> str:
 
 
 def difficulty_labels(files: RunFiles) -> dict[str, str]:
-    """Metric and label of each kind of problem that was evaluated."""
+    """Metric and label of each difficulty of the problems that were evaluated."""
     metrics = [*(files.base or {}).get("metrics", {}), *(files.trained or {}).get("metrics", {})]
     return {name: name.removeprefix("pass@1/") for name in sorted(set(metrics)) if name.startswith("pass@1/")}
 
 
 def seconds_by_part(files: RunFiles) -> list[tuple[str, float]]:
-    """Seconds of the run spent generating, scoring, training, and on the rest (loading, saving, evaluating)."""
+    """Seconds of the run by part: generation, scoring, training, and other (loading, saving, evaluating)."""
     spent = dict.fromkeys(("generation", "scoring", "training"), 0.0)
     before = 0
     for line in files.train:
-        # A logged figure is the mean over the steps since the line before.
+        # A logged number is the mean over the steps since the previous line.
         for name in spent:
             spent[name] += float(line.get(f"seconds/{name}", 0.0)) * (line["step"] - before)
         before = line["step"]
@@ -130,7 +131,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def plain(value: float) -> str:
-    """A figure in one decimal, or none from 100 on."""
+    """A number with one decimal, or without decimals from 100 on."""
     return f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
@@ -143,7 +144,7 @@ def short(number: float) -> str:
 
 
 def marked(text: str) -> Any:
-    """What a model wrote as safe HTML: escaped first, then tags and judged lines wrapped in spans."""
+    """A model's text as safe HTML: escaped first, then tags and lines that end in yes or no are wrapped in spans."""
     from markupsafe import Markup, escape
 
     safe = str(escape(text))

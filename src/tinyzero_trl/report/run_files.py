@@ -1,4 +1,4 @@
-"""A run folder's files -> what a report shows; a file that is missing, cut off or not what we write leaves a note, never an error."""
+"""Reading the files of a run folder for a report. A file that is missing, cut off or damaged leaves a note, never an error."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from tinyzero_trl.runs import metric_lines
 from tinyzero_trl.storage import is_number, plain_record
 
 NUM_PROBLEMS_SHOWN = 6
+"""Number of problems whose responses are shown."""
 NUM_STEPS_SHOWN = 4
+"""Most responses shown of a problem, from different steps."""
 NUM_FILES_NAMED = 3
-"""Shards that cannot be read and are named; the note counts the others."""
+"""Number of unreadable shards that a note names."""
 MAX_STEP = 10**9
-"""More steps than any run has; a larger number in a file is damage."""
+"""Largest step of a run; a larger number in a file is damage."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """One response to a problem at one time of the run."""
+    """One response to a problem at one step of the run."""
 
     step: int
-    """Optimiser steps before it; 0 is the base model."""
+    """Optimizer steps before it; 0 is the base model."""
     label: str
-    """What a reader calls that time."""
+    """Name of the step for the reader: base, step N or trained."""
     prefill: str
     completion: str
     outcome: str
@@ -40,11 +42,11 @@ class Response:
 
 @dataclass
 class RunFiles:
-    """Everything a report needs, read."""
+    """Everything that a report shows of a run, read from its folder."""
 
     folder: Path
     run: dict[str, Any] = field(default_factory=dict)
-    """run.yaml without its provenance."""
+    """Content of run.yaml, without its provenance."""
     provenance: dict[str, Any] = field(default_factory=dict)
     train: list[dict[str, Any]] = field(default_factory=list)
     """Lines of metrics.jsonl about training steps."""
@@ -53,36 +55,36 @@ class RunFiles:
     batches: list[tuple[int, Estimate]] = field(default_factory=list)
     """Step and accuracy of each training batch, the interval over its problems."""
     checks: list[tuple[int, Estimate]] = field(default_factory=list)
-    """The same of each evaluation during training."""
+    """Step and accuracy of each evaluation during training, the interval over its problems."""
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name and summary of each evaluation of the run."""
+    """Summary of each evaluation of the run, by name."""
     comparison: Comparison | None = None
-    """Trained against base, where both answered the same problems."""
+    """The paired test of trained against base, if both were evaluated on the same problems."""
     problems: list[tuple[dict[str, Any], list[Response]]] = field(default_factory=list)
-    """Row and responses, oldest first, of the problems picked to show."""
+    """The problems to show: row and responses, oldest first."""
     missing: list[str] = field(default_factory=list)
-    """One line for each thing that is not there."""
+    """One line for each part of the run that is missing or damaged."""
 
     @property
     def task(self) -> str:
-        """Name of the run's task; empty where run.yaml does not say it."""
+        """Name of the run's task; empty if run.yaml does not name it."""
         name = self.run.get("task")
         return name if isinstance(name, str) else ""
 
     @property
     def model(self) -> str:
-        """The model that the run began with: the last two parts of its path."""
+        """The model that the run started from: the last two parts of its path."""
         name = (self.run.get("model") or {}).get("model_name_or_path")
         return "/".join(name.split("/")[-2:]) if isinstance(name, str) else "the model"
 
     @property
     def base(self) -> dict[str, Any] | None:
-        """Summary of the model before training."""
+        """Summary of the evaluation before training."""
         return self.evaluations.get("base")
 
     @property
     def trained(self) -> dict[str, Any] | None:
-        """Summary of the model after training: final, or else the last checkpoint evaluated."""
+        """Summary of the evaluation after training: final, or else the last checkpoint that was evaluated."""
         numbered = [name for name in self.evaluations if name.startswith("checkpoint-")]
         last = max(numbered, key=_step_of, default=None)
         return self.evaluations.get("final") or (self.evaluations[last] if last else None)
@@ -94,10 +96,7 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Everything of `folder` that can be read.
-
-    Raises: ValueError where there is no such folder.
-    """
+    """Everything in `folder` that can be read. Raises: ValueError if there is no such folder."""
     if not folder.is_dir():
         raise ValueError(f"there is no run folder {folder}")
     files = RunFiles(folder)
@@ -111,9 +110,9 @@ def read_run(folder: Path) -> RunFiles:
             found.append((step, share([sum(values) / len(values) for values in rates.values()])))
     if not files.batches:
         files.missing.append("rollouts/ has no training shard, so training accuracy has no interval.")
-    answers = _read_evaluations(files)
+    samples = _read_evaluations(files)
     if files.base and files.trained:
-        pair = [answers[str(summary["name"])] for summary in (files.base, files.trained)]
+        pair = [samples[str(summary["name"])] for summary in (files.base, files.trained)]
         if pair[0].keys() == pair[1].keys() and pair[0]:
             keys = sorted(pair[0])
             files.comparison = compare(*([_rate(side[key]) for key in keys] for side in pair))
@@ -122,14 +121,14 @@ def read_run(folder: Path) -> RunFiles:
     for name in ("base", "trained"):
         if getattr(files, name) is None:
             files.missing.append(f"The {name} model has no evaluation on held-out problems (tinyzero evaluate).")
-    files.problems = _pick(_responses(files, answers))
+    files.problems = _pick(_responses(files, samples))
     if not files.problems:
         files.missing.append("No held-out problem was answered at two times of the run.")
     return files
 
 
 def metric(summary: dict[str, Any] | None, key: str) -> Estimate | None:
-    """A figure of an evaluation, or None where the evaluation or the figure is missing."""
+    """A metric of an evaluation; None if the evaluation or the metric is missing."""
     found = (summary or {}).get("metrics", {}).get(key)
     return Estimate(**found) if found else None
 
@@ -158,7 +157,7 @@ def _read_metrics(files: RunFiles) -> None:
 
 
 def _shards(files: RunFiles, kind: str, columns: tuple[str, ...]) -> list[tuple[int, dict[str, Any]]]:
-    """Step and columns of every shard that is whole, in order of steps."""
+    """Step and columns of every readable shard, in the order of steps; the others are noted."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -187,8 +186,8 @@ def _shards(files: RunFiles, kind: str, columns: tuple[str, ...]) -> list[tuple[
 
 
 def _read_evaluations(files: RunFiles) -> dict[str, dict[str, list[Sample]]]:
-    """Fills `files.evaluations`; by name of an evaluation and problem: its samples."""
-    answers: dict[str, dict[str, list[Sample]]] = {}
+    """Samples by evaluation and problem. Summaries are put into `files.evaluations`."""
+    found: dict[str, dict[str, list[Sample]]] = {}
     for path in sorted((files.folder / "evaluation").glob(f"*/{scores.SUMMARY}")):
         name = path.parent.name
         try:
@@ -196,15 +195,15 @@ def _read_evaluations(files: RunFiles) -> dict[str, dict[str, list[Sample]]]:
         except (OSError, ValueError) as error:
             files.missing.append(f"evaluation/{name} cannot be read: {error}.")
             continue
-        answers[name] = defaultdict(list)
+        found[name] = defaultdict(list)
         for sample in samples:
-            answers[name][_key(sample.row)].append(sample)
+            found[name][_key(sample.row)].append(sample)
         files.evaluations[name] = {**summary, "name": name}
-    return answers
+    return found
 
 
-def _responses(files: RunFiles, answers: Mapping[str, Mapping[str, list[Sample]]]) -> dict[str, list[Response]]:
-    """By problem, its first response at each time it was answered, oldest first."""
+def _responses(files: RunFiles, evaluated: Mapping[str, Mapping[str, list[Sample]]]) -> dict[str, list[Response]]:
+    """The first response to each problem at every step with one, oldest first, by problem."""
     found: dict[str, dict[int, Response]] = defaultdict(dict)
     columns = ("row", "prefill", "completion", "outcome", "num_completion_tokens")
     for step, table in _shards(files, "eval", columns):
@@ -215,7 +214,7 @@ def _responses(files: RunFiles, answers: Mapping[str, Mapping[str, list[Sample]]
                 continue
             if isinstance(row, dict):
                 found[_key(row)].setdefault(step, Response(step, "base" if step == 0 else f"step {step}", *rest))
-    for name, by_problem in answers.items():
+    for name, by_problem in evaluated.items():
         step = 0 if name == "base" else _step_of(name) or (files.num_steps or MAX_STEP)
         if name not in ("base", "final") and _step_of(name) == 0:
             continue
@@ -227,7 +226,7 @@ def _responses(files: RunFiles, answers: Mapping[str, Mapping[str, list[Sample]]
 
 
 def _pick(responses: dict[str, list[Response]]) -> list[tuple[dict[str, Any], list[Response]]]:
-    """A few problems answered at most times: most of them learned, one that was always right, one still wrong."""
+    """A few problems with responses at the most steps: mostly learned ones, one that was always right, one still wrong."""
     most = max((len(times) for times in responses.values()), default=0)
     if most < 2:
         return []
@@ -238,7 +237,7 @@ def _pick(responses: dict[str, list[Response]]) -> list[tuple[dict[str, Any], li
         if len(times) == most:
             before, after = times[0].outcome == "correct", times[-1].outcome == "correct"
             (learned if after and not before else kept if after else failed).append((key, times))
-    # The longest last thoughts show most of what was learned; they must still fit a page.
+    # The longest last responses show most of what was learned, as long as they fit the page.
     learned.sort(key=lambda item: (len(item[1][-1].completion) > 900, -len(item[1][-1].completion), item[0]))
     picked = learned[: NUM_PROBLEMS_SHOWN - 2] + kept[:1] + failed[:1]
     picked += [item for item in learned + kept + failed if item not in picked][: NUM_PROBLEMS_SHOWN - len(picked)]
@@ -248,7 +247,7 @@ def _pick(responses: dict[str, list[Response]]) -> list[tuple[dict[str, Any], li
 
 
 def _key(row: Mapping[str, Any]) -> str:
-    """The problem of a row: the same for a rollout and an evaluation, whatever the order of its columns."""
+    """The row as text, the same for a rollout and an evaluation, whatever the order of its columns."""
     return json.dumps(row, sort_keys=True)
 
 
@@ -257,6 +256,6 @@ def _rate(samples: list[Sample]) -> float:
 
 
 def _step_of(name: str) -> int:
-    """Step of `checkpoint-N`; 0 for another name."""
+    """The number N of `checkpoint-N`; 0 for any other name."""
     digits = name.removeprefix("checkpoint-")
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0

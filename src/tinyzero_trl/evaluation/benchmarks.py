@@ -34,6 +34,7 @@ class Benchmark:
     hub: str
     """Id of the hub dataset; `id:config` if it has several configs."""
     split: str = "test"
+    """Split of the hub dataset."""
     problem: str | None = None
     """Column of the problem; None is the first of PROBLEM_COLUMNS."""
     answer: str | None = None
@@ -43,7 +44,9 @@ class Benchmark:
     k: int = 4
     """Samples of a problem, unless decoding is greedy."""
     temperature: float = 0.6
+    """Sampling temperature; 0 is greedy."""
     top_p: float = 0.95
+    """Probability mass that is sampled from."""
     max_new_tokens: int = 32_768
     """Most tokens of a response; fewer if the model has no room."""
 

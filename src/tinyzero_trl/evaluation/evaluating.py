@@ -47,7 +47,9 @@ class Prepared:
     plan: Plan
     settings: Settings
     rows: list[Row]
+    """The problems: raw columns, prompt and prefill."""
     prompt_ids: list[list[int]]
+    """Token ids of each prompt."""
     max_new_tokens: int
     """Most tokens of a response."""
 

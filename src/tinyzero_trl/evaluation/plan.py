@@ -79,18 +79,23 @@ class Plan:
     location: ModelLocation
     task: Task
     format: str
+    """Name of the format that words the prompts."""
     data: dict[str, Any]
     """Arguments of Task.load, except split, num_rows and seed."""
     n: int | None
     """Number of problems; None is all of a benchmark."""
     k: int
+    """Samples of each problem."""
     temperature: float
+    """Sampling temperature; 0 is greedy."""
     top_p: float
+    """Probability mass that is sampled from."""
     stop: tuple[str, ...]
     """Strings that end a response."""
     max_new_tokens: int | None
     """Most tokens of a response; None is default_max_new_tokens, or fewer if the model has no room."""
     default_max_new_tokens: int
+    """Most tokens of a response, if neither a person nor the run says."""
     dtype: str
     """Precision of the model on a GPU: that of the run's forward passes; without a run `auto`, that of its files."""
     folder: Path

@@ -35,9 +35,13 @@ class Response:
     label: str
     """Name of the step for the reader: base, step N or trained."""
     prefill: str
+    """Beginning of the response that the prompt already contains."""
     completion: str
+    """Text that the model generated."""
     outcome: str
+    """Outcome of the verdict."""
     num_tokens: int
+    """Tokens of the completion."""
 
 
 @dataclass
@@ -48,6 +52,7 @@ class RunFiles:
     run: dict[str, Any] = field(default_factory=dict)
     """Content of run.yaml, without its provenance."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    """The run's provenance: command, versions, hardware, data."""
     train: list[dict[str, Any]] = field(default_factory=list)
     """Lines of metrics.jsonl about training steps."""
     evals: list[dict[str, Any]] = field(default_factory=list)

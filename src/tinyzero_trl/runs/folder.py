@@ -33,6 +33,7 @@ class RunFolder:
     """The folder of a run, and the checkpoint it starts from."""
 
     path: Path
+    """The run folder."""
     resume_from: Path | None
     """A usable checkpoint; None for a run that starts at step 0."""
     notes: tuple[str, ...] = ()

@@ -47,6 +47,7 @@ class Launch:
     """The command that starts a run again, from its last checkpoint."""
 
     program: str
+    """Name of the training program: grpo."""
     words: list[str]
     """Words of the command line, with `trainer.resume_from_checkpoint` among them."""
     num_processes: int

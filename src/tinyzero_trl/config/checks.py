@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from tinyzero_trl.config.rewards import parameters
 from tinyzero_trl.config.sections import DATA_KEYS
 from tinyzero_trl.failures import ConfigError, first_line, nearest
-from tinyzero_trl.models import Start, check_prompts, fitted, prompts_ids
+from tinyzero_trl.models import CheckedModel, check_prompts, fitted, prompts_ids
 from tinyzero_trl.rewards import FROM_TRL, columns_of, is_for_trl, reward_fault
 from tinyzero_trl.task import FormatFn, RewardFn, Row, Task, loaded, prompts, resolve
 from tinyzero_trl.tasks import find_task
@@ -102,7 +102,7 @@ def check_rows(
     cfg: DictConfig,
     chosen: Parts,
     dataset: Dataset,
-    start: Start,
+    start: CheckedModel,
     *,
     generation_batch_size: int,
     name: str = "train",
@@ -209,7 +209,7 @@ def _load(chosen: Parts, *, split: str, num_rows: int | None, **arguments: Any) 
         raise ConfigError(f"data ({split}): {first_line(error)}") from error
 
 
-def _check_lengths(cfg: DictConfig, worded: list[Any], start: Start, *, name: str) -> None:
+def _check_lengths(cfg: DictConfig, worded: list[Any], start: CheckedModel, *, name: str) -> None:
     context = getattr(start.config, "max_position_embeddings", None)
     if cfg.trainer.use_vllm and cfg.trainer.vllm_max_model_length:
         context = min(context or cfg.trainer.vllm_max_model_length, cfg.trainer.vllm_max_model_length)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from tinyzero_trl.config import batching, checks, composition, generation, installed, method, rewards, sections
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.models import Start, check_stop, checked_start
+from tinyzero_trl.models import CheckedModel, check_stop, checked_start
 from tinyzero_trl.task import RewardFn, Task
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class CheckedRun:
     task: Task
     rewards: Mapping[str, RewardFn]
     """Reward by the name the recipe gives it."""
-    start: Start
+    start: CheckedModel
     """Location, config and tokenizer of the model that training starts from."""
     train_rows: Dataset
     eval_rows: Dataset | None
@@ -41,7 +41,7 @@ class CheckedRun:
 class CheckedPretraining:
     """Everything that a run of sft.py needs before its folder is opened."""
 
-    start: Start | None
+    start: CheckedModel | None
     """The model that training goes on from; None for a new one."""
     args: Any
     """TRL's config object; `output_dir` is set once the run folder is known."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl.evaluation.plan import Plan
 from tinyzero_trl.failures import ConfigError, first_line
-from tinyzero_trl.models import EVALUATED, ModelLocation, Start, StopStrings, adapters, inspection, tokens
+from tinyzero_trl.models import EVALUATED, CheckedModel, ModelLocation, StopStrings, adapters, inspection, tokens
 from tinyzero_trl.task import Row
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Draw = Callable[..., list[dict[str, Any]]]
 class Loading:
     """A checked model, and the settings to load it with."""
 
-    model: Start
+    model: CheckedModel
     max_length: int
     """Tokens of the longest prompt with its completion."""
     dtype: str = "auto"
@@ -44,34 +44,34 @@ class Loading:
         return StopStrings(self.stop, self.model.tokenizer) if self.stop else None
 
 
-def checked_model(location: ModelLocation) -> Start:
+def checked_model(location: ModelLocation) -> CheckedModel:
     """The model's config and tokenizer, after all checks that need no weights. Raises: ConfigError."""
     config = inspection.config_of(location, typed=EVALUATED)
     tokenizer = tokens.tokenizer_of(location, typed=EVALUATED, config=config)
     inspection.empty_model(location, config, typed=EVALUATED)
-    return Start(location, config, tokenizer)
+    return CheckedModel(location, config, tokenizer)
 
 
-def fitted_rows(rows: list[Row], model: Start) -> list[Row]:
+def fitted_rows(rows: list[Row], model: CheckedModel) -> list[Row]:
     """The rows with their prompts as the model's chat template takes them, as in training."""
     prompts = tokens.fitted([row["prompt"] for row in rows], model.tokenizer, name=model.location.shown)
     return [{**row, "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
 
 
-def prompt_ids_of(model: Start, rows: list[Row], *, format_name: str) -> list[list[int]]:
+def prompt_ids_of(model: CheckedModel, rows: list[Row], *, format_name: str) -> list[list[int]]:
     """The prompts as training tokenises them. Raises: ConfigError if the chat template refuses them."""
     prompts = [row["prompt"] for row in rows]
     tokens.check_prompts(prompts, model.tokenizer, model.config, name=model.location.shown, format_name=format_name)
     return tokens.prompts_ids(model.tokenizer, prompts)
 
 
-def context_of(model: Start) -> int | None:
+def context_of(model: CheckedModel) -> int | None:
     """Most tokens of a prompt with its response; None if the model's config names no limit."""
     context = getattr(model.config, "max_position_embeddings", None)
     return None if context is None else int(context)
 
 
-def room(plan: Plan, model: Start, prompt_ids: list[list[int]]) -> int:
+def room(plan: Plan, model: CheckedModel, prompt_ids: list[list[int]]) -> int:
     """Tokens a response may have, so that the longest prompt and its response fit the model."""
     context, longest = context_of(model), max(map(len, prompt_ids))
     room = None if context is None else context - longest

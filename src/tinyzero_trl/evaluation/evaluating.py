@@ -29,7 +29,7 @@ from tinyzero_trl.evaluation.completions import (
 )
 from tinyzero_trl.evaluation.plan import Plan, Settings, make_plan, refuse_changed, request
 from tinyzero_trl.evaluation.scores import Sample
-from tinyzero_trl.models import Start, check_stop, identity_of, weights_of
+from tinyzero_trl.models import CheckedModel, check_stop, identity_of, weights_of
 from tinyzero_trl.rewards import verdict_of
 from tinyzero_trl.storage import locked
 from tinyzero_trl.task import Row, Task, loaded, prompts, resolve
@@ -159,7 +159,7 @@ def rows_of(plan: Plan, settings: Settings) -> list[Row]:
     return rows
 
 
-def prepared(plan: Plan, settings: Settings, rows: list[Row], model: Start) -> Prepared:
+def prepared(plan: Plan, settings: Settings, rows: list[Row], model: CheckedModel) -> Prepared:
     """The plan with its problems tokenised. Raises: ValueError if a prompt leaves no room for a response."""
     check_stop(plan.stop, name="--stop", tokenizer=model.tokenizer)
     rows = fitted_rows(rows, model)

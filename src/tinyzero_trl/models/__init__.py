@@ -9,15 +9,15 @@ that ends a completion: `is_truncated` is asked by our sampler, by vLLM's caller
 from tinyzero_trl.models.identity import identity_of, model_files, weights_of
 from tinyzero_trl.models.inspection import json_object
 from tinyzero_trl.models.location import EVALUATED, TRAINED, ModelLocation, load_path, locate, read_record
-from tinyzero_trl.models.policy import Start, checked_start, init_arguments, policy_arguments, settle_adapter
+from tinyzero_trl.models.policy import CheckedModel, checked_start, init_arguments, policy_arguments, settle_adapter
 from tinyzero_trl.models.stop_strings import StopStrings, check_stop, is_truncated
 from tinyzero_trl.models.tokens import check_prompts, fitted, prompt_ids, prompts_ids
 
 __all__ = [
     "EVALUATED",
     "TRAINED",
+    "CheckedModel",
     "ModelLocation",
-    "Start",
     "StopStrings",
     "check_prompts",
     "check_stop",

@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Start:
+class CheckedModel:
     """A model and its tokenizer, checked without reading weights."""
 
     location: ModelLocation
+    """Its place, and the run it comes from."""
     config: PreTrainedConfig
+    """Content of its config.json."""
     tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer, with padding on the left."""
 
 
-def checked_start(cfg: DictConfig) -> Start:
+def checked_start(cfg: DictConfig) -> CheckedModel:
     """The model and tokenizer that `cfg` names, checked without reading weights.
 
     If `cfg` names a run folder, it is set to the model folder in it, so that the new run's record says which model it was.
@@ -48,7 +51,7 @@ def checked_start(cfg: DictConfig) -> Start:
         inspection.check_lora(model, _model_settings(cfg))
     if "critic" in cfg and cfg.critic.model is not None:
         _check_critic(cfg)
-    return Start(location, config, tokenizer)
+    return CheckedModel(location, config, tokenizer)
 
 
 def _check_critic(cfg: DictConfig) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.failures import ConfigError, nearest
-from tinyzero_trl.models import Start, adapters
+from tinyzero_trl.models import CheckedModel, adapters
 from tinyzero_trl.pretraining import countdown_traces, math_traces, multiplication_traces
 from tinyzero_trl.pretraining.scratch import fixed_sentences, new_llama, train_tokenizer
 from tinyzero_trl.tasks import TASKS
@@ -105,7 +105,7 @@ def stage(
     return texts
 
 
-def start(cfg: Any, texts: Sequence[Text], begun: Start | None) -> tuple[Any, Any]:
+def start(cfg: Any, texts: Sequence[Text], begun: CheckedModel | None) -> tuple[Any, Any]:
     """The model and tokenizer that training starts with.
 
     begun: what `model.model_name_or_path` names; None makes both anew, in the shape of `scratch`, for `texts`.

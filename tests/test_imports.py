@@ -110,8 +110,8 @@ def test_a_room_is_entered_by_its_door():
 
 CLOSED = {"rewards.pool", "rewards.worker_process", "tasks.reward_worker", "data.preparation"}
 """Files that their door does not open, because they load a library or are a process of their own."""
-LAZY = {"algorithms", "generation", "trainer", "tasks"}
-"""Rooms whose files are imported one by one: each loads torch, TRL or vLLM, or is one task."""
+LAZY = {"algorithms", "trainer", "tasks"}
+"""Rooms whose files are imported one by one: each loads torch or TRL, or is one task."""
 
 
 def test_no_two_modules_import_each_other():
@@ -163,3 +163,18 @@ def test_importing_a_room_that_a_verb_reads_first_loads_neither_torch_nor_trl(na
     code = f"import sys, tinyzero_trl{name}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not (HEAVY | {"datasets", "sympy"}) & set(run.stdout.split())
+
+
+def test_the_process_that_ends_a_server_loads_the_standard_library_alone():
+    code = "import sys, tinyzero_trl.generation.supervisor; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not (HEAVY | {"numpy", "psutil", "aiohttp", "omegaconf", "rich"}) & set(run.stdout.split())
+
+
+def test_the_door_of_generation_hands_out_its_names():
+    from tinyzero_trl import generation
+
+    assert generation.sample.__module__ == "tinyzero_trl.generation.sampler"
+    assert {name: hasattr(generation, name) for name in generation.__all__} == dict.fromkeys(generation.__all__, True)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        generation.nothing  # noqa: B018

@@ -18,7 +18,7 @@ from tinyzero_trl import storage
 from tinyzero_trl.config import compose
 from tinyzero_trl.evaluation import scores, unfinished
 from tinyzero_trl.failures import ConfigError, DiskFull, explained
-from tinyzero_trl.generation.guard import make_token
+from tinyzero_trl.generation.authentication import make_token
 from tinyzero_trl.runs import record
 from tinyzero_trl.storage import manifest
 from tinyzero_trl.storage.lock import locked

@@ -73,7 +73,7 @@ def by_server(tokenizer: Any) -> Iterator[Draw]:
         def draw(rows: list[list[int]], seeds: list[int]) -> int:
             how = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": NEW_TOKENS}
             bodies = request_bodies(spec.model, rows, Rows(seeds, [tokenizer.eos_token_id]), **how)
-            answers = server.calls.together("/v1/completions", bodies, seconds=600)
+            answers = server.http_client.post_all("/v1/completions", bodies, seconds=600)
             return sum(len(answer["choices"][0]["token_ids"]) for answer in answers)
 
         yield draw

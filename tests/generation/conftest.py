@@ -22,7 +22,7 @@ needs_vllm = pytest.mark.skipif(
 VLLM_TESTS = {
     *("test_rounds", "test_server", "test_server_faults"),
     *("test_colocated", "test_engines_run", "test_killed_server", "test_two_servers"),
-    *("test_broadcast", "test_calls", "test_fleet"),
+    *("test_broadcast", "test_http_client", "test_server_pool"),
 }
 """Files of which each keeps to one worker (--dist loadfile): the first three share a server, the next start what they need themselves."""
 

@@ -49,16 +49,16 @@ def start(model: Path, folder: Path, *, max_model_length: int = 512, adapter_ran
 
 
 def client_of(
-    server: Any, folder: Any = None, calls: Any = None, *, sends_adapter: bool = False, **changes: Any
+    server: Any, folder: Any = None, http_client: Any = None, *, sends_adapter: bool = False, **changes: Any
 ) -> Any:
-    """calls: by which it reaches the server; None: its own."""
+    """http_client: by which it reaches the server; None: its own."""
     from tinyzero_trl.generation.client import Client
     from tinyzero_trl.generation.weights import WeightFolder
 
     own = None if folder else WeightFolder(None)
     settings = {"run": "test", "folder": folder or own, "seconds_per_batch": 600.0, **changes}
-    calls = calls or server.calls
-    client = Client(calls, base_url=calls.url, **settings)
+    http_client = http_client or server.http_client
+    client = Client(http_client, base_url=http_client.url, **settings)
     if own:
         weakref.finalize(client, own.remove)
     client.sends_adapter = sends_adapter
@@ -74,7 +74,7 @@ def push(client: Any, model: torch.nn.Module, step: int, *, fails: bool = False)
         [(name, str(p.dtype).removeprefix("torch."), list(p.shape)) for name, p in named], iter(named)
     )
     client.reset_prefix_cache()
-    assert (client.fault is not None) == fails, client.fault
+    assert (client.error is not None) == fails, client.error
 
 
 def gap(model: Any, generated: dict[str, Any], temperature: float = 1.0) -> float:

@@ -14,7 +14,7 @@ import torch
 from stub import Stub, reply
 
 from tinyzero_trl.generation import broadcast
-from tinyzero_trl.generation.calls import Calls, ServerFault
+from tinyzero_trl.generation.http_client import HttpClient, ServerError
 
 PARAMS = {f"layers.{i}.weight": torch.full((4, 8), float(i), dtype=torch.float32) for i in range(5)} | {
     "head": torch.arange(6, dtype=torch.bfloat16)
@@ -59,8 +59,8 @@ def client(stub: Stub, group: Group, *, seconds: float = 300.0, **of_trl: Any) -
     from tinyzero_trl.generation.client import Client
 
     stub.behave = lambda request: reply(request, 200, {"data": [{"id": "model"}]})
-    calls = Calls(stub.url, token="t" * 32, seconds_per_call=5.0)
-    made = Client(calls, run="test", folder=None, seconds_per_batch=seconds, base_url=stub.url, **of_trl)
+    http_client = HttpClient(stub.url, token="t" * 32, seconds_per_call=5.0)
+    made = Client(http_client, run="test", folder=None, seconds_per_batch=seconds, base_url=stub.url, **of_trl)
     made.communicator = group
     made.push(1)
     return made
@@ -82,7 +82,7 @@ def test_every_parameter_of_a_bucket_is_gathered_before_the_bucket_is_sent(
     group = Group(events)
     made = client(stub, group)
     made.update_named_params(METADATA, gathered(events))
-    assert made.fault is None
+    assert made.error is None
     names = [f"gather {name}" for name in PARAMS]
     assert events == [*names[:2], "broadcast 0", *names[2:4], "broadcast 1", *names[4:], "broadcast 2"]
     arrived = torch.cat(group.sent)
@@ -107,7 +107,7 @@ def test_a_peer_that_dies_in_mid_broadcast_is_a_fault_after_the_deadline_and_not
     began = time.monotonic()
     made.update_named_params(METADATA, gathered(events))
     assert time.monotonic() - began < 100, "the stub holds its answer back for 900 s"
-    assert isinstance(made.fault, ServerFault)
+    assert isinstance(made.error, ServerError)
     assert group.is_aborted.is_set()
     assert [event for event in events if event.startswith("gather")] == [f"gather {name}" for name in PARAMS], (
         "the other processes gather all of them"
@@ -124,8 +124,8 @@ def test_a_server_that_refuses_the_transfer_ends_the_broadcast_at_once(stub: Stu
     began = time.monotonic()
     made.update_named_params(METADATA, gathered([]))
     assert time.monotonic() - began < 100, "300 s are the deadline"
-    assert isinstance(made.fault, ServerFault)
-    assert made.fault.status == 500
+    assert isinstance(made.error, ServerError)
+    assert made.error.status == 500
     assert group.is_aborted.is_set()
 
 
@@ -150,10 +150,10 @@ def test_a_group_that_a_server_never_joins_is_a_fault_after_the_deadline(
     config = {"weight_transfer_config": {"backend": "nccl"}, "lora_config": None}
     made = client(stub, Group([]), seconds=0.3)
     stub.behave = lambda request: reply(request, 200, {"vllm_config": config})
-    with pytest.raises(ServerFault, match="did not join the NCCL group"):
+    with pytest.raises(ServerError, match="did not join the NCCL group"):
         Client.init_communicator(made, "cuda:0")
     config["weight_transfer_config"] = {"backend": "file"}
-    with pytest.raises(ServerFault, match="same generation.weight_transfer"):
+    with pytest.raises(ServerError, match="same generation.weight_transfer"):
         Client.init_communicator(made, "cuda:0")
 
 

@@ -95,7 +95,7 @@ def test_the_command_line_of_a_server_says_what_the_recipe_needs(tmp_path: Path)
     wanted = {
         "--host": "127.0.0.1", "--port": "1234", "--max-model-len": "777", "--seed": "5", "--dtype": "float32",
         "--logprobs-mode": "processed_logprobs", "--generation-config": "vllm",
-        "--weight-transfer-config": '{"backend": "file"}', "--middleware": "tinyzero_trl.generation.guard.TokenGuard",
+        "--weight-transfer-config": '{"backend": "file"}', "--middleware": "tinyzero_trl.generation.authentication.TokenMiddleware",
     }  # fmt: skip
     assert {name: options[name] for name in wanted} == wanted
     assert options["--model"].endswith("tiny")
@@ -226,12 +226,12 @@ def test_the_server_is_ready_before_anything_loads_where_it_shares_the_gpu(
 ) -> None:
     from tinyzero_trl.failures import ServerLost
     from tinyzero_trl.generation import engines
-    from tinyzero_trl.generation.calls import ServerFault
+    from tinyzero_trl.generation.http_client import ServerError
 
     events: list[str] = []
 
     class FakeServer:
-        calls = None
+        http_client = None
         is_broken = False
 
         def __init__(self, spec: Any, **kwargs: Any):
@@ -246,7 +246,7 @@ def test_the_server_is_ready_before_anything_loads_where_it_shares_the_gpu(
         def wait_until_healthy(self, seconds: float) -> None:
             events.append("ready")
             if self.is_broken:
-                raise ServerFault("it ended")
+                raise ServerError("it ended")
 
     monkeypatch.setattr(engines, "Server", FakeServer)
     monkeypatch.delenv("RANK", raising=False)

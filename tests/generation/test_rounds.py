@@ -18,7 +18,7 @@ from servers import client_of, start
 from stub import Stub, forward, reply
 
 from tinyzero_trl.failures import DiskFull, ServerLost
-from tinyzero_trl.generation.calls import Calls
+from tinyzero_trl.generation.http_client import HttpClient
 
 
 def shortness(completions: list[str], **columns: object) -> list[float]:
@@ -34,7 +34,7 @@ def build(models: Callable[[bool], Path], server: Any, tmp_path: Path) -> Callab
         max_failures: int = 2,
         folder: str = "run",
         generation: Any = None,
-        calls: Any = None,
+        http_client: Any = None,
         shared: Path = tmp_path,
         seconds_per_batch: float = 600,
         peft: Any = None,
@@ -54,7 +54,7 @@ def build(models: Callable[[bool], Path], server: Any, tmp_path: Path) -> Callab
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
         model = models(True)
         remote = Remote(
-            calls or (to or server).calls,
+            http_client or (to or server).http_client,
             WeightFolder(str(shared)),
             None,
             seconds_to_start=600,
@@ -141,7 +141,7 @@ def test_an_adapter_in_the_weights_leaves_those_below_it_as_they_were(
 def test_an_adapter_goes_by_itself_and_a_server_that_lost_it_is_given_it_again(
     build: Callable[..., Any], models: Callable[[bool], Path], server: Any, tmp_path: Path
 ) -> None:
-    from tinyzero_trl.generation.calls import Calls, ServerFault
+    from tinyzero_trl.generation.http_client import HttpClient, ServerError
     from tinyzero_trl.generation.server_generation import ServerGeneration
     from tinyzero_trl.generation.weights import WeightFolder
 
@@ -150,10 +150,10 @@ def test_an_adapter_goes_by_itself_and_a_server_that_lost_it_is_given_it_again(
 
         def generate(self, *args: Any, **kwargs: Any) -> Any:
             if self._step == 2 and not self.num_faults:
-                calls = self.vllm_client.calls
-                with contextlib.suppress(ServerFault):  # it answers with a sentence
-                    calls.post("/v1/unload_lora_adapter", {"lora_name": self.vllm_client.version})
-                calls.post("/update_weight_version", {"new_version": "default"})
+                http_client = self.vllm_client.http_client
+                with contextlib.suppress(ServerError):  # it answers with a sentence
+                    http_client.post("/v1/unload_lora_adapter", {"lora_name": self.vllm_client.version})
+                http_client.post("/update_weight_version", {"new_version": "default"})
             return super().generate(*args, **kwargs)
 
     taking = start(models(True), tmp_path / "taking", adapter_rank=8)
@@ -166,11 +166,11 @@ def test_an_adapter_goes_by_itself_and_a_server_that_lost_it_is_given_it_again(
         texts = [[row["completion"] for row in rollouts(tmp_path / name)] for name in ("straight", "disturbed")]
         assert texts[0] == texts[1]
         for route in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
-            with pytest.raises(ServerFault, match="401"):
-                Calls(taking.url, token="not the token", seconds_per_call=10).post(route, {"lora_name": "policy"})
-        with pytest.raises(ServerFault, match="started to take an adapter, and this run sends whole weights"):
+            with pytest.raises(ServerError, match="401"):
+                HttpClient(taking.url, token="not the token", seconds_per_call=10).post(route, {"lora_name": "policy"})
+        with pytest.raises(ServerError, match="started to take an adapter, and this run sends whole weights"):
             client_of(taking, WeightFolder(str(tmp_path)))
-        with pytest.raises(ServerFault, match="started to take whole weights, and this run sends an adapter"):
+        with pytest.raises(ServerError, match="started to take whole weights, and this run sends an adapter"):
             client_of(server, WeightFolder(str(tmp_path)), sends_adapter=True)
     finally:
         taking.stop()
@@ -187,15 +187,15 @@ def test_a_server_that_lost_the_weights_in_mid_run_is_given_them_again_and_nothi
         num_told = 0
 
         def generate(self, *args: Any, **kwargs: Any) -> Any:
-            calls = self.vllm_client.calls
-            calls.post("/update_weight_version", {"new_version": "default"})
+            http_client = self.vllm_client.http_client
+            http_client.post("/update_weight_version", {"new_version": "default"})
             check = self.vllm_client.check_version
 
             def then_forget() -> None:
                 check()
                 type(self).num_told += 1
                 if self.num_told == 3:
-                    calls.post("/update_weight_version", {"new_version": "default"})
+                    http_client.post("/update_weight_version", {"new_version": "default"})
 
             self.vllm_client.check_version = then_forget
             return super().generate(*args, **kwargs)
@@ -237,8 +237,8 @@ def test_a_server_that_answers_500_breaks_off_and_hangs_in_mid_run_changes_nothi
     straight = build(folder="straight")
     straight.train()
     proxy.behave = disturb
-    calls = Calls(proxy.url, token=server.token_file, seconds_per_call=15)
-    disturbed = build(folder="disturbed", calls=calls, seconds_per_batch=15)
+    http_client = HttpClient(proxy.url, token=server.token_file, seconds_per_call=15)
+    disturbed = build(folder="disturbed", http_client=http_client, seconds_per_batch=15)
     disturbed.train()
     proxy.stop()
     assert not any(plan.values())
@@ -254,7 +254,7 @@ def test_a_server_that_answers_500_breaks_off_and_hangs_in_mid_run_changes_nothi
 def test_a_server_that_stays_lost_saves_the_run_and_ends_it(
     build: Callable[..., Any], tmp_path: Path, server: Any
 ) -> None:
-    from tinyzero_trl.generation.calls import ServerFault
+    from tinyzero_trl.generation.http_client import ServerError
     from tinyzero_trl.generation.server_generation import ServerGeneration
     from tinyzero_trl.storage import manifest
 
@@ -265,7 +265,7 @@ def test_a_server_that_stays_lost_saves_the_run_and_ends_it(
             if self._step >= 2:
 
                 def refuse(*args: Any, **kwargs: Any) -> Any:
-                    raise ServerFault("it answered 500")
+                    raise ServerError("it answered 500")
 
                 self.vllm_client._complete = refuse
             return super().generate(*args, **kwargs)
@@ -346,7 +346,7 @@ def test_two_runs_on_one_server_are_told_apart(build: Callable[..., Any], server
 
         def generate(self, *args: Any, **kwargs: Any) -> Any:
             if self._step == 1:
-                client_of(server, run="other").calls.post("/update_weight_version", {"new_version": "other:9:1"})
+                client_of(server, run="other").http_client.post("/update_weight_version", {"new_version": "other:9:1"})
             return super().generate(*args, **kwargs)
 
     with pytest.raises(ServerTaken, match="give each run a server of its own"):

@@ -31,7 +31,7 @@ def test_log_probabilities_are_the_trainers_after_every_update(
         for update in range(NUM_UPDATES):
             push(client, shaken(model, update), step=update)
             right = gap(model, generated := rows(client, 100 * update))
-            assert client.fault is None, client.fault
+            assert client.error is None, client.error
             stale = gap(shaken(model, update + 1), generated)
             print(f"update {update}: gap {right:.1e}, with other weights {stale:.1e}, {client.num_bytes} bytes")
             assert right < 1e-4
@@ -71,7 +71,7 @@ def test_prompts_that_do_not_fit_into_one_step_of_the_engine_are_drawn_by_their_
     prompts = [[5 + (row * 7 + place * place) % 250 for place in range(300 + row)] for row in range(16)]
     client.rows = Rows(list(range(16)), EOS)
     first = client.generate(prompts, **SAMPLING)
-    assert client.fault is None, client.fault
+    assert client.error is None, client.error
     assert gap(model, first) < 1e-4
     assert client.generate(prompts, **SAMPLING)["completion_ids"] == first["completion_ids"]
 
@@ -125,20 +125,20 @@ def test_weights_the_server_lost_or_another_run_wrote_are_found_before_and_after
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from tinyzero_trl.generation.client import LOST, ServerTaken, StaleFault
+    from tinyzero_trl.generation.client import LOST, ServerTaken, StaleWeightsError
 
     model = AutoModelForCausalLM.from_pretrained(models(True))
     client, other = client_of(server), client_of(server, run="other")
     push(client, model, step=5)
     assert rows(client, 1) is not LOST
-    client.calls.post("/update_weight_version", {"new_version": "default"})  # what a restart leaves
+    client.http_client.post("/update_weight_version", {"new_version": "default"})  # what a restart leaves
     assert rows(client, 1) is LOST
-    assert isinstance(client.fault, StaleFault)
+    assert isinstance(client.error, StaleWeightsError)
     push(client, model, step=5)
     assert rows(client, 1) is not LOST
     push(other, model, step=5)
     assert rows(client, 1) is LOST
-    assert isinstance(client.fault, ServerTaken)
+    assert isinstance(client.error, ServerTaken)
 
 
 def test_a_transfer_that_broke_off_does_not_stand_in_the_way_of_the_next(
@@ -146,16 +146,16 @@ def test_a_transfer_that_broke_off_does_not_stand_in_the_way_of_the_next(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from tinyzero_trl.generation.calls import ServerFault
+    from tinyzero_trl.generation.http_client import ServerError
 
     model = shaken(AutoModelForCausalLM.from_pretrained(models(True)).eval(), 11)
     client = client_of(server)
-    client.calls.post("/start_weight_update", {})  # a trainer that was killed here
+    client.http_client.post("/start_weight_update", {})  # a trainer that was killed here
     push(client, model, step=1)
     assert gap(model, rows(client, 1)) < 1e-4
-    client.calls.post("/start_weight_update", {})
-    with pytest.raises(ServerFault, match="500"):
-        client.calls.post("/update_weights", {"update_info": {"path": "/nowhere.safetensors"}})
+    client.http_client.post("/start_weight_update", {})
+    with pytest.raises(ServerError, match="500"):
+        client.http_client.post("/update_weights", {"update_info": {"path": "/nowhere.safetensors"}})
     push(client, shaken(model, 12), step=2)
     assert gap(model, rows(client, 1)) < 1e-4
 
@@ -173,21 +173,21 @@ def status_of(url: str, method: str, token: str | None) -> int:
 
 
 def test_only_with_the_token_can_it_be_told_to_write_a_file(server: Any, tmp_path: Path) -> None:
-    from tinyzero_trl.generation.calls import Calls, ServerFault
+    from tinyzero_trl.generation.http_client import HttpClient, ServerError
 
     words = {"method": "save_sharded_state", "kwargs": {"path": str(tmp_path / "sharded")}}
-    with pytest.raises(ServerFault, match="answered 401"):
-        Calls(server.url, token="x" * 43, seconds_per_call=20).post("/collective_rpc", words)
+    with pytest.raises(ServerError, match="answered 401"):
+        HttpClient(server.url, token="x" * 43, seconds_per_call=20).post("/collective_rpc", words)
     assert not (tmp_path / "sharded").exists()
     (tmp_path / "sharded").mkdir()
-    server.calls.post("/collective_rpc", words)
+    server.http_client.post("/collective_rpc", words)
     assert list((tmp_path / "sharded").iterdir()), "what the token keeps others from"
 
 
 def test_every_route_but_health_asks_for_the_token(server: Any) -> None:
-    from tinyzero_trl.generation.guard import read_token
+    from tinyzero_trl.generation.authentication import read_token
 
-    described = server.calls.get("/openapi.json")["paths"]
+    described = server.http_client.get("/openapi.json")["paths"]
     routes = [(path, method.upper()) for path, methods in described.items() for method in methods]
     # Not described, and there: the metrics, the description itself, and what no route is.
     routes += [
@@ -204,7 +204,7 @@ def test_every_route_but_health_asks_for_the_token(server: Any) -> None:
 
 
 def test_the_token_is_in_no_command_line_environment_or_log_and_only_this_user_can_read_it(server: Any) -> None:
-    from tinyzero_trl.generation.guard import read_token
+    from tinyzero_trl.generation.authentication import read_token
 
     token = read_token(server.token_file)
     assert server.token_file.stat().st_mode & 0o777 == 0o600

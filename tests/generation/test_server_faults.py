@@ -17,7 +17,7 @@ pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM, which is not on 
 from servers import client_of, gap, push, rows, shaken
 from stub import Stub, forward, reply
 
-from tinyzero_trl.generation.calls import Calls, ServerFault
+from tinyzero_trl.generation.http_client import HttpClient, ServerError
 
 SECONDS = 2.0
 """The deadline of what is to fail."""
@@ -36,8 +36,8 @@ def proxy(server: Any) -> Iterator[Stub]:
 @pytest.fixture
 def client(proxy: Stub, server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Reaches the real server through the proxy."""
-    monkeypatch.setattr("tinyzero_trl.generation.calls.LOOK_EVERY", 0.5)
-    return client_of(server, calls=Calls(proxy.url, token=server.token_file, seconds_per_call=FAR))
+    monkeypatch.setattr("tinyzero_trl.generation.http_client.SECONDS_BETWEEN_CHECKS", 0.5)
+    return client_of(server, http_client=HttpClient(proxy.url, token=server.token_file, seconds_per_call=FAR))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_transfer_that_is_refused_is_asked_once_and_never_generated_from(
     proxy.asked.clear()
     proxy.behave = refuse
     push(client, shaken(model, 23), step=1, fails=True)
-    assert client.fault.status == status
+    assert client.error.status == status
     assert proxy.count(path) == 1
     assert rows(client, 1) is LOST
     assert proxy.count("/v1/completions") == 0
@@ -98,7 +98,7 @@ def test_a_server_that_fails_in_the_middle_of_a_batch_gives_none_of_it(
             if fault in ("stall", "drip"):
                 return getattr(proxy, fault)(request)
             if fault == "pause":
-                server.calls.post("/pause?mode=keep")
+                server.http_client.post("/pause?mode=keep")
             else:
                 (api if fault == "freeze api" else engine).send_signal(signal.SIGSTOP)
         return forward(request, server.url)
@@ -110,11 +110,11 @@ def test_a_server_that_fails_in_the_middle_of_a_batch_gives_none_of_it(
     try:
         assert rows(client, 1) is LOST
         seconds = time.monotonic() - started
-        assert fault != "pause" or server.calls.is_healthy()
+        assert fault != "pause" or server.http_client.is_healthy()
     finally:
         api.send_signal(signal.SIGCONT)
         engine.send_signal(signal.SIGCONT)
-    assert isinstance(client.fault, ServerFault)
+    assert isinstance(client.error, ServerError)
     assert seconds < FAR / 6
     proxy.forward_to(server.url)
     assert_is_well_again(client, model)
@@ -124,11 +124,11 @@ def test_a_server_that_fails_in_the_middle_of_a_batch_gives_none_of_it(
 def test_the_time_to_start_is_all_the_time_there_is(fault: str, proxy: Stub, server: Any) -> None:
     from tinyzero_trl.generation.server_generation import Remote
 
-    calls = Calls(proxy.url, token=server.token_file, seconds_per_call=FAR)
-    remote = Remote(calls, None, None, seconds_to_start=SECONDS, seconds_per_batch=FAR)
+    http_client = HttpClient(proxy.url, token=server.token_file, seconds_per_call=FAR)
+    remote = Remote(http_client, None, None, seconds_to_start=SECONDS, seconds_per_batch=FAR)
     proxy.behave = (lambda request: reply(request, 503, b"not yet")) if fault == "503" else getattr(proxy, fault)
     started = time.monotonic()
-    with pytest.raises(ServerFault, match="not ready within 2 s"):
+    with pytest.raises(ServerError, match="not ready within 2 s"):
         remote.begin()
     assert time.monotonic() - started < FAR / 6
     proxy.forward_to(server.url)
@@ -136,5 +136,5 @@ def test_the_time_to_start_is_all_the_time_there_is(fault: str, proxy: Stub, ser
 
 
 def test_a_token_that_is_not_the_servers_is_said_at_once(server: Any) -> None:
-    with pytest.raises(ServerFault, match="answered 401: no token"):
-        client_of(server, calls=Calls(server.url, token="x" * 43, seconds_per_call=SECONDS))
+    with pytest.raises(ServerError, match="answered 401: no token"):
+        client_of(server, http_client=HttpClient(server.url, token="x" * 43, seconds_per_call=SECONDS))

@@ -17,8 +17,7 @@ from tinyzero_trl.models import EVALUATED, CheckedModel, ModelLocation, StopStri
 from tinyzero_trl.task import Row
 
 if TYPE_CHECKING:
-    from tinyzero_trl.generation.for_evaluation import Request
-    from tinyzero_trl.generation.sampler import Sampled
+    from tinyzero_trl.generation import Request, Sampled
 
 Draw = Callable[..., list[dict[str, Any]]]
 """(*, prompt_ids, seeds, max_new_tokens, temperature, top_p, on_progress) -> text, length and `is_truncated` of each completion."""
@@ -90,7 +89,7 @@ def opened(engine: str, loading: Loading) -> Iterator[Draw]:
 
     Raises: MemoryError if the device has too little memory for the batch; Failure if vLLM fails.
     """
-    from tinyzero_trl.generation.for_evaluation import Request
+    from tinyzero_trl.generation import Request
 
     tokenizer = loading.model.tokenizer
     with _transformers(loading) if engine == "transformers" else _vllm(engine, loading) as sampled_of:
@@ -148,7 +147,7 @@ def _transformers(loading: Loading) -> Iterator[Callable[[Request], Sampled]]:
     import torch
 
     from tinyzero_trl.config import has_gpu
-    from tinyzero_trl.generation.sampler import sample
+    from tinyzero_trl.generation import sample
 
     tokenizer, batch_size = loading.model.tokenizer, loading.batch_size
     if has_gpu():
@@ -194,7 +193,7 @@ def rows_at_once(config: Any, itemsize: int, max_length: int, free_bytes: int) -
 
     A third, because the cache exists twice while it doubles. config: the model's. itemsize: bytes of one number in the cache.
     """
-    from tinyzero_trl.generation.sampler import DEFAULT_BATCH_SIZE
+    from tinyzero_trl.generation import DEFAULT_BATCH_SIZE
 
     of_text = config.get_text_config()
     head = getattr(of_text, "head_dim", None) or of_text.hidden_size // of_text.num_attention_heads

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import torch
 
 BUCKET_BYTES = 2**30
-"""A bucket ends with the parameter that takes it above this. vLLM's receiver cuts by the same rule and size; else both sides wait."""
+"""A bucket ends with the parameter that makes it larger than this. vLLM's receiver uses the same rule and size; otherwise both sides wait."""
 SECONDS_TO_ABORT = 10.0
-"""Time a thread has to return from a communicator that was aborted."""
+"""Seconds that a thread has to return from an aborted communicator."""
 Metadata = Sequence[tuple[str, str, Sequence[int]]]
-"""Name, dtype ("bfloat16") and shape of each parameter, in the order they are sent."""
+"""Name, dtype ("bfloat16") and shape of each parameter, in the order of sending."""
 Result = TypeVar("Result")
 
 
@@ -47,7 +47,7 @@ def buckets(
     device: torch.device | str,
     bucket_bytes: int = BUCKET_BYTES,
 ) -> Iterator[torch.Tensor]:
-    """The bytes of the parameters, bucket by bucket, each a copy that is whole before it is yielded."""
+    """The bytes of the parameters, bucket by bucket; each bucket is a finished copy when it is yielded."""
     for num_params, num_bytes in bucket_sizes(metadata, bucket_bytes=bucket_bytes):
         bucket = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         at = 0
@@ -58,43 +58,43 @@ def buckets(
             at += len(content)
         _finish_work_on(bucket.device)
         yield bucket
-        del bucket  # before the next is made: each is a GiB of the device that trains
+        del bucket  # frees it before the next is allocated: each takes a GiB of the device that trains
 
 
 def send(communicator: Any, bucket: torch.Tensor, *, receiving: Future[Any], until: float) -> None:
-    """Broadcast a bucket, and return when all have it.
+    """Broadcast a bucket, and return when all receivers have it.
 
-    receiving: the server's answer to the whole transfer; where it fails, nobody takes the bucket.
-    until: time.monotonic() after which the communicator is aborted.
-    Raises: TimeoutError, what `receiving` raised, or NCCL's error as a RuntimeError; the communicator is then of no further use.
+    receiving: the server's answer to the whole transfer; if that failed, nobody receives the bucket.
+    until: deadline on the clock of time.monotonic(), after which the communicator is aborted.
+    Raises: TimeoutError, the error of `receiving`, or NCCL's as a RuntimeError; the communicator is then destroyed.
     """
 
     def broadcast() -> None:
         if bucket.device.type == "cuda":
-            torch.cuda.set_device(bucket.device)  # the device is the thread's own
+            torch.cuda.set_device(bucket.device)  # each thread has a current device of its own
         communicator.broadcast(bucket, src=0)
         _finish_work_on(bucket.device)
 
     sending = in_thread(broadcast)
     try:
         if receiving in wait_for([sending, receiving], until=until):
-            receiving.result()  # raises where the server failed
+            receiving.result()  # raises if the server failed
         wait_for([sending], until=until)
         sending.result()
     except BaseException:
-        communicator.destroy()  # ncclCommAbort, in a thread of its own: what hangs in it returns
+        communicator.destroy()  # ncclCommAbort, so that a thread that hangs in NCCL returns
         wait([sending], timeout=SECONDS_TO_ABORT)
         raise
 
 
 def in_thread(work: Callable[[], Result]) -> Future[Result]:
-    """The result of work that may never end; its thread does not keep the process."""
+    """The future result of work that may never end; its thread does not keep the process alive."""
     future: Future[Result] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # raised again where the result is asked for
+        except BaseException as error:  # raised again by future.result()
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -102,7 +102,7 @@ def in_thread(work: Callable[[], Result]) -> Future[Result]:
 
 
 def wait_for(futures: Sequence[Future[Any]], *, until: float) -> set[Future[Any]]:
-    """Those that are done, at least one. Raises: TimeoutError where none is at `until` (time.monotonic())."""
+    """The futures that are done, at least one. Raises: TimeoutError if none is done at `until` (time.monotonic())."""
     done, _ = wait(futures, timeout=max(0.0, until - time.monotonic()), return_when=FIRST_COMPLETED)
     if not done:
         raise TimeoutError

@@ -1,4 +1,4 @@
-"""TRL's client of a vLLM server, with an end to every call, versions of weights, and a seed for each completion."""
+"""TRL's client of a vLLM server, with a deadline for each request, versions of the weights, and a seed for each completion."""
 
 from __future__ import annotations
 
@@ -17,79 +17,81 @@ from trl.generation.vllm_client import VLLMClient, parse_logprobs
 from tinyzero_trl.config import free_port, is_on_this_machine
 from tinyzero_trl.failures import Failure, ServerLost
 from tinyzero_trl.generation import broadcast
-from tinyzero_trl.generation.calls import Calls, ServerFault
+from tinyzero_trl.generation.http_client import HttpClient, ServerError
 from tinyzero_trl.generation.plugin import ENGINE
 from tinyzero_trl.generation.weights import WeightFolder
 
 BASE_VERSION = "default"
-"""What vLLM calls the weights a server started with."""
+"""vLLM's name of the weights that a server started with."""
 DEFAULT_GROUP_PORT = 51216
-"""TRL's trainer.vllm_group_port."""
+"""Default of TRL's trainer.vllm_group_port."""
 FINISHED = ("stop", "length")
 LOST: dict[str, Any] = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "logprob_token_ids": []}
-"""What `generate` gives where the server failed: no completion at all, which no server that works gives. All processes see it."""
+"""Result of `generate` if the server failed: no completion at all, which a working server never returns, so that all processes notice."""
 
 
 @dataclass
 class Rows:
-    """What the next rows of completions are drawn with, beside what TRL says."""
+    """Sampling settings of the next completions that TRL does not pass on."""
 
     seeds: Sequence[int] | None = None
-    """One for each row; None: the server draws."""
+    """One seed for each row; None: the server draws them."""
     eos_token_ids: Sequence[int] = field(default_factory=tuple)
-    """Tokens that end a completion, as the trainer has them."""
+    """Tokens that end a completion; the trainer's own."""
     stop: Sequence[str] = ()
     """Strings that end a completion."""
 
 
-class StaleFault(ServerFault):
-    """The server works, with other weights than it was given last."""
+class StaleWeightsError(ServerError):
+    """The server works, but has other weights than the last transfer gave it."""
 
 
 class ServerTaken(ServerLost):
-    """Another run uses the same server."""
+    """Another run writes its weights into the same server."""
 
 
 class Client(VLLMClient):
-    """Rank 0's view of a server: which weights it should have, which it has, and what went wrong last.
+    """Requests of rank 0 to a server: transfer of weights with a version, completions, and the last error.
 
-    Methods that TRL calls do not raise a ServerFault, they keep it in `fault`: the other processes are in collectives, and all have to
-    leave by the same door (remote.py).
+    Methods that TRL calls keep a ServerError in `error` instead of raising it: the other processes wait in a collective, and all
+    must leave it together (server_generation.py).
     """
 
     group_port: int
     sends_adapter = False
-    """Whether an adapter goes by itself, through the folder, and completions are drawn with it; set before `init_communicator`."""
+    """True if an adapter alone is transferred, through the folder, and completions are drawn with it; set before `init_communicator`."""
 
-    def __init__(self, calls: Calls, *, run: str, folder: WeightFolder | None, seconds_per_batch: float, **kwargs: Any):
-        """run: names this trainer among those that may have written weights into the server. folder: None transfers by NCCL."""
-        self.calls = calls
+    def __init__(
+        self, http_client: HttpClient, *, run: str, folder: WeightFolder | None, seconds_per_batch: float, **kwargs: Any
+    ):
+        """run: name of this trainer in the versions of its weights. folder: where weights are handed over; None transfers by NCCL."""
+        self.http_client = http_client
         self.run = run
         self.folder = folder
         self.seconds_per_batch = seconds_per_batch
-        self.fault: BaseException | None = None
+        self.error: BaseException | None = None
         self.rows = Rows()
         self.version = BASE_VERSION
-        """Of the weights the server has to have."""
+        """Version of the weights that the server should have."""
         self.num_pushes = 0
         self.num_bytes = 0
-        """Of the last transfer."""
+        """Bytes of the last transfer."""
         super().__init__(**kwargs)
-        # TRL's session repeats POSTs and waits without end; nothing of ours uses it.
+        # TRL's session repeats POSTs and has no deadline; our methods do not use it.
         self.session.close()
         self.has_port_of_its_own = self.group_port == DEFAULT_GROUP_PORT
         """True if each NCCL group meets at a free port, False if a person named one."""
 
-    def reach(self, calls: Calls) -> None:
-        """Go on with the server that `calls` reaches."""
-        self.calls, self.base_url = calls, calls.url
+    def reach(self, http_client: HttpClient) -> None:
+        """Use another server from now on, or the same one at another address."""
+        self.http_client, self.base_url = http_client, http_client.url
 
     def check_server(self, total_timeout: float = 0.0, retry_interval: float = 2.0) -> None:
-        """Whether it is the server that this run needs. TRL's own follows an address that any answer may name."""
-        self.calls.get("/health")
+        """Raises: ServerError if the server does not answer. TRL's own check follows an address that any answer may name."""
+        self.http_client.get("/health")
 
     def get_server_info(self) -> dict[str, Any]:
-        info = self.calls.get("/server_info?config_format=json")["vllm_config"]
+        info = self.http_client.get("/server_info?config_format=json")["vllm_config"]
         assert isinstance(info, dict)
         return info
 
@@ -97,16 +99,16 @@ class Client(VLLMClient):
         config = self.get_server_info()
         info = config["weight_transfer_config"]
         backend = info["backend"] if isinstance(info, dict) else "none"
-        # So no run of another kind can have changed the weights below an adapter.
+        # A run that sends whole weights to this server would change the weights below another run's adapter.
         if (config["lora_config"] is not None) != self.sends_adapter:
             kinds = ("whole weights", "an adapter")
             takes, sends = kinds[not self.sends_adapter], kinds[self.sends_adapter]
-            raise ServerFault(
+            raise ServerError(
                 f"{self.base_url} was started to take {takes}, and this run sends {sends} (generation.lora)"
             )
         wanted = ENGINE if self.folder else "nccl"
         if backend != wanted:
-            raise ServerFault(
+            raise ServerError(
                 f"{self.base_url} takes weights by {backend}, and this run sends them by {wanted}; "
                 f"start `tinyzero serve` and the run with the same generation.weight_transfer ({wanted}, or {backend})"
             )
@@ -116,29 +118,29 @@ class Client(VLLMClient):
             self._open_group(device)
 
     def _open_group(self, device: torch.device | str | int) -> None:
-        """Raises: ServerFault where the server does not join in `seconds_per_batch`: NCCL waits for a peer without end."""
+        """Join an NCCL group with the server. Raises: ServerError after `seconds_per_batch`: NCCL itself waits for a peer for ever."""
         if self.has_port_of_its_own:
-            # TRL's is one for all runs of a machine, and one that a broken group may still hold.
+            # TRL uses one port for all runs of a machine, and a broken group may still hold it.
             self.group_port = free_port()
         opening = broadcast.in_thread(lambda: super(Client, self).init_communicator(device))
-        with self._nccl_faults("join the NCCL group (server and trainer need GPUs of their own)"):
+        with self._as_server_error("join the NCCL group (server and trainer need GPUs of their own)"):
             broadcast.wait_for([opening], until=time.monotonic() + self.seconds_per_batch)
             opening.result()
 
     @contextmanager
-    def _nccl_faults(self, what: str) -> Iterator[None]:
-        """Raises: ServerFault in the place of a deadline that passed, or of an error of NCCL or its rendezvous."""
+    def _as_server_error(self, what: str) -> Iterator[None]:
+        """Turns a missed deadline, and an error of NCCL or its rendezvous, into a ServerError: the server did not do `what`."""
         try:
             yield
         except TimeoutError:
-            raise ServerFault(f"{self.base_url} did not {what} within {self.seconds_per_batch:g} s") from None
+            raise ServerError(f"{self.base_url} did not {what} within {self.seconds_per_batch:g} s") from None
         except RuntimeError as error:
             if not isinstance(error, torch.distributed.DistError) and not str(error).startswith("NCCL error"):
                 raise
-            raise ServerFault(f"{self.base_url} did not {what}: {str(error).splitlines()[0]}") from error
+            raise ServerError(f"{self.base_url} did not {what}: {str(error).splitlines()[0]}") from error
 
     def push(self, step: int) -> str:
-        """The version of the next transfer, which no other has: a transfer that broke off must not pass for a whole one."""
+        """A new version for the next transfer. Versions are unique, so that an interrupted transfer is not taken for a complete one."""
         self.num_pushes += 1
         self.version = f"{self.run}:{step}:{self.num_pushes}"
         return self.version
@@ -146,13 +148,13 @@ class Client(VLLMClient):
     def update_named_params(
         self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
     ) -> None:
-        self.fault = None
+        self.error = None
         try:
             if self.folder is None:
                 self._pause()
                 self._broadcast(metadata, named_params)
             else:
-                # All parameters first: other processes gather them along with this one, and no server is to keep them waiting.
+                # All parameters are written first: other processes gather them along with this one, and must not wait for a server.
                 files = self.folder.write(named_params)
                 self.num_bytes = sum(file.stat().st_size for file in files)
                 self._pause()
@@ -160,10 +162,10 @@ class Client(VLLMClient):
                 for file in files:
                     self._post(f"{self.base_url}/update_weights", json={"update_info": {"path": str(file)}})
                 self._finish_weight_update()
-        except (ServerFault, Failure) as fault:
-            self.fault = fault
+        except (ServerError, Failure) as error:
+            self.error = error
         finally:
-            for _ in named_params:  # where the server failed before all were taken
+            for _ in named_params:  # gathered by all processes, also if the server failed before
                 pass
             if self.folder is not None:
                 self.folder.remove_files()
@@ -171,7 +173,7 @@ class Client(VLLMClient):
     def _broadcast(
         self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
     ) -> None:
-        """Send the parameters by NCCL within `seconds_per_batch`. Raises: ServerFault; the group is then gone."""
+        """Send the parameters by NCCL within `seconds_per_batch`. Raises: ServerError; the NCCL group is then destroyed."""
         until = time.monotonic() + self.seconds_per_batch
         self._start_weight_update()
         names, dtype_names, shapes = (list(values) for values in zip(*metadata, strict=True))
@@ -180,88 +182,88 @@ class Client(VLLMClient):
             lambda: self._post(f"{self.base_url}/update_weights", json={"update_info": update})
         )
         self.num_bytes = 0
-        # Outside of the block: what fails while parameters are gathered is no fault of the server.
+        # The loop is outside of the block: an error while parameters are gathered is not the server's.
         for bucket in broadcast.buckets(metadata, named_params, device=self.communicator.device):
-            with self._nccl_faults("take the weights by NCCL"):
+            with self._as_server_error("take the weights by NCCL"):
                 broadcast.send(self.communicator, bucket, receiving=receiving, until=until)
             self.num_bytes += len(bucket)
             del bucket
-        with self._nccl_faults("take the weights by NCCL"):
+        with self._as_server_error("take the weights by NCCL"):
             broadcast.wait_for([receiving], until=until)
             receiving.result()
         self._finish_weight_update()
 
     def _pause(self) -> None:
-        """End what a client that is gone still has running: it would meet half of the new weights, which ends vLLM's engine."""
-        self.calls.post("/pause?mode=abort")
+        """Abort the requests that a dead client left running: one that meets half of the new weights ends vLLM's engine."""
+        self.http_client.post("/pause?mode=abort")
 
     def update_adapter(self, config: Any, named_params: dict[str, torch.Tensor]) -> None:
-        """Have completions drawn with this adapter on the weights the server started with; as `update_named_params`."""
+        """Transfer an adapter, with which completions are then drawn on the weights that the server started with. Errors: see the class."""
         assert self.folder is not None
-        self.fault = None
+        self.error = None
         try:
             path = self.folder.write_adapter(config, named_params)
             self.num_bytes = sum(file.stat().st_size for file in path.iterdir())
             self._pause()
-            # A new name each time, and completions are asked of it: a server that has another adapter has no answer. The one before goes
-            # from memory as this one comes. Loaded in its place, vLLM would load it anew for each request, from a file that is gone.
+            # Each adapter has a new name, and completions name it: a server with another adapter cannot answer. The new one evicts the one
+            # before. If it replaced that one in place, vLLM would load it again for each request, from a file that is removed.
             body = {"lora_name": self.version, "lora_path": str(path)}
-            self.calls.post("/v1/load_lora_adapter", body, seconds=self.seconds_per_batch)
-            self.calls.post("/update_weight_version", {"new_version": self.version})
-        except (ServerFault, Failure) as fault:
-            self.fault = fault
+            self.http_client.post("/v1/load_lora_adapter", body, seconds=self.seconds_per_batch)
+            self.http_client.post("/update_weight_version", {"new_version": self.version})
+        except (ServerError, Failure) as error:
+            self.error = error
         finally:
             self.folder.remove_files()
 
     def _start_weight_update(self) -> None:
         try:
             super()._start_weight_update()
-        except ServerFault as fault:
-            if fault.status != 500:
+        except ServerError as error:
+            if error.status != 500:
                 raise
-            # A trainer that was killed in the middle of a transfer left the server waiting for the rest of it.
-            self.calls.post("/finish_weight_update", {}, seconds=self.seconds_per_batch)
+            # A trainer that was killed during a transfer left the server waiting for the rest of it.
+            self.http_client.post("/finish_weight_update", {}, seconds=self.seconds_per_batch)
             super()._start_weight_update()
 
     def _finish_weight_update(self) -> None:
         self._post(f"{self.base_url}/finish_weight_update", json={"weight_version": self.version})
 
     def reset_prefix_cache(self) -> None:
-        """What a transfer ends with: the server generates again."""
-        if self.fault is not None:
+        """End the transfer: forget prefixes computed by the old weights, and let the server generate again."""
+        if self.error is not None:
             return
         try:
-            if not self.calls.post("/reset_prefix_cache")["success"]:
-                raise ServerFault(f"{self.base_url} keeps the prefix cache of other weights")
-            self.calls.post("/resume")
-        except ServerFault as fault:
-            self.fault = fault
+            if not self.http_client.post("/reset_prefix_cache")["success"]:
+                raise ServerError(f"{self.base_url} keeps the prefix cache of other weights")
+            self.http_client.post("/resume")
+        except ServerError as error:
+            self.error = error
 
     def weight_version(self) -> str:
-        """Of the weights the server has. Raises: ServerFault."""
-        return str(self.calls.get("/weight_info")["weight_version"])
+        """Version of the weights that the server has. Raises: ServerError."""
+        return str(self.http_client.get("/weight_info")["weight_version"])
 
     def check_version(self) -> None:
-        """Raises: ServerFault where the server has other weights than it was given; Failure where another run gave it its own."""
+        """Raises: StaleWeightsError if the server has other weights than the last transfer gave it; ServerTaken if they are another run's."""
         found = self.weight_version()
         if found == self.version:
             return
         if found != BASE_VERSION and not found.startswith(f"{self.run}:"):
             raise ServerTaken(f"another run writes its weights into {self.base_url}; give each run a server of its own")
-        raise StaleFault(f"{self.base_url} has the weights {found!r} in the place of {self.version!r}")
+        raise StaleWeightsError(f"{self.base_url} has the weights {found!r} in the place of {self.version!r}")
 
     def generate(self, prompts: Any, features: Any = None, n: int = 1, **settings: Any) -> dict[str, Any]:
-        """One completion for each prompt as it comes, drawn by weights that were the right ones before and after; LOST where it failed."""
+        """One completion for each prompt, from a server that has the right weights before and after; LOST if it failed."""
         if features is not None or n != 1:
-            raise NotImplementedError("rows come one by one, and are text")
+            raise NotImplementedError("one completion for each prompt, of text alone")
         try:
-            if self.fault is not None:
-                raise self.fault
+            if self.error is not None:
+                raise self.error
             self.check_version()
             generated = self._complete(prompts, settings)
             self.check_version()
-        except (ServerFault, Failure) as fault:
-            self.fault = fault
+        except (ServerError, Failure) as error:
+            self.error = error
             return LOST
         return generated
 
@@ -272,7 +274,7 @@ class Client(VLLMClient):
             own = {**own, "structured_outputs": {"regex": regex}}
         model = self.version if self.sends_adapter else self.model
         bodies = request_bodies(model, prompts, self.rows, **settings, **own)
-        answers = self.calls.together("/v1/completions", bodies, seconds=self.seconds_per_batch)
+        answers = self.http_client.post_all("/v1/completions", bodies, seconds=self.seconds_per_batch)
         choices = [checked_choice(answer) for answer in answers]
         logprobs, token_ids = parse_logprobs([choice["logprobs"] for choice in choices])
         return {
@@ -283,14 +285,14 @@ class Client(VLLMClient):
         }
 
     def _get(self, url: str, **kwargs: Any) -> Any:
-        return self.calls.get(url.removeprefix(self.base_url))
+        return self.http_client.get(url.removeprefix(self.base_url))
 
     def _post(self, url: str, json: Any = None, **kwargs: Any) -> Any:
-        return self.calls.post(url.removeprefix(self.base_url), json, seconds=self.seconds_per_batch)
+        return self.http_client.post(url.removeprefix(self.base_url), json, seconds=self.seconds_per_batch)
 
 
 def request_bodies(model: str, prompts: Sequence[Sequence[int]], rows: Rows, **settings: Any) -> list[dict[str, Any]]:
-    """The body of /v1/completions for each prompt. A list of prompts in one request would share one seed."""
+    """One body of /v1/completions for each prompt. Several prompts in one request would share a seed."""
     seeds: Sequence[int | None] = rows.seeds or [None] * len(prompts)
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
@@ -310,7 +312,7 @@ def request_bodies(model: str, prompts: Sequence[Sequence[int]], rows: Rows, **s
 
 
 def checked_choice(answer: Any) -> dict[str, Any]:
-    """The one completion of an answer. Raises: ServerFault where it is none: empty, cut off, without its log-probabilities."""
+    """The one completion of an answer. Raises: ServerError if it is empty, cut off, or without its log-probabilities."""
     try:
         (choice,) = answer["choices"]
         ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
@@ -318,6 +320,6 @@ def checked_choice(answer: Any) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):
         is_whole = False
     if not is_whole:
-        raise ServerFault(f"the server answered with no whole completion: {json.dumps(answer, default=str)[:200]}")
+        raise ServerError(f"the server answered with no whole completion: {json.dumps(answer, default=str)[:200]}")
     assert isinstance(choice, dict)
     return choice

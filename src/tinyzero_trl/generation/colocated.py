@@ -27,24 +27,24 @@ class SeededLLM(LLM):
 
     rows = Rows()
     adapter: LoRARequest | None = None
-    """What generates on top of the weights."""
+    """The adapter with which completions are generated."""
     is_kept_awake = False
     owes_sleep = False
-    """It was told to sleep while it is kept awake."""
+    """True if `sleep` was called while the engine is kept awake."""
 
     def sleep(self, *args: Any, **kwargs: Any) -> Any:
-        """As LLM.sleep, but not while it is kept awake."""
+        """LLM.sleep, put off while the engine is kept awake."""
         if self.is_kept_awake:
             self.owes_sleep = True
             return None
         return super().sleep(*args, **kwargs)
 
     def wake_up(self, *args: Any, **kwargs: Any) -> Any:
-        """As LLM.wake_up, where it sleeps."""
+        """LLM.wake_up, unless the engine is awake because its sleep was put off."""
         return None if self.owes_sleep else super().wake_up(*args, **kwargs)
 
     def generate(self, prompts: Any, sampling_params: Any = None, **kwargs: Any) -> Any:
-        """As LLM.generate; `rows` says what each prompt's completion is drawn with."""
+        """LLM.generate with the settings in `rows`: a seed for each prompt, tokens and strings that end a completion."""
         if isinstance(sampling_params, SamplingParams):
             sampling_params = self._for_each(sampling_params, len(prompts))
         return super().generate(prompts, sampling_params=sampling_params, lora_request=self.adapter, **kwargs)
@@ -58,9 +58,9 @@ class SeededLLM(LLM):
             params.stop_token_ids = list(self.rows.eos_token_ids)
             if self.rows.stop:
                 params.stop, params.include_stop_str_in_output = list(self.rows.stop), True
-            # Text is made of the tokens elsewhere; vLLM needs it only to find stop strings.
+            # The trainer decodes the tokens itself; vLLM needs text only to find stop strings.
             params.detokenize = bool(params.stop)
-            # Lists of numbers in the place of an object for each token.
+            # Lists of numbers instead of an object for each token.
             params.flat_logprobs = True
             each.append(params)
         return each
@@ -73,7 +73,7 @@ class ColocatedGeneration(WithAdapter):
     num_faults = 0
 
     def __init__(self, *args: Any, engine: dict[str, Any], adapters: WeightFolder | None = None, **kwargs: Any):
-        """engine: arguments of vLLM's LLM that TRL does not know. adapters: where adapters that go by themselves are handed over."""
+        """engine: arguments of vLLM's LLM that TRL does not set. adapters: folder in which adapters are handed over; None: whole weights are."""
         self._engine = engine
         self._adapters = adapters
         self.weights_step = -1
@@ -91,13 +91,13 @@ class ColocatedGeneration(WithAdapter):
         temperature: float,
         step: int,
     ) -> None:
-        """Say what the next rollout of this process is drawn with, before weights are synchronised for it."""
-        # With tensor parallelism the processes of a group generate the rows of all of them, and draw alike by vLLM's own seed.
+        """Set the sampling of this process's next rollout; called before the weights are synchronised for it."""
+        # With tensor parallelism each process of a group generates the rows of the whole group, and vLLM's own seed keeps their draws equal.
         self._rows = Rows(list(seeds) if self.tensor_parallel_size == 1 else None, list(eos_token_ids), list(stop))
         self.temperature, self._step = temperature, step
 
     def _init_vllm(self) -> None:
-        # Left to itself TRL takes 29500 where nothing listens yet, and a launcher beside this run may take it a moment later.
+        # By default TRL takes port 29500 if nothing listens there yet, but another launcher may take it a moment later.
         if not os.environ.get("MASTER_PORT"):
             os.environ["MASTER_PORT"] = str(free_port())
         with replaced(vllm_generation, "LLM", lambda **given: SeededLLM(**within_limits({**given, **self._engine}))):
@@ -108,7 +108,7 @@ class ColocatedGeneration(WithAdapter):
         if self._adapters is not None:
             self._load_adapter(self._adapters)
         elif self.accelerator.device.type == "cpu":
-            # TRL loads parameter by parameter into layers that vLLM has packed and emptied on a CPU.
+            # TRL would load parameter by parameter into layers whose tensors vLLM has packed and freed on a CPU.
             runner = self.llm.llm_engine.model_executor.driver_worker.model_runner
             runner.reload_weights(weights_iterator=self._iter_named_params())
             repack_heads(runner.model)
@@ -131,7 +131,7 @@ class ColocatedGeneration(WithAdapter):
             self.llm.llm_engine.add_lora(LoRARequest("policy", 1, str(path), load_inplace=True))
         finally:
             folder.remove_files()
-        # By path, vLLM tells the prefixes of one adapter from those of another.
+        # vLLM distinguishes cached prefixes by the path of their adapter.
         self.llm.adapter = request
         self._reset_prefix_cache()
 
@@ -143,12 +143,12 @@ class ColocatedGeneration(WithAdapter):
         self.llm.rows = self._rows
         generated = super().generate(prompts, images, num_generations, profiler)
         if self.llm.owes_sleep:
-            self._llm_weights_sleeping = False  # TRL would push all weights again
+            self._llm_weights_sleeping = False  # otherwise TRL would transfer all weights again
         return generated
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Rollouts within the block are by one push of the weights: vLLM sleeps after the last of them, and not after each."""
+        """Within the block vLLM stays awake, so that its rollouts need one transfer of weights; it sleeps at the end."""
         if not self.enable_sleep_mode or self.llm.is_kept_awake:
             yield
             return

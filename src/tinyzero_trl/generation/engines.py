@@ -1,4 +1,4 @@
-"""A recipe's engine: what TRL is to build in the place of its own vLLM generation, and the server that goes with the run."""
+"""Reads a recipe's engine: which generation TRL builds in place of its own, and the server that the run starts or uses."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from tinyzero_trl.generation.weights import WeightFolder
 
 Generation = Callable[..., Any]
-"""Takes the arguments of TRL's VLLMGeneration."""
+"""Makes a generation from the arguments of TRL's VLLMGeneration."""
 
 
 @contextmanager
 def engine(cfg: DictConfig, folder: Path) -> Iterator[Generation | None]:
-    """What generates in this run, for as long as the block lasts; None where the trainer's own model does.
+    """The generation of this run by vLLM, for the time of the block; None if the trainer's own model generates.
 
-    A server of the run's own begins to start here, so that it loads while the trainer does; its log is `folder`/server.log.
+    A server of the run starts here, so that it loads while the trainer does; its log is `folder`/server.log.
     """
     if cfg.generation.engine == "transformers":
         yield None
@@ -62,10 +62,10 @@ def engine(cfg: DictConfig, folder: Path) -> Iterator[Generation | None]:
 
 
 def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:
-    from tinyzero_trl.generation.calls import Calls
-    from tinyzero_trl.generation.fleet import Fleet
-    from tinyzero_trl.generation.guard import read_token
+    from tinyzero_trl.generation.authentication import read_token
+    from tinyzero_trl.generation.http_client import HttpClient
     from tinyzero_trl.generation.server_generation import Remote
+    from tinyzero_trl.generation.server_pool import ServerPool
 
     section = cfg.generation
     weights = _weight_folder(cfg, stack) if weight_transfer(cfg) == "file" else None
@@ -83,8 +83,8 @@ def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:
                     "generation.token_file to it"
                 ) from error
             stack.enter_context(_leased(token_file, url))
-            servers.append(Calls(url, token=token_file, seconds_per_call=section.seconds_per_call))
-        return Remote(servers[0] if len(servers) == 1 else Fleet(servers), weights, None, to_start, per_batch)
+            servers.append(HttpClient(url, token=token_file, seconds_per_call=section.seconds_per_call))
+        return Remote(servers[0] if len(servers) == 1 else ServerPool(servers), weights, None, to_start, per_batch)
     server = Server(
         server_spec(cfg),
         log=folder / "server.log",
@@ -95,34 +95,34 @@ def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:
     stack.callback((folder / "server.token").unlink, missing_ok=True)
     stack.callback(server.stop)
     server.start()
-    return Remote(server.calls, weights, server, to_start, per_batch)
+    return Remote(server.http_client, weights, server, to_start, per_batch)
 
 
 def _start_first(remote: Any) -> None:
-    """Have the server ready before any process loads its model: vLLM measures the free memory of its GPU, which has to stand still.
+    """Wait for the server before any process loads its model: vLLM measures the free memory of its GPU, which must not change meanwhile.
 
     Raises: ServerLost.
     """
     from accelerate import PartialState
 
-    from tinyzero_trl.generation.calls import ServerFault
+    from tinyzero_trl.generation.http_client import ServerError
 
     if remote is not None:
         try:
             remote.begin()
-        except ServerFault as fault:
-            raise ServerLost(str(fault)) from fault
+        except ServerError as error:
+            raise ServerLost(str(error)) from error
     PartialState().wait_for_everyone()
 
 
 def _weight_folder(cfg: DictConfig, stack: ExitStack) -> WeightFolder:
-    """Where weights are handed over, until the stack unwinds. Raises: ConfigError."""
+    """The folder in which weights are handed over, removed with the stack. Raises: ConfigError."""
     import torch
 
     from tinyzero_trl.generation.weights import WeightFolder
 
     place = cfg.generation.shared_folder
-    # What vLLM computes in; "auto" is the checkpoint's own.
+    # The precision in which vLLM computes; "auto" is the checkpoint's own.
     dtype = getattr(torch, server_dtype(cfg), None)
     try:
         folder = WeightFolder(place, dtype=dtype)
@@ -153,7 +153,7 @@ def server_spec(cfg: DictConfig) -> ServerSpec:
 
 
 def server_dtype(cfg: DictConfig) -> str:
-    """What the trainer's forward pass computes in: autocast's type where it is on, otherwise the weights' own."""
+    """Precision of the trainer's forward pass: autocast's if it is on, otherwise that of the weights."""
     if not is_on_cpu(cfg):
         if cfg.trainer.fp16:
             return "float16"
@@ -163,7 +163,7 @@ def server_dtype(cfg: DictConfig) -> str:
 
 
 def colocated_arguments(cfg: DictConfig) -> dict[str, Any]:
-    """Arguments of vLLM's LLM beside those TRL gives."""
+    """Arguments of vLLM's LLM in addition to those of TRL."""
     arguments: dict[str, Any] = {"dtype": server_dtype(cfg), "generation_config": "vllm"}
     gib = cfg.generation.kv_cache_gib
     if rank := adapter_rank(cfg):
@@ -179,27 +179,27 @@ def colocated_arguments(cfg: DictConfig) -> dict[str, Any]:
 
 
 def adapter_rank(cfg: DictConfig) -> int | None:
-    """The rank vLLM has to make room for where the adapter goes by itself, through files; None where whole weights go."""
+    """The rank for which vLLM reserves memory if the adapter alone is transferred, through files; None if whole weights are."""
     goes = cfg.generation.lora != "merged" and why_merged(cfg) is None
-    # NCCL is for GPUs of their own, perhaps on another host that sees none of our files.
+    # NCCL is for a server with its own GPUs, perhaps on another host that sees none of our files.
     if not goes or (cfg.generation.engine == "server" and weight_transfer(cfg) == "nccl"):
         return None
     return next(rank for rank in ADAPTER_RANKS if rank >= cfg.model.lora_r)
 
 
 def weight_transfer(cfg: DictConfig, sharding: Sharding | None = None) -> str:
-    """`file` or `nccl`, on this machine. sharding: of the run; None is what `accelerate launch` has told this process."""
+    """`file` or `nccl`, on this machine. sharding: the run's; None reads the environment of `accelerate launch`."""
     stage = (sharding or sharding_here(1, is_cpu=False)).stage
     return transfer_of(cfg, stage=stage, is_on_cpu=is_on_cpu(cfg))
 
 
 def is_on_cpu(cfg: DictConfig) -> bool:
-    """Whether trainer and server compute on CPUs."""
+    """True if trainer and server compute on CPUs."""
     return bool(cfg.trainer.use_cpu) or not has_gpu()
 
 
 def token_file_of(url: str) -> Path:
-    """Where `tinyzero serve` puts the token of the server at this address."""
+    """The file into which `tinyzero serve` writes the token of the server at this address."""
     from urllib.parse import urlparse
 
     parts = urlparse(url)
@@ -209,7 +209,7 @@ def token_file_of(url: str) -> Path:
 
 @contextmanager
 def _leased(token_file: Path, url: str) -> Iterator[None]:
-    """Hold the token file's lock: two runs on one machine cannot write their weights into one server."""
+    """Hold the lock of the token's file, so that two runs on one machine cannot write their weights into one server."""
     import fcntl
 
     with token_file.open() as file:
@@ -223,10 +223,10 @@ def _leased(token_file: Path, url: str) -> Iterator[None]:
 
 
 def rollout_function(cfg: DictConfig) -> Callable[..., dict[str, Any]] | None:
-    """Our sampler in TRL's form, or None where vLLM generates, or FSDP shards the model.
+    """Our sampler as a `rollout_func` of TRL; None if vLLM generates or FSDP shards the model.
 
-    Under FSDP each forward pass is a collective, and processes whose completions end early would leave it; transformers'
-    generate keeps them in step.
+    Under FSDP each forward pass is a collective, which processes whose completions end early would leave; transformers' `generate`
+    keeps all processes in it.
     """
     if cfg.trainer.use_vllm or uses_fsdp():
         return None

@@ -1,4 +1,4 @@
-"""Completions from vLLM, for evaluation: all prompts of a request are sent at once, and vLLM fills its batches from them."""
+"""Completions by vLLM for evaluation: a request has all prompts, and vLLM fills its batches from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Drawn = tuple[list[list[int]], list[list[float]]]
 
 @dataclass(frozen=True)
 class Request:
-    """Prompts to complete, and the distribution to sample from."""
+    """Prompts, and the distribution from which their completions are sampled."""
 
     prompt_ids: Sequence[Sequence[int]]
     seeds: Sequence[int]
@@ -29,32 +29,32 @@ class Request:
     on_progress: Callable[[int, int], None] | None = None
     """Called with (prompts done, new tokens)."""
     seconds: float = 24 * 3600.0
-    """Seconds that a server has for the whole request."""
+    """Deadline of the whole request for a server, in seconds."""
 
     def sampling(self) -> dict[str, Any]:
-        """vLLM's names and values of the sampling parameters."""
+        """The sampling parameters by vLLM's names."""
         return {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0, "max_tokens": self.max_new_tokens}
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """The model that vLLM loads, and the limits it loads it with."""
+    """The model that vLLM loads, and its limits."""
 
     model: str
     eos_token_ids: Sequence[int]
     max_length: int
-    """Tokens of the longest prompt with its completion."""
+    """Tokens of the longest prompt and its completion together."""
     dtype: str = "auto"
-    """vLLM's name of the precision on a GPU."""
+    """Precision on a GPU, by vLLM's name."""
     batch_size: int | None = None
-    """Largest number of sequences generated at once; None is vLLM's own choice."""
+    """Most sequences generated at once; None is vLLM's default."""
     stop: StopStrings | None = None
     """Strings that end a completion."""
 
 
 @contextmanager
 def opened(engine: str, spec: EngineSpec) -> Iterator[Callable[[Request], Sampled]]:
-    """A function that samples as `sampler.sample` does, from a server started for it (`server`) or from vLLM in this process (`colocate`).
+    """A function with the contract of `sampler.sample`, on a vLLM server started here (`server`) or vLLM in this process (`colocate`).
 
     Raises: ServerLost if the server does not start, or ends early.
     """
@@ -71,8 +71,8 @@ def opened(engine: str, spec: EngineSpec) -> Iterator[Callable[[Request], Sample
 @contextmanager
 def _server(spec: EngineSpec) -> Iterator[Callable[[Request], Drawn]]:
     from tinyzero_trl.config import has_gpu
-    from tinyzero_trl.generation.calls import ServerFault
     from tinyzero_trl.generation.client import Rows, checked_choice, request_bodies
+    from tinyzero_trl.generation.http_client import ServerError
     from tinyzero_trl.generation.server import Server, ServerSpec
 
     is_on_cpu = not has_gpu()
@@ -92,7 +92,7 @@ def _server(spec: EngineSpec) -> Iterator[Callable[[Request], Drawn]]:
 
         rows = Rows(request.seeds, spec.eos_token_ids, spec.stop.texts if spec.stop else ())
         bodies = request_bodies(spec.model, request.prompt_ids, rows, **request.sampling())
-        given = server.calls.together("/v1/completions", bodies, seconds=request.seconds, on_answer=count)
+        given = server.http_client.post_all("/v1/completions", bodies, seconds=request.seconds, on_answer=count)
         choices = [checked_choice(answer) for answer in given]
         return [choice["token_ids"] for choice in choices], [choice["logprobs"]["token_logprobs"] for choice in choices]
 
@@ -103,8 +103,8 @@ def _server(spec: EngineSpec) -> Iterator[Callable[[Request], Drawn]]:
             server.start()
             server.wait_until_healthy(600.0)
             yield draw
-        except ServerFault as fault:
-            raise ServerLost(str(fault).replace(f" ({log})", "")) from fault
+        except ServerError as error:
+            raise ServerLost(str(error).replace(f" ({log})", "")) from error
         finally:
             server.stop()
 
@@ -117,7 +117,7 @@ def _in_process(spec: EngineSpec) -> Iterator[Callable[[Request], Drawn]]:
 
     is_on_cpu = not has_gpu()
     if is_on_cpu:
-        # vLLM reads these as it is imported: one process and no bound threads, as in colocate mode.
+        # vLLM reads these when it is imported: one process and no bound threads, as in colocate mode.
         os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

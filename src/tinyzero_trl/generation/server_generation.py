@@ -1,4 +1,4 @@
-"""Generation by a vLLM server that may be killed, hang, or come back with other weights: found out, mended, and done again."""
+"""TRL's generation by a vLLM server that may be killed, hang, or return with other weights: the rollout is then generated again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from trl.generation import vllm_generation
 
 from tinyzero_trl.failures import Failure, ServerLost
-from tinyzero_trl.generation.calls import Calls, ServerFault, look
-from tinyzero_trl.generation.client import Client, Rows, StaleFault
+from tinyzero_trl.generation.client import Client, Rows, StaleWeightsError
+from tinyzero_trl.generation.http_client import HttpClient, ServerError, health_timeout
 from tinyzero_trl.generation.lora import WithAdapter, adapter_of
 from tinyzero_trl.generation.server import Server
 from tinyzero_trl.generation.weights import WeightFolder
@@ -25,44 +25,44 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Remote:
-    """What rank 0 knows of the server of a run; the other processes have none of it."""
+    """The server of a run, as rank 0 sees it; the other processes have no such object."""
 
-    calls: Calls
+    http_client: HttpClient
     folder: WeightFolder | None
-    """Where weights are handed over; None: NCCL."""
+    """Folder in which weights are handed over; None: they go by NCCL."""
     server: Server | None
-    """Ours to restart; None: a person's."""
+    """The server that this run started and may restart; None if a person started it."""
     seconds_to_start: float
     seconds_per_batch: float
     has_begun: bool = False
 
     def begin(self) -> None:
-        """Return when it can generate for the first time; a start that failed is tried once more. Raises: ServerFault."""
+        """Wait for the first start of the server; a start that failed is repeated once. Raises: ServerError."""
         if self.has_begun:
             return
         self.has_begun = True
         try:
             self.wait()
-        except ServerFault as fault:
+        except ServerError as error:
             if self.server is None:
                 raise
-            logger.warning("%s; starting once more", fault)
+            logger.warning("%s; starting once more", error)
             self.revive()
 
     def wait(self) -> None:
-        """Return when it can generate. Raises: ServerFault."""
+        """Return when the server can generate. Raises: ServerError."""
         if self.server is not None:
             self.server.wait_until_healthy(self.seconds_to_start)
-            self.calls = self.server.calls
+            self.http_client = self.server.http_client
             return
         until = time.monotonic() + self.seconds_to_start
-        while not self.calls.is_healthy(seconds=look(until)):
+        while not self.http_client.is_healthy(seconds=health_timeout(until)):
             if time.monotonic() > until:
-                raise ServerFault(f"{self.calls.url} was not ready within {self.seconds_to_start:g} s")
+                raise ServerError(f"{self.http_client.url} was not ready within {self.seconds_to_start:g} s")
             time.sleep(0.5)
 
     def revive(self) -> None:
-        """After a fault: a new process where it is ours, otherwise patience. Raises: ServerFault."""
+        """Restart the server if this run started it, otherwise wait for it. Raises: ServerError."""
         if self.server is not None:
             self.server.start()
         self.wait()
@@ -71,8 +71,8 @@ class Remote:
 class ServerGeneration(WithAdapter):
     """TRL's generation on our client. A rollout comes from the weights of this step, or the run stops.
 
-    All processes go through `generate` alike: where rank 0 lost the server, all get no completions, rank 0 mends it, all gather the weights once
-    more, and the same rows with the same seeds are asked for again.
+    All processes take the same way through `generate`: if the server failed, all get no completions, rank 0 restarts it or waits for
+    it, all gather the weights again, and the same rows are requested again with the same seeds.
     """
 
     vllm_client: Client
@@ -80,15 +80,18 @@ class ServerGeneration(WithAdapter):
     def __init__(
         self, *args: Any, remote: Remote | None, max_failures: int, sends_adapter: bool = False, **kwargs: Any
     ):
-        """remote: on rank 0. max_failures: of one batch, after which ServerLost is raised on all processes. sends_adapter: by itself."""
+        """remote: the server; None on all ranks except 0. max_failures: failures of one batch before ServerLost is raised on all processes.
+
+        sends_adapter: True if the adapter alone is transferred.
+        """
         self.remote = remote
         self.sends_adapter = sends_adapter
         self.max_failures = max_failures
         self.weights_step = -1
-        """Optimizer steps behind the weights of the last rollout, as the server said after it."""
+        """Optimizer steps that made the weights of the last rollout, by the server's own version."""
         self.seconds_to_sync = 0.0
         self.num_faults = 0
-        """Of the last batch."""
+        """Failures of the server in the last batch."""
         self._rows = Rows()
         self._step = -1
         super().__init__(*args, **kwargs)
@@ -102,29 +105,29 @@ class ServerGeneration(WithAdapter):
         temperature: float,
         step: int,
     ) -> None:
-        """Say what the next rollout of this process is drawn with, before weights are synchronised for it."""
+        """Set the sampling of this process's next rollout; called before the weights are synchronised for it."""
         self._rows = Rows(list(seeds), list(eos_token_ids), list(stop))
         self.temperature, self._step = temperature, step
 
     def awake(self) -> AbstractContextManager[None]:
-        """Nothing: a server never sleeps."""
+        """A block that does nothing: a server never sleeps."""
         return nullcontext()
 
     def _init_vllm(self) -> None:
         try:
             if self.remote is not None:
                 self.remote.begin()
-                self.server_base_url = self.remote.calls.url
+                self.server_base_url = self.remote.http_client.url
             with replaced(vllm_generation, "VLLMClient", self._client):
                 super()._init_vllm()
-        except ServerFault as fault:
-            raise ServerLost(str(fault)) from fault
+        except ServerError as error:
+            raise ServerLost(str(error)) from error
 
     def _client(self, **kwargs: Any) -> Client:
         assert self.remote is not None
         remote = self.remote
         client = Client(
-            remote.calls,
+            remote.http_client,
             run=uuid.uuid4().hex[:12],
             folder=remote.folder,
             seconds_per_batch=remote.seconds_per_batch,
@@ -150,7 +153,7 @@ class ServerGeneration(WithAdapter):
         seeds = gather_object(list(self._rows.seeds or []))
         if self.remote is not None:
             self.vllm_client.rows = replace(self._rows, seeds=seeds)
-        # TRL sends each prompt once and asks for n completions; ours have a seed each, so every row is a request.
+        # TRL would send each prompt once and ask for n completions; each of our completions has its own seed, so each is a request.
         generated = super().generate(prompts, images, 1, profiler)
         self.num_faults = 0
         while prompts and not generated[1]:
@@ -162,34 +165,34 @@ class ServerGeneration(WithAdapter):
         return generated
 
     def _mend(self) -> None:
-        """Have the server back, or raise the same failure on all processes."""
+        """Bring the server back, or raise the same failure on all processes."""
         verdict: list[Any] = [None]
         if self.remote is not None:
-            fault = self.vllm_client.fault
-            if isinstance(fault, Failure):
-                verdict = [fault]
+            error = self.vllm_client.error
+            if isinstance(error, Failure):
+                verdict = [error]
             elif self.num_faults > self.max_failures:
                 said = f" ({self.remote.server.last_error()})" if self.remote.server else ""
-                verdict = [ServerLost(f"the vLLM server failed {self.num_faults} times in a row: {fault}{said}")]
+                verdict = [ServerLost(f"the vLLM server failed {self.num_faults} times in a row: {error}{said}")]
             else:
                 logger.warning(
-                    "step %d: %s; trying again (%d of %d)", self._step + 1, fault, self.num_faults, self.max_failures
+                    "step %d: %s; trying again (%d of %d)", self._step + 1, error, self.num_faults, self.max_failures
                 )
-                self._revive(fault)
+                self._revive(error)
         broadcast_object_list(verdict, from_process=0)
         if verdict[0] is not None:
             raise verdict[0]
 
-    def _revive(self, fault: BaseException | None) -> None:
+    def _revive(self, error: BaseException | None) -> None:
         assert self.remote is not None
         client = self.vllm_client
         try:
-            if not (isinstance(fault, StaleFault) and self.remote.calls.is_healthy()):
+            if not (isinstance(error, StaleWeightsError) and self.remote.http_client.is_healthy()):
                 client.close_communicator()
                 self.remote.revive()
-                client.reach(self.remote.calls)
+                client.reach(self.remote.http_client)
                 client.init_communicator(device=self.accelerator.device)
-        except ServerFault as another:
+        except ServerError as another:
             logger.warning("%s", another)
 
     def _version_of_all(self) -> int:
@@ -200,7 +203,7 @@ class ServerGeneration(WithAdapter):
 
 @contextmanager
 def replaced(module: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    """Within the block, `module.name` is another: TRL names its classes where it makes them, and has no other way in."""
+    """Replace `module.name` within the block: TRL names the classes that it makes in its own code, and takes no others."""
     standing = getattr(module, name)
     setattr(module, name, value)
     try:

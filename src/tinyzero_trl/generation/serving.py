@@ -1,4 +1,4 @@
-"""`tinyzero serve +countdown=<recipe>`: the server of a recipe in a terminal of its own, for a run with generation.server=<url>."""
+"""`tinyzero serve +countdown=<recipe>`: starts the server of a recipe in its own terminal, for a run with generation.server=<url>."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULT_PORT = 8000
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until Ctrl-C, SIGTERM or the server's own end; returns the exit code."""
+    """Serve until Ctrl-C, SIGTERM, or the server ends by itself; returns the exit code."""
     parser = _parser()
     arguments, words = parser.parse_known_args(argv)
     if not any(word.startswith("+") for word in words):
@@ -25,17 +25,17 @@ def main(argv: Sequence[str]) -> int:
     from tinyzero_trl import config
     from tinyzero_trl.config import generation
     from tinyzero_trl.estimate import sharding_of_recipe
-    from tinyzero_trl.generation.calls import ServerFault
     from tinyzero_trl.generation.engines import server_spec, token_file_of, weight_transfer
+    from tinyzero_trl.generation.http_client import ServerError
     from tinyzero_trl.generation.server import Server
     from tinyzero_trl.models import checked_start
 
     cfg = config.compose([*words, "generation.engine=server"], program="grpo")
     generation.check_installed(cfg)
     shown = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}"
-    cfg.generation.server = shown  # as the run that uses it will say: how weights travel depends on it
+    cfg.generation.server = shown  # the value in the run that uses it, on which the way of the weights depends
     generation.check_engine(cfg, trains=False)
-    # Of an adapter, the model below it, as large: the trainer sends its weights before the first completion.
+    # If the start is an adapter, the server loads the model below it; the trainer sends its own weights before the first completion.
     cfg.model.model_name_or_path = checked_start(cfg).location.path
     cfg.generation.weight_transfer = weight_transfer(cfg, sharding_of_recipe(cfg, words))
     token_file = (arguments.token_file or token_file_of(shown)).expanduser()
@@ -53,9 +53,9 @@ def main(argv: Sequence[str]) -> int:
         )
         while server.is_running():
             time.sleep(0.5)
-        raise ServerFault(f"the vLLM server ended: {server.last_error()} ({arguments.log})")
-    except ServerFault as fault:
-        print(f"tinyzero serve: {fault}", file=sys.stderr)
+        raise ServerError(f"the vLLM server ended: {server.last_error()} ({arguments.log})")
+    except ServerError as error:
+        print(f"tinyzero serve: {error}", file=sys.stderr)
         return 7
     finally:
         server.stop()

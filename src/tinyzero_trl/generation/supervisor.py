@@ -1,8 +1,9 @@
-"""The process between a trainer and its vLLM server: it ends the server when the trainer ends, whatever ends the trainer.
+"""The process between a trainer and its vLLM server: it ends the server when the trainer ends, for whatever reason.
 
-python -m tinyzero_trl.generation.supervisor <pid of the trainer> [<file or folder>...] -- <command...>; what is named goes with the trainer.
-Standard library only: it starts in 50 ms.
-A signal to a trainer may be SIGKILL, which nothing in the trainer can answer, and a vLLM server is up to a dozen processes.
+    python -m tinyzero_trl.generation.supervisor <pid of the trainer> [<file or folder>...] -- <command of the server...>
+
+The named files and folders are removed when the trainer ends. A process of its own is needed because a trainer cannot react to
+SIGKILL, and a vLLM server is up to a dozen processes. Standard library only, so that it starts in 50 ms.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ from pathlib import Path
 from tinyzero_trl.generation.plugin import die_with_parent
 
 GRACE_SECONDS = 5.0
-"""From SIGTERM to SIGKILL."""
-LOOK_EVERY = 0.1
+"""Seconds from SIGTERM to SIGKILL."""
+SECONDS_BETWEEN_CHECKS = 0.1
 PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command until it ends, the trainer ends, or SIGTERM comes; leaves no process of it behind."""
+    """Run the command until it ends, the trainer ends, or SIGTERM arrives; then end all its processes. Returns its exit code."""
     at = list(argv).index("--")
     trainer, leftovers, command = int(argv[0]), [Path(name) for name in argv[1:at]], argv[at + 1 :]
-    told = []
+    signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: told.append(number))
+        signal.signal(number, lambda number, frame: signals.append(number))
     if sys.platform == "linux":
-        # What the server leaves behind becomes our child, so that it can be found.
+        # Processes that the server leaves behind become our children, so that we can find them.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent)
-    while server.poll() is None and os.getppid() == trainer and not told:
-        time.sleep(LOOK_EVERY)
+    while server.poll() is None and os.getppid() == trainer and not signals:
+        time.sleep(SECONDS_BETWEEN_CHECKS)
     end(server)
     if os.getppid() != trainer:
         for path in leftovers:
@@ -47,13 +48,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def end(server: subprocess.Popen[bytes]) -> None:
-    """End the process, its group, and whatever of its descendants is left."""
+    """End the process, its group, and all its descendants."""
     for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
-        if not _tell(server.pid, number):
+        if not _signal(server.pid, number):
             break
         until = time.monotonic() + seconds
         while time.monotonic() < until and _is_group_there(server):
-            time.sleep(LOOK_EVERY)
+            time.sleep(SECONDS_BETWEEN_CHECKS)
     server.wait()
     while children := _children():
         for pid in children:
@@ -62,7 +63,7 @@ def end(server: subprocess.Popen[bytes]) -> None:
                 os.waitpid(pid, 0)
 
 
-def _tell(group: int, number: int) -> bool:
+def _signal(group: int, number: int) -> bool:
     try:
         os.killpg(group, number)
     except ProcessLookupError:
@@ -72,11 +73,11 @@ def _tell(group: int, number: int) -> bool:
 
 def _is_group_there(server: subprocess.Popen[bytes]) -> bool:
     server.poll()
-    # Reap what became ours: a dead process that nobody waited for still counts as a member of its group.
+    # Reap dead children: one that nobody waited for still counts as a member of its group.
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-server.pid, os.WNOHANG)[0]:
             pass
-    return _tell(server.pid, 0)
+    return _signal(server.pid, 0)
 
 
 def _children() -> list[int]:

@@ -1,6 +1,6 @@
-"""vLLM's side of a weight transfer through files, for any device: shared memory on one host, a shared folder across hosts.
+"""The server's side of a weight transfer through files, on any device: shared memory on one host, a shared folder across hosts.
 
-Imported by vLLM's workers only (plugin.py registers it). The other side is weights.py.
+Only vLLM's workers import it (plugin.py registers it). The trainer's side is weights.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 @dataclass
 class FileInitInfo(WeightTransferInitInfo):
-    """Nothing is to be agreed on before the first transfer."""
+    """Empty: there is nothing to agree on before the first transfer."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class FileUpdateInfo(WeightTransferUpdateInfo):
 
 
 class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
-    """Loads parameters from files into the running model; a session is start, one update for each file, finish."""
+    """Loads parameters from files into the running model. A transfer is start, one update for each file, finish."""
 
     init_info_cls = FileInitInfo
     update_info_cls = FileUpdateInfo
@@ -62,15 +62,15 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         repack_heads(self.model)
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Does nothing: no resource is held."""
 
 
 def repack_heads(model: torch.nn.Module) -> None:
-    """Have output heads on a CPU multiply by the weights they have now.
+    """Let output heads on a CPU multiply by their new weights.
 
-    On CPUs vLLM packs a head's matrix once, after loading, and its layerwise reload packs a layer anew only where tensors
-    came under that layer's own name. A tied head gets none: its `weight` is the new embedding, its packed copy the old one
-    (logits off by 1.4, silently). Packing again is harmless where it was done.
+    On CPUs vLLM packs a head's matrix once, after loading, and its layerwise reload packs a layer again only if tensors
+    arrived under that layer's own name. None do for a tied head: its `weight` is the new embedding, its packed copy the old one
+    (logits wrong by 1.4, without an error). To pack twice is harmless.
     """
     for module in model.modules():
         if isinstance(module, ParallelLMHead) and module.weight.device.type == "cpu":

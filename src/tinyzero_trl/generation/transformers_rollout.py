@@ -1,4 +1,4 @@
-"""TRL's `rollout_func` on our sampler: where `use_vllm` is off, training generates as evaluation does."""
+"""A `rollout_func` for TRL on our sampler: without vLLM, training generates as evaluation does."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tinyzero_trl.generation.sampler import sample
 
 
 def transformers_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-    """Token ids of prompts and sampled completions, with log-probabilities; one completion for each prompt as it comes.
+    """Token ids of the prompts and of one sampled completion each, with log-probabilities.
 
-    TRL repeats a prompt `num_generations` times before it calls. Settings are the trainer's own, and so are the seeds, one a row, so that
-    what is drawn depends neither on the number of processes nor on what ran before.
+    TRL has repeated each prompt `num_generations` times. Settings and seeds are the trainer's; each row has its own seed, so that a
+    completion depends neither on the number of processes nor on earlier rollouts.
     """
     prompt_ids, _, _ = trainer._tokenize_prompts(prompts)
     args = trainer.args

@@ -1,4 +1,4 @@
-"""The trainer's side of a weight transfer through files: parameters into .safetensors files that a server can see."""
+"""The trainer's side of a weight transfer through files: writes parameters to .safetensors files that a server can read."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from tinyzero_trl.failures import DiskFull
 
 SHARED_MEMORY = Path("/dev/shm")
 FILE_BYTES = 2**29
-"""Bytes of parameters held back at most before they are written: a file is that large, or one parameter."""
+"""Bytes of parameters in one file; a file with a single parameter may be larger."""
 
 
 class WeightFolder:
-    """A folder of its own for one trainer, in shared memory or where a recipe says; removed when the trainer ends."""
+    """The folder of one trainer, in shared memory or at a place that the recipe names; removed when the trainer ends."""
 
     def __init__(self, parent: str | None, *, dtype: torch.dtype | None = None):
-        """parent: a folder that trainer and server both see; None is shared memory, or else a temporary folder.
+        """parent: a folder that trainer and server both see; None is shared memory, or a temporary folder if there is none.
 
-        dtype: what floating-point parameters are written as; None leaves them as they are.
+        dtype: precision in which floating-point parameters are written; None keeps theirs.
         """
         place = Path(parent) if parent else SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
         self.path = Path(tempfile.mkdtemp(prefix="tinyzero-weights-", dir=place))
         self.dtype = dtype
 
     def write(self, named_params: Iterable[tuple[str, torch.Tensor]]) -> list[Path]:
-        """The files that hold the parameters now, in order; those of the call before are gone.
+        """The files with the parameters, in order; files of an earlier call are removed.
 
-        Names are new each time: a server may still have the old files mapped. Every parameter is taken from the iterator even
-        where the disk is full, because other processes gather along with it.
+        Each file has a new name: a server may still have the old files mapped. All parameters are taken from the iterator even if
+        the disk is full, because other processes gather each along with this one.
         Raises: DiskFull.
         """
         self.remove_files()
@@ -59,7 +59,7 @@ class WeightFolder:
         return files
 
     def write_adapter(self, config: Any, named_params: dict[str, torch.Tensor]) -> Path:
-        """A new folder that holds an adapter as PEFT saves it; that of the call before is gone.
+        """A new folder with an adapter as PEFT saves it; the folder of an earlier call is removed.
 
         config: PEFT's. Raises: DiskFull.
         """
@@ -78,7 +78,7 @@ class WeightFolder:
         return folder
 
     def remove_files(self) -> None:
-        """Forget the weights; the folder stays."""
+        """Remove the files, but not the folder."""
         for entry in self.path.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)
@@ -86,11 +86,11 @@ class WeightFolder:
                 entry.unlink()
 
     def remove(self) -> None:
-        """Remove the folder and all in it."""
+        """Remove the folder with its files."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _kept(self, parameter: torch.Tensor) -> torch.Tensor:
-        # A copy of its own: under ZeRO-3 a gathered parameter is freed as the iterator moves on.
+        # A copy: under ZeRO-3 a gathered parameter is freed when the iterator moves on.
         dtype = self.dtype if self.dtype and parameter.is_floating_point() else parameter.dtype
         return parameter.detach().to("cpu", dtype, copy=True).contiguous()
 
@@ -109,7 +109,7 @@ class WeightFolder:
             save_file(held, path)
         except OSError as error:
             return error
-        except Exception as error:  # safetensors wraps the disk's error in one of its own, which has only words
+        except Exception as error:  # safetensors raises an error of its own with the disk's in its text
             if "os error 28" not in str(error).lower() and "no space" not in str(error).lower():
                 raise
             return OSError(errno.ENOSPC, "No space left on device")
@@ -118,7 +118,7 @@ class WeightFolder:
 
 
 def raise_together(failure: Exception | None) -> None:
-    """Raise on every process the first failure that any of them had: one that went on alone would wait for the others for ever."""
+    """Raise on every process the first failure that any of them had; a process that went on alone would wait for the others for ever."""
     for each in gather_object([failure]):
         if each is not None:
             raise each

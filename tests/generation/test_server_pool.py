@@ -14,12 +14,12 @@ pytest.importorskip("aiohttp", reason="aiohttp comes with vLLM, which is not on 
 
 from tinyzero_trl.config import compose, generation
 from tinyzero_trl.failures import ConfigError
-from tinyzero_trl.generation.calls import Calls, ServerFault
-from tinyzero_trl.generation.fleet import Fleet, dealt
+from tinyzero_trl.generation.http_client import HttpClient, ServerError
+from tinyzero_trl.generation.server_pool import ServerPool, dealt
 
 
 class Stub:
-    """The part of a vLLM server that a fleet looks at: a version, a transfer that is open or not, completions."""
+    """The part of a vLLM server that a pool looks at: a version, a transfer that is open or not, completions."""
 
     def __init__(self, name: str) -> None:
         self.name, self.version, self.rows = name, "default", 0
@@ -43,7 +43,7 @@ class Stub:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        self.calls = Calls(f"http://127.0.0.1:{self.http.server_port}", token="t" * 43, seconds_per_call=5.0)
+        self.http_client = HttpClient(f"http://127.0.0.1:{self.http.server_port}", token="t" * 43, seconds_per_call=5.0)
 
     def do(self, path: str, body: Any) -> tuple[int, Any]:
         if path.startswith("/start_weight_update"):
@@ -70,15 +70,15 @@ def stubs() -> Iterator[list[Stub]]:
         stub.http.shutdown()
 
 
-def push(fleet: Fleet, version: str) -> None:
-    fleet.post("/pause?mode=abort")
-    fleet.post("/start_weight_update?is_checkpoint_format=true")
-    fleet.post("/finish_weight_update", {"weight_version": version})
-    fleet.post("/resume")
+def push(pool: ServerPool, version: str) -> None:
+    pool.post("/pause?mode=abort")
+    pool.post("/start_weight_update?is_checkpoint_format=true")
+    pool.post("/finish_weight_update", {"weight_version": version})
+    pool.post("/resume")
 
 
-def complete(fleet: Fleet, num_rows: int = 7) -> list[str]:
-    answers = fleet.together("/v1/completions", [{"row": row} for row in range(num_rows)], seconds=10.0)
+def complete(pool: ServerPool, num_rows: int = 7) -> list[str]:
+    answers = pool.post_all("/v1/completions", [{"row": row} for row in range(num_rows)], seconds=10.0)
     assert [answer["row"] for answer in answers] == list(range(num_rows))
     return [answer["by"] for answer in answers]
 
@@ -91,45 +91,45 @@ def test_every_row_is_dealt_once_in_order_and_evenly(num_rows: int, num_servers:
 
 
 def test_rows_are_dealt_over_all_and_weights_go_to_all(stubs: list[Stub]) -> None:
-    fleet = Fleet([stub.calls for stub in stubs])
-    push(fleet, "run:0:1")
-    assert complete(fleet) == list("aaabbcc")
+    pool = ServerPool([stub.http_client for stub in stubs])
+    push(pool, "run:0:1")
+    assert complete(pool) == list("aaabbcc")
     assert {stub.version for stub in stubs} == {"run:0:1"}
 
 
 def test_the_share_of_a_server_that_fails_is_done_by_the_others_until_it_is_back(stubs: list[Stub]) -> None:
-    fleet = Fleet([stub.calls for stub in stubs])
-    push(fleet, "run:0:1")
+    pool = ServerPool([stub.http_client for stub in stubs])
+    push(pool, "run:0:1")
     stubs[1].is_broken = True
-    assert complete(fleet) == list("aaaaccc")
-    assert complete(fleet) == list("aaaaccc")
+    assert complete(pool) == list("aaaaccc")
+    assert complete(pool) == list("aaaaccc")
     stubs[1].is_broken, stubs[1].version = False, "default"
     stubs[1].is_open = stubs[1].is_paused = True
-    assert complete(fleet) == list("aaaaccc"), "it has none of the weights yet"
-    push(fleet, "run:1:2")
-    assert complete(fleet) == list("aaabbcc")
+    assert complete(pool) == list("aaaaccc"), "it has none of the weights yet"
+    push(pool, "run:1:2")
+    assert complete(pool) == list("aaabbcc")
     assert stubs[1].version == "run:1:2"
 
 
 def test_rows_of_a_server_that_came_back_with_other_weights_are_thrown_away(stubs: list[Stub]) -> None:
-    fleet = Fleet([stub.calls for stub in stubs])
-    push(fleet, "run:0:1")
+    pool = ServerPool([stub.http_client for stub in stubs])
+    push(pool, "run:0:1")
     stubs[2].version = "default"
-    assert complete(fleet) == list("aaabbab")
+    assert complete(pool) == list("aaabbab")
     assert stubs[2].rows == 2
 
 
 def test_where_all_fail_the_fleet_does_and_all_are_tried_again(stubs: list[Stub]) -> None:
-    fleet = Fleet([stub.calls for stub in stubs])
-    push(fleet, "run:0:1")
+    pool = ServerPool([stub.http_client for stub in stubs])
+    push(pool, "run:0:1")
     for stub in stubs:
         stub.is_broken = True
-    with pytest.raises(ServerFault, match="answered 500"):
-        complete(fleet)
-    assert not fleet.is_healthy()
+    with pytest.raises(ServerError, match="answered 500"):
+        complete(pool)
+    assert not pool.is_healthy()
     for stub in stubs:
         stub.is_broken = False
-    assert complete(fleet) == list("aaabbcc")
+    assert complete(pool) == list("aaabbcc")
 
 
 @pytest.mark.parametrize(

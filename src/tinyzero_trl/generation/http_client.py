@@ -1,4 +1,4 @@
-"""HTTP to a vLLM server: every call has an end, none is repeated, each carries the token, no header of an answer is obeyed."""
+"""HTTP requests to a vLLM server: each has a deadline, carries the token, is sent once, and follows no redirect."""
 
 from __future__ import annotations
 
@@ -9,69 +9,71 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl.generation.guard import read_token
+from tinyzero_trl.generation.authentication import read_token
 
-LOOK_EVERY = 5.0
-"""Seconds between two looks at a server that is generating."""
+SECONDS_BETWEEN_CHECKS = 5.0
+"""Seconds between two health checks of a server while it generates."""
 SECONDS_TO_BE_HEALTHY = 5.0
-"""For a look at the health of a server: what takes longer is not well."""
-ALIVE = "/weight_info"
-"""What is looked at then: unlike /health, the engine itself answers it, between two tokens."""
+"""Deadline of a health check, in seconds."""
+LIVENESS_PATH = "/weight_info"
+"""Route of the health check while a server generates: unlike /health, the engine itself answers it, between two tokens."""
 MAX_CONNECTIONS = 1024
-SAYS_WORDS = ("/v1/load_lora_adapter",)
-"""Routes of vLLM that answer with a sentence in the place of JSON."""
+TEXT_ROUTES = ("/v1/load_lora_adapter",)
+"""Routes of vLLM that answer with a sentence instead of JSON."""
 
 
-class ServerFault(Exception):
-    """The server did not do what it was asked to, in one line; it may after a restart and a new transfer of the weights."""
+class ServerError(Exception):
+    """A request to the server failed; the message is one line. The request may succeed after a restart and a new transfer of the weights."""
 
     def __init__(self, message: str, *, status: int | None = None):
         super().__init__(message)
         self.status = status
-        """HTTP status it answered with; None where it did not answer."""
+        """HTTP status of the answer; None if there was none."""
 
 
-class Calls:
-    """One server, one token. Each call opens connections of its own: the trainer calls a few times a minute."""
+class HttpClient:
+    """Requests to one server with one token. Each request opens its own connections: the trainer sends a few a minute."""
 
     def __init__(self, url: str, *, token: str | Path, seconds_per_call: float):
-        """token: or the file that holds it, read anew for each call: a server that was started again has another.
+        """token: the token, or the file that holds it, which is read for each request because a restarted server has a new one.
 
-        seconds_per_call: of a call that should take milliseconds, its connecting and its body included."""
+        seconds_per_call: deadline of a request that should take milliseconds, from connecting to the last byte of the answer.
+        """
         self.url = url.rstrip("/")
         self._token = token
         self._seconds = seconds_per_call
 
     def get(self, path: str, *, seconds: float | None = None) -> Any:
-        """The answer's JSON (None where it is empty). Raises: ServerFault."""
+        """The JSON of the answer; None if it is empty. Raises: ServerError."""
         return self._run(self._alone("GET", path, None, seconds or self._seconds))
 
     def post(self, path: str, body: Any = None, *, seconds: float | None = None) -> Any:
-        """As `get`; the server is asked once, since what it did not answer it may have done.
+        """The JSON of the answer, as `get`. A POST is never repeated: the server may have done what it did not answer.
 
-        seconds: of a call that may take long. Then its health is looked at meanwhile: where vLLM's engine ends, a call to it is never answered.
+        seconds: deadline of a request that may take long. The server's health is checked meanwhile: when vLLM's engine ends, its
+        open requests are never answered.
         """
         if seconds is None:
             return self._run(self._alone("POST", path, body, self._seconds))
-        (answer,) = self._run(self._together(path, [body], seconds, None, alive="/health"))
+        (answer,) = self._run(self._post_all(path, [body], seconds, None, alive="/health"))
         return answer
 
     def is_healthy(self, *, seconds: float = SECONDS_TO_BE_HEALTHY) -> bool:
-        """Whether the server answers within `seconds` and can generate."""
+        """True if the server answers within `seconds` and can generate."""
         try:
             self.get("/health", seconds=seconds)
-        except ServerFault:
+        except ServerError:
             return False
         return True
 
-    def together(
+    def post_all(
         self, path: str, bodies: Sequence[Any], *, seconds: float, on_answer: Callable[[Any], None] | None = None
     ) -> list[Any]:
-        """The answers to several POSTs sent at once, in their order. The first that fails ends all; so does an engine that no longer answers.
+        """The answers to several POSTs sent at once, in their order. The first failure cancels all, and so does a failed health check.
 
-        seconds: for all of them. Raises: ServerFault.
+        seconds: deadline of the whole set. on_answer: called with each answer as it arrives. Raises: ServerError.
         """
-        return self._run(self._together(path, bodies, seconds, on_answer, alive=ALIVE))
+        return self._run(self._post_all(path, bodies, seconds, on_answer, alive=LIVENESS_PATH))
 
     def _run(self, call: Coroutine[Any, Any, Any]) -> Any:
         import aiohttp
@@ -82,21 +84,21 @@ class Calls:
             error: BaseException = group
             while isinstance(error, ExceptionGroup):
                 error = error.exceptions[0]
-        except (ServerFault, aiohttp.ClientError, TimeoutError, OSError) as failure:
+        except (ServerError, aiohttp.ClientError, TimeoutError, OSError) as failure:
             error = failure
-        if isinstance(error, ServerFault):
+        if isinstance(error, ServerError):
             raise error
         if isinstance(error, (aiohttp.ClientError, OSError, ValueError)) and not isinstance(error, TimeoutError):
-            raise ServerFault(f"{self.url} cannot be reached: {str(error) or type(error).__name__}")
+            raise ServerError(f"{self.url} cannot be reached: {str(error) or type(error).__name__}")
         if isinstance(error, TimeoutError):
-            raise ServerFault(f"{self.url} gave no answer in time")
+            raise ServerError(f"{self.url} gave no answer in time")
         raise error
 
     async def _alone(self, method: str, path: str, body: Any, seconds: float) -> Any:
         async with self._session() as session, asyncio.timeout(seconds):
             return await self._ask(session, method, path, body)
 
-    async def _together(
+    async def _post_all(
         self,
         path: str,
         bodies: Sequence[Any],
@@ -113,7 +115,7 @@ class Calls:
 
         async def watch() -> None:
             while True:
-                await asyncio.sleep(LOOK_EVERY)
+                await asyncio.sleep(SECONDS_BETWEEN_CHECKS)
                 await self._alone("GET", alive, None, self._seconds)
 
         async with self._session() as session, asyncio.timeout(seconds), asyncio.TaskGroup() as group:
@@ -129,12 +131,12 @@ class Calls:
         try:
             return read_token(self._token)
         except (OSError, ValueError) as error:
-            raise ServerFault(f"{self.url}: {error}") from None
+            raise ServerError(f"{self.url}: {error}") from None
 
     def _session(self) -> Any:
         import aiohttp
 
-        # Deadlines are asyncio's own: aiohttp's start anew with each phase.
+        # Deadlines are asyncio's: aiohttp's begin again with each phase of a request.
         return aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {self._read_token()}"},
             timeout=aiohttp.ClientTimeout(total=None),
@@ -146,19 +148,19 @@ class Calls:
         async with session.request(method, self.url + path, json=body, allow_redirects=False) as response:
             content = await response.read()
         if response.status != 200:
-            raise ServerFault(
+            raise ServerError(
                 f"{self.url}{path} answered {response.status}: {_shown(content)}", status=int(response.status)
             )
-        if not content or (path in SAYS_WORDS and content.startswith(b"Success")):
+        if not content or (path in TEXT_ROUTES and content.startswith(b"Success")):
             return None
         try:
             return json.loads(content)
         except ValueError:
-            raise ServerFault(f"{self.url}{path} answered what is no JSON: {_shown(content)}", status=200) from None
+            raise ServerError(f"{self.url}{path} answered what is no JSON: {_shown(content)}", status=200) from None
 
 
-def look(until: float) -> float:
-    """Seconds for the next look at a server's health, where all is over at `until` (time.monotonic()) or a second after."""
+def health_timeout(until: float) -> float:
+    """Deadline of the next health check, in seconds: at most SECONDS_TO_BE_HEALTHY, and at least 1, of those left until `until` (time.monotonic())."""
     return max(1.0, min(SECONDS_TO_BE_HEALTHY, until - time.monotonic()))
 
 

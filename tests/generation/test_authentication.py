@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from tinyzero_trl.config import INSIST, check_host, free_port, is_on_this_machine
-from tinyzero_trl.generation.guard import TOKEN_FILE, TokenGuard, make_token, read_token
+from tinyzero_trl.generation.authentication import TOKEN_FILE, TokenMiddleware, make_token, read_token
 
 
 async def inner(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "passed"})
 
 
-def ask(guard: TokenGuard, **scope: Any) -> list[dict[str, Any]]:
+def ask(middleware: TokenMiddleware, **scope: Any) -> list[dict[str, Any]]:
     sent: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:
@@ -26,22 +26,22 @@ def ask(guard: TokenGuard, **scope: Any) -> list[dict[str, Any]]:
     async def receive() -> Any:
         return {}
 
-    asyncio.run(guard({"type": "http", "path": "/v1/models", "headers": [], **scope}, receive, send))
+    asyncio.run(middleware({"type": "http", "path": "/v1/models", "headers": [], **scope}, receive, send))
     return sent
 
 
 @pytest.fixture
-def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TokenGuard, bytes]:
+def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TokenMiddleware, bytes]:
     token = make_token(tmp_path / "token")
     monkeypatch.setenv(TOKEN_FILE, str(tmp_path / "token"))
-    return TokenGuard(inner), token.encode()
+    return TokenMiddleware(inner), token.encode()
 
 
-def test_the_token_opens_every_path_and_health_needs_none(guarded: tuple[TokenGuard, bytes]) -> None:
-    guard, token = guarded
-    assert ask(guard, headers=[(b"authorization", b"Bearer " + token)]) == [{"type": "passed"}]
-    assert ask(guard, path="/health") == [{"type": "passed"}]
-    assert ask(guard, type="lifespan") == [{"type": "passed"}]
+def test_the_token_opens_every_path_and_health_needs_none(guarded: tuple[TokenMiddleware, bytes]) -> None:
+    middleware, token = guarded
+    assert ask(middleware, headers=[(b"authorization", b"Bearer " + token)]) == [{"type": "passed"}]
+    assert ask(middleware, path="/health") == [{"type": "passed"}]
+    assert ask(middleware, type="lifespan") == [{"type": "passed"}]
 
 
 @pytest.mark.parametrize(
@@ -58,28 +58,28 @@ def test_the_token_opens_every_path_and_health_needs_none(guarded: tuple[TokenGu
         {"path": "/nothing"},
     ],
 )
-def test_nothing_else_passes(guarded: tuple[TokenGuard, bytes], scope: dict[str, Any]) -> None:
+def test_nothing_else_passes(guarded: tuple[TokenMiddleware, bytes], scope: dict[str, Any]) -> None:
     assert ask(guarded[0], **scope)[0]["status"] == 401
 
 
-def test_a_second_header_and_a_websocket_without_the_token_do_not_pass(guarded: tuple[TokenGuard, bytes]) -> None:
-    guard, token = guarded
+def test_a_second_header_and_a_websocket_without_the_token_do_not_pass(guarded: tuple[TokenMiddleware, bytes]) -> None:
+    middleware, token = guarded
     right = (b"authorization", b"Bearer " + token)
-    assert ask(guard, headers=[(b"authorization", b"Bearer wrong"), right])[0]["status"] == 401
-    assert ask(guard, headers=[(b"authorization", token)])[0]["status"] == 401
-    assert ask(guard, type="websocket")[0]["type"] == "websocket.close"
-    assert ask(guard, type="websocket", path="/health")[0]["type"] == "websocket.close"
-    assert ask(guard, type="websocket", headers=[right]) == [{"type": "passed"}]
+    assert ask(middleware, headers=[(b"authorization", b"Bearer wrong"), right])[0]["status"] == 401
+    assert ask(middleware, headers=[(b"authorization", token)])[0]["status"] == 401
+    assert ask(middleware, type="websocket")[0]["type"] == "websocket.close"
+    assert ask(middleware, type="websocket", path="/health")[0]["type"] == "websocket.close"
+    assert ask(middleware, type="websocket", headers=[right]) == [{"type": "passed"}]
 
 
 def test_a_server_without_a_token_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TOKEN_FILE, raising=False)
     with pytest.raises(KeyError):
-        TokenGuard(inner)
+        TokenMiddleware(inner)
     (tmp_path / "empty").touch(mode=0o600)
     monkeypatch.setenv(TOKEN_FILE, str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="holds no token"):
-        TokenGuard(inner)
+        TokenMiddleware(inner)
 
 
 def test_only_this_user_can_read_a_token_also_where_the_file_was_open_before(tmp_path: Path) -> None:

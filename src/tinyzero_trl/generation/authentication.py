@@ -1,6 +1,6 @@
-"""The token that every route of our vLLM server asks for but `/health`: made, read and checked. Standard library only.
+"""The token that every request to our vLLM server needs, except to `/health`. Standard library only.
 
-vLLM's own `--api-key` stands on the command line, where `ps` shows it, and leaves the routes open that pause a server and
+vLLM's own `--api-key` is on the command line, where `ps` shows it, and does not protect the routes that pause a server and
 replace its weights.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from tinyzero_trl import storage
 
 TOKEN_FILE = "TINYZERO_TOKEN_FILE"
-"""Environment variable that names the file; the token itself is in no environment and on no command line."""
+"""Environment variable with the path of the token's file; the token itself is in no environment and on no command line."""
 OPEN = "/health"
 
 Scope = MutableMapping[str, Any]
@@ -26,7 +26,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def make_token(path: Path) -> str:
-    """A new token, written to `path` in a way that only this user can read."""
+    """A new token, written to a file that only this user can read."""
     token = secrets.token_urlsafe(32)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     storage.write_text(path, token + "\n", is_private=True)
@@ -34,7 +34,7 @@ def make_token(path: Path) -> str:
 
 
 def read_token(path: Path) -> str:
-    """The token in `path`. Raises: ValueError where others can read the file, or there is none in it; FileNotFoundError."""
+    """The token in `path`. Raises: ValueError if others can read the file or it holds no token; FileNotFoundError."""
     if path.stat().st_mode & 0o077:
         raise ValueError(f"token file {path} can be read by others; chmod 600 {path}")
     token = path.read_text(encoding="ascii").strip()
@@ -43,11 +43,11 @@ def read_token(path: Path) -> str:
     return token
 
 
-class TokenGuard:
-    """ASGI middleware: 401 to every request without the token, websockets included, on every path but `/health`."""
+class TokenMiddleware:
+    """ASGI middleware that answers 401 to every request without the token, websockets included, on every path except `/health`."""
 
     def __init__(self, app: App):
-        """Raises: KeyError without TINYZERO_TOKEN_FILE, and what `read_token` raises: a server without a token does not start."""
+        """Reads the token named by TINYZERO_TOKEN_FILE. Raises: KeyError, or what `read_token` raises, so that a server without a token does not start."""
         self.app = app
         self._expected = b"Bearer " + read_token(Path(os.environ[TOKEN_FILE])).encode()
 

@@ -19,7 +19,7 @@ import pytest
 from tinyzero_trl.config import RewardWorkerSettings
 from tinyzero_trl.rewards import BatchReward, for_trl
 from tinyzero_trl.rewards.pool import RewardPool
-from tinyzero_trl.rewards.scoring import Job
+from tinyzero_trl.rewards.scoring import RewardCall
 from tinyzero_trl.task import resolve
 from tinyzero_trl.tasks import countdown
 from tinyzero_trl.tasks.reward_worker import score_here
@@ -134,12 +134,12 @@ def test_a_worker_killed_from_outside_costs_nothing_busy_or_idle(pooled: Any) ->
         for worker in workers_of(pool):
             worker.kill()
     for _ in range(3):
-        jobs = [Job("sleeps", {"n": n}) for n in range(1, 9)]
-        pool.submit(reward.__name__, jobs)
+        calls = [RewardCall("sleeps", {"n": n}) for n in range(1, 9)]
+        pool.submit(reward.__name__, calls)
         time.sleep(0.15)
         for worker in workers_of(pool)[:1]:
             worker.kill()
-        assert [earned.number for earned in pool.score(reward.__name__, jobs)] == [n / 100 for n in range(1, 9)]
+        assert [score.number for score in pool.score(reward.__name__, calls)] == [n / 100 for n in range(1, 9)]
 
 
 def test_what_was_submitted_is_computed_while_the_trainer_does_other_things(pooled: Any) -> None:
@@ -199,13 +199,13 @@ def test_no_worker_outlives_a_trainer_that_is_killed(tmp_path: Path) -> None:
     program.write_text(
         "import time\n"
         "from tinyzero_trl.rewards.pool import RewardPool\n"
-        "from tinyzero_trl.rewards.scoring import Job\n"
+        "from tinyzero_trl.rewards.scoring import RewardCall\n"
         "from tinyzero_trl.tasks.reward_worker import score_here\n"
         "from tinyzero_trl.config import RewardWorkerSettings\n"
         "if __name__ == '__main__':\n"
         f"    pool = RewardPool('countdown', RewardWorkerSettings(rewards=['{tmp_path}/odd.py:odd'], seconds_per_call=99), score=score_here)\n"
-        f"    pool.score('{tmp_path}/odd.py:odd', [Job('a', {{'n': 1}})])\n"
-        f"    pool.submit('{tmp_path}/odd.py:odd', [Job('hangs', {{'n': 1}})])\n"
+        f"    pool.score('{tmp_path}/odd.py:odd', [RewardCall('a', {{'n': 1}})])\n"
+        f"    pool.submit('{tmp_path}/odd.py:odd', [RewardCall('hangs', {{'n': 1}})])\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(900)\n"
     )

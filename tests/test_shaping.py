@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tinyzero_trl.rewards import OverGroup, for_trl
+from tinyzero_trl.rewards import GroupReward, for_trl
 from tinyzero_trl.rewards.shaping import (
     Attempt,
     boxed,
@@ -144,18 +144,18 @@ def test_one_response_that_cannot_be_measured_costs_itself_only():
     def measure(response: str) -> float:
         return float(response)
 
-    reward = for_trl(OverGroup(measure, lambda numbers: [n - max(numbers) for n in numbers]), name="over")
+    reward = for_trl(GroupReward(measure, lambda numbers: [n - max(numbers) for n in numbers]), name="over")
     assert reward(["p"] * 4, ["1", "x", "3", "-1000"]) == [-2.0, None, 0.0, None]
 
 
 @pytest.mark.parametrize("compare", [lambda numbers: 1 / 0, lambda numbers: [], lambda numbers: ["x"] * len(numbers)])
 def test_a_comparison_that_fails_costs_its_groups_and_not_the_run(compare):
-    reward = for_trl(OverGroup(lambda response: float(response), compare), name="over")
+    reward = for_trl(GroupReward(lambda response: float(response), compare), name="over")
     assert reward(["p", "p", "q"], ["1", "2", "3"]) == [None] * 3
 
 
 def test_a_group_without_a_measure_is_not_compared():
-    reward = for_trl(OverGroup(lambda response: None, lambda numbers: [max(numbers)]), name="over")
+    reward = for_trl(GroupReward(lambda response: None, lambda numbers: [max(numbers)]), name="over")
     assert reward(["p", "p"], ["1", "2"]) == [None, None]
 
 

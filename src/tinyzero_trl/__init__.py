@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tinyzero_trl.data import Problems, load_rows, split_of_key
     from tinyzero_trl.expression import Expression, parse
     from tinyzero_trl.failures import Failure
-    from tinyzero_trl.rewards import OverGroup, exact_format, ladder
+    from tinyzero_trl.rewards import GroupReward, exact_format, ladder
     from tinyzero_trl.task import FormatFn, Outcome, RewardFn, Row, Task, Verdict, without_answer
 
 __version__ = "0.1.0"
@@ -31,8 +31,8 @@ __all__ = [
     "Expression",
     "Failure",
     "FormatFn",
+    "GroupReward",
     "Outcome",
-    "OverGroup",
     "Parts",
     "Problems",
     "RewardFn",
@@ -56,7 +56,7 @@ _NAMES = {
     "data": "Problems load_rows split_of_key",
     "expression": "Expression parse",
     "failures": "Failure",
-    "rewards": "OverGroup exact_format ladder",
+    "rewards": "GroupReward exact_format ladder",
     "task": "FormatFn Outcome RewardFn Row Task Verdict without_answer",
 }
 """Names by the room they are imported from when they are first used; the imports above are the same, for type checkers and editors."""

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from tinyzero_trl.config.batching import check_whole_groups
 from tinyzero_trl.config.sections import RewardWorkerSettings
 from tinyzero_trl.failures import ConfigError, nearest
-from tinyzero_trl.rewards import FROM_TRAINER, FROM_TRL, BatchReward, OverGroup, for_trl, is_for_trl
+from tinyzero_trl.rewards import FROM_TRAINER, FROM_TRL, BatchReward, GroupReward, for_trl, is_for_trl
 from tinyzero_trl.task import RewardFn
 
 
@@ -49,7 +49,7 @@ def check_groups(cfg: DictConfig, rewards: Mapping[str, RewardFn], *, num_proces
     """Raises: ConfigError, where a reward that compares completions would not see whole groups in the training process."""
     if whole := sorted(name for name in cfg.reward_workers.rewards if is_for_trl(rewards[name])):
         raise ConfigError(f"reward_workers.rewards: {', '.join(whole)} takes whole batches, as TRL calls it, and is computed in the trainer; leave it out")  # fmt: skip
-    names = [name for name, reward in rewards.items() if isinstance(reward, OverGroup)]
+    names = [name for name, reward in rewards.items() if isinstance(reward, GroupReward)]
     if not names:
         return
     if idle := sorted(set(names) & set(cfg.reward_workers.rewards)):

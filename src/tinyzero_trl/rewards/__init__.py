@@ -1,13 +1,22 @@
-"""Responses to numbers: one reward is a function of one response, and any text gives a number.
+"""Turns responses into numbers. A reward is a function of one response, and any text gives a number.
 
-    response + row -> verdict (`verdict`, once) -> rewards (`scoring`: one response or one group) -> `batch`: TRL's signature
+    completion + row ─> RewardCall (response, columns) ─> reward ─> Score (a number, or an error) ─> list of numbers for TRL
+                                                        scoring.py, or pool.py in worker processes      batch.py
 
-`shaping` holds rewards that any task may use. `pool` and `worker_process` run slow rewards in processes that may be killed;
-import `tinyzero_trl.rewards.pool` where it is needed, because it loads a library.
+A GroupReward compares the responses to one prompt. `verdict` asks the task if a response is right, once. `shaping` has rewards that
+any task may use. Import `tinyzero_trl.rewards.pool` only where it is needed, because it loads a library.
 """
 
 from tinyzero_trl.rewards.batch import BatchReward, columns_of, exact_format, for_trl, ladder, reward_fault, text_of
-from tinyzero_trl.rewards.scoring import FROM_TRAINER, FROM_TRL, Earned, Job, OverGroup, earn, is_for_trl
+from tinyzero_trl.rewards.scoring import (
+    FROM_TRAINER,
+    FROM_TRL,
+    GroupReward,
+    RewardCall,
+    Score,
+    is_for_trl,
+    score_response,
+)
 from tinyzero_trl.rewards.shaping import (
     Attempt,
     boxed,
@@ -27,15 +36,14 @@ __all__ = [
     "KILL_SECONDS",
     "Attempt",
     "BatchReward",
-    "Earned",
-    "Job",
-    "OverGroup",
+    "GroupReward",
+    "RewardCall",
+    "Score",
     "boxed",
     "coin",
     "columns_of",
     "cosine_scaled",
     "discard",
-    "earn",
     "exact_format",
     "for_trl",
     "is_for_trl",
@@ -45,6 +53,7 @@ __all__ = [
     "relative_length",
     "repetition",
     "reward_fault",
+    "score_response",
     "tag_count",
     "text_of",
     "verdict_of",

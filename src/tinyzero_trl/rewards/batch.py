@@ -1,4 +1,4 @@
-"""Rewards any task may use, and the lift from "one response" to TRL's batch signature."""
+"""Rewards that any task may use, and the adapter from "one response" to TRL's signature for a batch."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from tinyzero_trl.rewards.scoring import (
     FROM_TRL,
     HIGH,
     LOW,
-    Earned,
-    Job,
-    OverGroup,
-    earn_all,
-    earn_batch,
-    earn_in_groups,
+    GroupReward,
+    RewardCall,
+    Score,
     is_for_trl,
+    score_all,
+    score_batch,
+    score_groups,
 )
 from tinyzero_trl.task import Outcome, RewardFn, Verdict
 
 logger = logging.getLogger(__name__)
 LOST = ("seconds_per_call", "seconds_per_batch", "died")
-"""Trouble of worker processes: the reward itself said nothing."""
+"""Errors of worker processes: the reward itself gave no number."""
 
 
 def exact_format(response: str) -> float:
-    """1.0 where the response is exactly one thought and one answer (`Parts.is_exact`), else 0.0."""
+    """1.0 if the response is exactly one thought and one answer (`Parts.is_exact`), else 0.0."""
     return float(split_response(response).is_exact)
 
 
 def ladder(verdict: Verdict) -> float:
-    """1.0 where solved, 0.1 for a complete answer that is wrong, 0.0 without one.
+    """1.0 for a right answer, 0.1 for a complete answer that is wrong, 0.0 without one.
 
     Source: Jiayi-Pan/TinyZero, verl/utils/reward_score/countdown.py. We read the answer by our own rule (it needs a
     closed thought, and one block only) where TinyZero takes the last block of the last line.
@@ -53,7 +53,7 @@ def columns_of(reward: RewardFn) -> tuple[str, ...]:
 
 
 def reward_fault(reward: Any) -> str | None:
-    """Why `reward` is none, behind its name; None where it is one of ours, f(response, *, columns), or one written for TRL."""
+    """The reason why `reward` is not a reward, to follow its name; None if it is f(response, *, columns) or written for TRL."""
     if not callable(reward):
         return f"is a {type(reward).__name__}, and a reward is a function: def reward(response, *, column, ...)"
     if inspect.isclass(reward):
@@ -82,13 +82,13 @@ def reward_fault(reward: Any) -> str | None:
 
 
 class Workers(Protocol):
-    """Where rewards may be computed other than here (`rewards.pool.RewardPool`)."""
+    """Processes that compute rewards (`rewards.pool.RewardPool`)."""
 
-    def submit(self, name: str, jobs: Sequence[Job]) -> None:
-        """Begin with these calls; `score` of the same ones waits for the rest of them only."""
+    def submit(self, name: str, calls: Sequence[RewardCall]) -> None:
+        """Start these calls in the background; `score` of the same calls waits only for those that are not done."""
 
-    def score(self, name: str, jobs: Sequence[Job]) -> list[Earned]:
-        """What the reward called `name` gives for each."""
+    def score(self, name: str, calls: Sequence[RewardCall]) -> list[Score]:
+        """The score of each call by the reward called `name`."""
 
     def close(self) -> None:
         """End the processes."""
@@ -103,22 +103,22 @@ def for_trl(
     workers: Workers | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> BatchReward:
-    """`reward` over a batch, as TRL calls it: (prompts, completions, **columns) -> one number or None per sample.
+    """The reward in TRL's signature: (prompts, completions, **columns) -> a number or None for each completion.
 
-    workers: computes it in other processes, by its name; None calls `reward` here. parameters: keyword arguments of every call.
+    workers: processes that compute it, by its name; None calls `reward` here. parameters: keyword arguments of every call.
     """
     return BatchReward(reward, name=name, low=low, high=high, workers=workers, parameters=parameters or {})
 
 
 class BatchReward:
-    """A reward over a batch. One sample never ends the run.
+    """A reward for a batch, in which a failed call does not end the run.
 
-    A reward written for TRL, f(prompts, completions, **kwargs), gets what TRL passes, the completions without the prefill (which ends
-    the prompt, and is the column `prefill`). Any other is called for each response:
-    the response is the row's `prefill` (none: "") plus the completion, a text or chat messages. The reward gets only
-    the columns that its signature names. A completion of another shape earns 0.0; a reward that raises, is not a number,
-    not finite or outside [low, high] becomes None (TRL leaves it out of the group). Each kind of trouble is logged once;
-    the share of such samples is the metric `rewards/<name>/rejected`, of those that workers lost `rewards/<name>/lost`.
+    A reward written for TRL, f(prompts, completions, **kwargs), gets TRL's arguments; its completions are without the prefill, which
+    ends the prompt and is the column `prefill`. Any other reward is called for each response, which is the row's `prefill` (default
+    "") plus the completion (text or chat messages), and gets only the columns that its signature names.
+    A completion of another shape has the reward 0.0. A reward that raises, is not a number, not finite or outside [low, high] becomes
+    None, which TRL leaves out of the group. Each kind of error is logged once; the share of such completions is the metric
+    `rewards/<name>/rejected`, and of those that workers lost `rewards/<name>/lost`.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class BatchReward:
     ):
         self.__name__ = name
         self.seconds = 0.0
-        """What all calls so far took."""
+        """Seconds of all calls so far."""
         self.workers = workers
         self._reward, self._low, self._high = reward, low, high
         self._parameters, self._fixed = _columns(reward), dict(parameters)
@@ -142,11 +142,11 @@ class BatchReward:
         self._reported: set[str] = set()
 
     def submit(self, completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> None:
-        """Let the workers begin; where a column is not there yet, nothing begins before the call."""
+        """Start the calls in the workers; does nothing if a column that the reward reads is not there yet."""
         awaited = [*self._required, *(key for key in FROM_TRAINER if key in self._parameters)]
         if self.workers is not None and not self._is_for_trl and all(key in columns for key in awaited):
-            jobs = self._jobs(completions, columns)
-            self.workers.submit(self.__name__, [job for job in jobs if job is not None])
+            calls = self._calls(completions, columns)
+            self.workers.submit(self.__name__, [call for call in calls if call is not None])
 
     def __call__(
         self,
@@ -168,59 +168,59 @@ class BatchReward:
             results = self._scored_each(prompts, completions, columns)
         self.seconds += time.perf_counter() - start
         for result in results:
-            if result.trouble is not None and result.trouble not in self._reported:
-                self._reported.add(result.trouble)
+            if result.error is not None and result.error not in self._reported:
+                self._reported.add(result.error)
                 logger.warning("reward %s: %s (logged once)", name, result.detail)
         if log_metric is not None:
-            num_lost = sum(result.trouble in LOST for result in results)
-            num_rejected = sum(result.trouble is not None for result in results) - num_lost
+            num_lost = sum(result.error in LOST for result in results)
+            num_rejected = sum(result.error is not None for result in results) - num_lost
             log_metric(f"rewards/{name}/rejected", num_rejected / max(len(results), 1))
             if self.workers is not None:
                 log_metric(f"rewards/{name}/lost", num_lost / max(len(results), 1))
         return [result.number for result in results]
 
-    def _scored_at_once(self, given: Mapping[str, Any], size: int) -> list[Earned]:
+    def _scored_at_once(self, given: Mapping[str, Any], size: int) -> list[Score]:
         kinds = [parameter.kind for parameter in inspect.signature(self._reward).parameters.values()]
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             given = {key: value for key, value in given.items() if key in self._parameters}
-        return earn_batch(self._reward, given, size=size, low=self._low, high=self._high)
+        return score_batch(self._reward, given, size=size, low=self._low, high=self._high)
 
     def _scored_each(
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
-    ) -> list[Earned]:
-        jobs = self._jobs(completions, columns)
-        real = [job for job in jobs if job is not None]
+    ) -> list[Score]:
+        calls = self._calls(completions, columns)
+        real = [call for call in calls if call is not None]
         scored = iter(
-            self._scored(real, [prompt for prompt, job in zip(prompts, jobs, strict=True) if job is not None])
+            self._scored(real, [prompt for prompt, call in zip(prompts, calls, strict=True) if call is not None])
         )
         return [
-            Earned(0.0, "shape", f"a completion is neither text nor messages with content: {completion!r:.200}")
-            if job is None
+            Score(0.0, "shape", f"a completion is neither text nor messages with content: {completion!r:.200}")
+            if call is None
             else next(scored)
-            for job, completion in zip(jobs, completions, strict=True)
+            for call, completion in zip(calls, completions, strict=True)
         ]
 
-    def _scored(self, jobs: list[Job], prompts: list[Any]) -> list[Earned]:
+    def _scored(self, calls: list[RewardCall], prompts: list[Any]) -> list[Score]:
         if self.workers is not None:
-            return self.workers.score(self.__name__, jobs)
-        if isinstance(self._reward, OverGroup):
-            return earn_in_groups(self._reward, jobs, prompts, low=self._low, high=self._high)
-        return earn_all(self._reward, jobs, low=self._low, high=self._high)
+            return self.workers.score(self.__name__, calls)
+        if isinstance(self._reward, GroupReward):
+            return score_groups(self._reward, calls, prompts, low=self._low, high=self._high)
+        return score_all(self._reward, calls, low=self._low, high=self._high)
 
-    def _jobs(self, completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> list[Job | None]:
-        """The call for each completion, None for one of another shape."""
+    def _calls(self, completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> list[RewardCall | None]:
+        """The call for each completion; None for one that is neither text nor messages."""
         prefills = columns.get("prefill") or [""] * len(completions)
         keys = [key for key in self._parameters if key in columns]
         return [
             None
             if (text := text_of(completion)) is None
-            else Job((prefills[index] or "") + text, {key: columns[key][index] for key in keys} | self._fixed)
+            else RewardCall((prefills[index] or "") + text, {key: columns[key][index] for key in keys} | self._fixed)
             for index, completion in enumerate(completions)
         ]
 
 
 def _unheard(*args: Any, **kwargs: Any) -> None:
-    """Stands for what TRL logs with, where there is no trainer."""
+    """Replaces TRL's functions for logging if there is no trainer."""
 
 
 def text_of(completion: Any) -> str | None:
@@ -247,7 +247,7 @@ def text_of(completion: Any) -> str | None:
 
 
 def _columns(reward: RewardFn) -> dict[str, inspect.Parameter]:
-    """The parameters of `reward` after the response, by name (all, of one for TRL); raises ValueError on a signature that is no reward's."""
+    """The parameters of `reward` after the response by name; all parameters of one for TRL. Raises: ValueError if there is no response."""
     parameters = list(inspect.signature(reward).parameters.values())
     catch_all = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     if is_for_trl(reward):

@@ -1,7 +1,7 @@
-"""Shaping rewards: what is paid besides being right. Pure, total, linear time; each says what it teaches when it goes wrong.
+"""Shaping rewards, which pay for more than the right answer. Each is a pure function of any text in linear time, and says how it can mislead.
 
-The penalty for coming near the token limit (DAPO's soft overlong punishment) is no reward here but a key of the recipe,
-`soft_overlong_tokens`: the trainer knows the limit and the tokens.
+The penalty for responses near the token limit (DAPO's soft overlong punishment) is not here but the recipe key
+`soft_overlong_tokens`: only the trainer has the limit and the tokens.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from typing import NamedTuple
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 NGRAM_WORDS = 3
 MAX_WORDS = 200_000
-"""Words of a response that repetition looks at."""
+"""Most words of a response that `repetition` counts."""
 _STEP = re.compile(r"^[ \t]*(?:Step \d+[:.]|\d+[.)]\s|[-*]\s)|\b(?:First|Second|Next|Then|Finally),", re.MULTILINE)
 STEPS_WANTED = 3
 
 
 def tag_count(response: str) -> float:
-    """0.25 for each of `<think>`, `</think>`, `<answer>`, `</answer>` that stands exactly once: 0 to 1.
+    """0.25 for each of `<think>`, `</think>`, `<answer>`, `</answer>` that occurs exactly once: 0 to 1.
 
     Source: open-r1, rewards.py, tag_count_reward, which also wants line breaks around the tags; we do not.
-    Goes wrong: order is not looked at, so four tags in a row and nothing between them earn 1. Use it beside `format`.
+    Misleads: the order is ignored, so four tags in a row with nothing between them earn 1. Use it beside `format`.
     """
     return sum(0.25 for tag in TAGS if response.count(tag) == 1)
 
 
 def coin(response: str, *, problem: str) -> float:
-    """1.0 for half of all responses, 0.0 for the others, by the hash of problem and response: whether right or wrong.
+    """1.0 for half of all responses and 0.0 for the others, by the hash of problem and response, not by correctness.
 
-    Source: Spurious Rewards (arXiv 2506.10947), the random reward with probability 0.5; there each draw is independent, here the
-    same response to the same problem earns the same. By the response alone it could be learned: a model finds texts that pay.
-    The control of an experiment: what a model gains under it, training did not teach (faults E-8). Use it in the place of `accuracy`.
+    Source: Spurious Rewards (arXiv 2506.10947), the random reward with probability 0.5. There each draw is independent; here equal
+    responses to the same problem have the same reward. A hash of the response alone could be learned: a model finds texts that pay.
+    It is the control of an experiment: a gain under it does not come from the reward (faults E-8). Use it instead of `accuracy`.
     """
     return float(hashlib.sha256(f"{problem}\0{response}".encode("utf-8", errors="replace")).digest()[0] % 2)
 
 
 def boxed(response: str) -> float:
-    r"""1.0 where a `\boxed{...}` that is not blank stands in the response, else 0.0.
+    r"""1.0 if the response has a `\boxed{...}` that is not blank, else 0.0.
 
     Source: ours; the format part of boxed-answer rewards such as SimpleRL-Zoo's first version (arXiv 2503.18892, sec. 2).
-    Goes wrong: a boxed guess earns it at once, and where right answers are rare nothing else pays; SimpleRL-Zoo finds
-    that such rewards cost base models exploration. Keep the weight at 0.1 of accuracy's.
+    Misleads: a boxed guess earns it at once, and if right answers are rare nothing else pays. SimpleRL-Zoo finds that such
+    rewards reduce the exploration of base models. Keep its weight at 0.1 of accuracy's.
     """
     start = response.rfind(r"\boxed{")
     end = response.find("}", start)
@@ -52,10 +52,10 @@ def boxed(response: str) -> float:
 
 
 def reasoning_steps(response: str) -> float:
-    """min(1, marks / 3), where a mark is a line that begins a numbered or bulleted step, or `First,`, `Then,` and the like.
+    """min(1, marks / 3). A mark is the start of a numbered or bulleted line, or a word such as `First,` or `Then,`.
 
-    Source: open-r1, rewards.py, reasoning_steps_reward; our marks stand at the start of a line or before a comma.
-    Goes wrong: three words `First,` earn it in full. It measures layout and not thought; leave it out once it is at 1.
+    Source: open-r1, rewards.py, reasoning_steps_reward; our marks must be at the start of a line or before a comma.
+    Misleads: three words `First,` earn it in full. It measures layout, not thought; leave it out once it is at 1.
     """
     found = 0
     for _ in _STEP.finditer(response):
@@ -66,12 +66,12 @@ def reasoning_steps(response: str) -> float:
 
 
 def repetition(response: str, *, ngram_words: int = NGRAM_WORDS, max_penalty: float = 1.0) -> float:
-    """-max_penalty * (1 - different n-grams / n-grams), of lower-case words: -max_penalty to 0; 0 with less than one.
+    """-max_penalty * (1 - different n-grams / n-grams) of the words in lower case: -max_penalty to 0; 0 without an n-gram.
 
     Source: Demystifying Long CoT (arXiv 2502.03373), appendix on the repetition penalty, as open-r1 simplifies it to one
     number a response (the paper puts it on the repeated tokens).
-    Goes wrong: long answers repeat more than short ones, and so do tables, checks and second attempts: a weight near
-    accuracy's teaches to stop early.
+    Misleads: long answers repeat more than short ones, and so do tables, checks and second attempts. A weight near accuracy's
+    teaches a model to stop early.
     """
     words = response.lower().split(maxsplit=MAX_WORDS)[:MAX_WORDS]
     total = len(words) - ngram_words + 1
@@ -86,8 +86,8 @@ def cosine_scaled(
 ) -> float:
     """end + (start - end) / 2 * (1 + cos(pi * min(num_tokens / max_tokens, 1))), from `start` at length 0 to `end` at max_tokens.
 
-    correct, wrong: (start, end) for right and wrong responses. Source: Demystifying Long CoT (arXiv 2502.03373), eq. 1:
-    a right answer earns more the shorter it is, a wrong one loses less the longer it is. Beyond max_tokens it stays at `end`.
+    correct, wrong: (start, end) for right and wrong responses. Beyond max_tokens it stays at `end`. Source: Demystifying Long CoT (arXiv
+    2502.03373), eq. 1: a right answer earns more the shorter it is, a wrong one loses less the longer it is.
     """
     start, end = correct if is_correct else wrong
     share = min(num_tokens / max_tokens, 1.0) if max_tokens > 0 else 1.0
@@ -95,7 +95,7 @@ def cosine_scaled(
 
 
 class Attempt(NamedTuple):
-    """What a length reward compares."""
+    """Correctness and length of one response, which a length reward compares."""
 
     is_correct: bool
     num_tokens: int
@@ -104,7 +104,7 @@ class Attempt(NamedTuple):
 def relative_length(attempts: Sequence[Attempt]) -> list[float]:
     """lambda = 0.5 - (tokens - shortest) / (longest - shortest) for right attempts of a group, min(0, lambda) for wrong ones.
 
-    0 for all where the lengths are equal. Range -0.5 to 0.5. Source: Kimi k1.5 (arXiv 2501.12599), sec. 2.3.3.
+    0 for all if the lengths are equal. Range -0.5 to 0.5. Source: Kimi k1.5 (arXiv 2501.12599), sec. 2.3.3.
     """
     if not attempts:
         return []

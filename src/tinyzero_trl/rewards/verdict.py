@@ -1,4 +1,4 @@
-"""A task's verdict on one response, in training and in evaluation; a verifier that fails ends both with one line."""
+"""The verdict of a task on one response, in training and in evaluation; a verifier that fails ends the run with one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tinyzero_trl.task import Task, Verdict
 def verdict_of(task: Task, response: str, *, row: Mapping[str, Any], is_truncated: bool) -> Verdict:
     """The verdict of `task.verify` on `response` (prefill and completion) to the problem `row`.
 
-    Raises: VerifierFailure where it raises or exits, or returns no verdict: accuracy would be about the verifier, not the model.
+    Raises: VerifierFailure if `verify` raises, exits or returns no verdict: accuracy would then measure the verifier, not the model.
     """
     try:
         verdict = task.verify(response, is_truncated=is_truncated, **{column: row[column] for column in task.columns})

@@ -1,4 +1,4 @@
-"""What holds in every worker process, and how a pool of them is ended. No task, no reward: those import this."""
+"""Start and end of worker processes, for rewards and for tasks' verifiers. Imports neither tasks nor rewards, which import this."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from pebble import ProcessPool
 
 KILL_SECONDS = 5.0
-"""More than Pebble takes to end a worker and start another."""
+"""Seconds that are enough for Pebble to end a worker and start another."""
 PR_SET_PDEATHSIG = 1
 """Linux's prctl: the signal a process gets when its parent is gone."""
 
 
 def prepare(parent: int, memory_gib: float | None) -> None:
-    """Make a worker end with the trainer, at once when told to, and within its memory."""
-    # Pebble's own handler runs Python code, which a call that hangs inside C never comes to.
+    """Make this worker end with the trainer, end at once on SIGTERM, and keep to its memory limit."""
+    # Pebble's own handler is Python code, which never runs while a call hangs inside C.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -36,7 +36,7 @@ def prepare(parent: int, memory_gib: float | None) -> None:
 
 
 def discard(pool: ProcessPool) -> threading.Thread:
-    """End the workers of `pool`; in a thread, because a pool whose worker was killed may wait for a lock for ever."""
+    """End the workers of `pool` in a thread: a pool whose worker was killed may wait for a lock for ever."""
 
     def end() -> None:
         with contextlib.suppress(Exception):

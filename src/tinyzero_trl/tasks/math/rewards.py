@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tinyzero_trl.rewards import Attempt, OverGroup, cosine_scaled, relative_length
+from tinyzero_trl.rewards import Attempt, GroupReward, cosine_scaled, relative_length
 from tinyzero_trl.task import Outcome
 from tinyzero_trl.tasks.math.verdict import verify
 
@@ -58,7 +58,7 @@ def attempt(
     return Attempt(verdict.outcome is Outcome.correct, len(completion_ids))
 
 
-length = OverGroup(measure=attempt, compare=relative_length)
+length = GroupReward(measure=attempt, compare=relative_length)
 """Kimi k1.5's length reward over the completions of one prompt: see `shaping.relative_length`.
 
 Goes wrong: from the first step on it pays for short answers, before there are right ones; Kimi k1.5 switches it on late.

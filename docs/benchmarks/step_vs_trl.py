@@ -42,7 +42,7 @@ def build(words: list[str], *, folder: Path, is_ours: bool) -> Any:
     from tinyzero_trl import config
     from tinyzero_trl.config import checks, features
     from tinyzero_trl.generation.engines import rollout_function
-    from tinyzero_trl.models.policy import checked_start, init_arguments, policy
+    from tinyzero_trl.models import checked_start, init_arguments, policy_arguments
     from tinyzero_trl.rewards import for_trl
     from tinyzero_trl.trainer import TinyZeroTrainer
 
@@ -53,7 +53,7 @@ def build(words: list[str], *, folder: Path, is_ours: bool) -> Any:
     args.output_dir = str(folder)
     args.model_init_kwargs = init_arguments(cfg)
     common = {
-        **policy(cfg),
+        **policy_arguments(cfg),
         "reward_funcs": [for_trl(reward, name=name) for name, reward in chosen.rewards.items()],
         "args": args,
         "train_dataset": rows,

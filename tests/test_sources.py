@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tinyzero_trl.data.sources import SUFFIXES, kind_of, read_source
+from tinyzero_trl.data.sources import SUFFIXES, read_source, suffix_of
 from tinyzero_trl.tasks import TASKS, countdown
 
 ROWS = [{"nums": [19, 36, 55 + number], "target": 74 + number} for number in range(200)]
@@ -208,7 +208,7 @@ def test_a_misspelt_path_is_told_the_nearest_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_an_ending_is_known_in_small_and_capital_letters(suffix: str) -> None:
-    assert kind_of(Path(f"a.b{suffix}")) == kind_of(Path(f"A{suffix.upper()}")) == suffix
+    assert suffix_of(Path(f"a.b{suffix}")) == suffix_of(Path(f"A{suffix.upper()}")) == suffix
 
 
 def test_a_home_folder_is_spelt_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from tinyzero_trl.failures import first_line
+
 SECONDS = 3.0
 """Seconds that the hub has to answer, unless HF_HUB_ETAG_TIMEOUT is set."""
 NEAR = 0.75
@@ -53,7 +55,7 @@ def _fault_of(endpoint: str, seconds: float) -> str | None:
             response = get_session().head(endpoint, timeout=seconds)
             found.append(f"status {response.status_code}" if response.status_code >= 500 else None)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-            found.append((str(error).strip().splitlines() or [type(error).__name__])[0])
+            found.append(first_line(error))
 
     # In a thread, because the look-up of the host's name may take longer than the timeout of the request.
     thread = threading.Thread(target=ask, daemon=True)

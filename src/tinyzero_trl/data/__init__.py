@@ -9,15 +9,15 @@ benchmarks, so only the command line imports it.
 """
 
 from tinyzero_trl.data.rows import CARD, Problems, load_rows, split_of_key
-from tinyzero_trl.data.sources import SAID, SUFFIXES, kind_of, read_source
+from tinyzero_trl.data.sources import READABLE, SUFFIXES, read_source, suffix_of
 
 __all__ = [
     "CARD",
-    "SAID",
+    "READABLE",
     "SUFFIXES",
     "Problems",
-    "kind_of",
     "load_rows",
     "read_source",
     "split_of_key",
+    "suffix_of",
 ]

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinyzero_trl.failures import first_line
+
 TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 PACKED = (".gz", ".bz2", ".xz")
 SUFFIXES = (*TEXTS, ".parquet", *(f"{text}{packed}" for text in TEXTS for packed in PACKED))
 """Endings of the files that can be read, in small or capital letters."""
-SAID = ".parquet, .json, .jsonl, .csv or .tsv (all but parquet also as .gz, .bz2, .xz)"
+READABLE = ".parquet, .json, .jsonl, .csv or .tsv (all but parquet also as .gz, .bz2, .xz)"
 """`SUFFIXES` in words, for messages."""
 NOT_ROWS = ("card.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files of a folder that describe its rows and hold none."""
@@ -44,14 +46,14 @@ def read_source(
     path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(path, columns, split)
-    if kind_of(path) or path.is_file() or source.startswith((".", "/", "~")):
+    if suffix_of(path) or path.is_file() or source.startswith((".", "/", "~")):
         if not path.exists():
             raise FileNotFoundError(f"there is no data file {path.absolute()}{hub.nearest_path(source)}")
         return _read_file(path, columns)
     return _read_hub(source, columns, config, split, offline)
 
 
-def kind_of(path: Path) -> str | None:
+def suffix_of(path: Path) -> str | None:
     """The ending of `path` in small letters, with that of the compression; None if it is none of `SUFFIXES`."""
     name = path.name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
@@ -67,7 +69,7 @@ def _read_folder(folder: Path, columns: Sequence[str] | None, split: str) -> lis
             files = sorted(path for path in place.iterdir() if _is_rows(path))
     if not files:
         raise ValueError(
-            f"folder {folder} was not made by a prepare script: it has no card.json; name a {SAID} file, or a folder that "
+            f"folder {folder} was not made by a prepare script: it has no card.json; name a {READABLE} file, or a folder that "
             "has such files, which this one has not"
         )
     files = [path for path in files if path.name.lower().startswith(split)] or files
@@ -75,7 +77,9 @@ def _read_folder(folder: Path, columns: Sequence[str] | None, split: str) -> lis
 
 
 def _is_rows(path: Path) -> bool:
-    return path.is_file() and kind_of(path) is not None and path.name not in NOT_ROWS and not path.name.startswith(".")
+    return (
+        path.is_file() and suffix_of(path) is not None and path.name not in NOT_ROWS and not path.name.startswith(".")
+    )
 
 
 def _read_saved(folder: Path, columns: Sequence[str] | None, split: str) -> list[Any]:
@@ -86,7 +90,7 @@ def _read_saved(folder: Path, columns: Sequence[str] | None, split: str) -> list
     try:
         dataset = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise ValueError(f"{folder} cannot be read as a saved dataset: {_first_line(error)}") from error
+        raise ValueError(f"{folder} cannot be read as a saved dataset: {first_line(error)}") from error
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:
             raise ValueError(f"{folder} has no split {split}; it has {', '.join(dataset)}")
@@ -95,20 +99,20 @@ def _read_saved(folder: Path, columns: Sequence[str] | None, split: str) -> list
 
 
 def _read_file(path: Path, columns: Sequence[str] | None) -> list[Any]:
-    kind = kind_of(path)
-    if kind is None:
-        raise ValueError(f"{path} is not a {SAID} file, nor a folder of such files or made by a prepare script")
+    suffix = suffix_of(path)
+    if suffix is None:
+        raise ValueError(f"{path} is not a {READABLE} file, nor a folder of such files or made by a prepare script")
     if not path.is_file():
         raise FileNotFoundError(f"there is no data file {path.absolute()}")
     try:
-        if kind == ".parquet":
+        if suffix == ".parquet":
             return _read_parquet(path, columns)
         text = _text_of(path, path.read_bytes())
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or _first_line(error)}") from error
-    if kind.startswith((".csv", ".tsv")):
-        return _read_table(path, text, columns, among=("\t",) if kind.startswith(".tsv") else BETWEEN)
-    return _read_json(path, text, is_lines=not kind.startswith(".json") or kind.startswith(".jsonl"))
+        raise ValueError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
+    if suffix.startswith((".csv", ".tsv")):
+        return _read_table(path, text, columns, among=("\t",) if suffix.startswith(".tsv") else BETWEEN)
+    return _read_json(path, text, is_lines=not suffix.startswith(".json") or suffix.startswith(".jsonl"))
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> list[Any]:
@@ -123,7 +127,7 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> list[Any]:
         _refuse_missing(columns, names, str(path))
         rows: list[Any] = pq.read_table(path, columns=columns and list(columns)).to_pylist()
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as parquet: {_first_line(error)}") from error
+        raise ValueError(f"{path} cannot be read as parquet: {first_line(error)}") from error
     return rows
 
 
@@ -141,7 +145,7 @@ def _text_of(path: Path, content: bytes) -> str:
             content = unpack[packed](content)
         except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
             raise ValueError(
-                f"{path} cannot be unpacked ({_first_line(error)}): it is cut off or no {packed} file"
+                f"{path} cannot be unpacked ({first_line(error)}): it is cut off or no {packed} file"
             ) from error
     if content.startswith(LFS):
         raise _pointer(path)
@@ -264,7 +268,7 @@ def _read_hub(source: str, columns: Sequence[str] | None, config: str | None, sp
         dataset = datasets.load_dataset("/".join(filter(None, (owner, name))), config, split=split, **files)
     except Exception as error:  # the hub's client raises a dozen kinds of errors; each becomes the same one line
         near = hub.nearest_source(source)
-        reason = f"{type(error).__name__}: {_first_line(error)}{'' if is_there else f'; {why}'}"
+        reason = f"{type(error).__name__}: {first_line(error)}{'' if is_there else f'; {why}'}"
         raise ValueError(
             f"dataset {source!r} is neither a file or folder here nor readable from the hub ({reason}){near or '.'} "
             f"Offline, {offline}"
@@ -281,7 +285,3 @@ def _rows_of(dataset: Any, columns: Sequence[str] | None, where: str) -> list[An
 def _refuse_missing(columns: Sequence[str] | None, names: Sequence[str], where: str) -> None:
     if missing := [column for column in columns or () if column not in names]:
         raise ValueError(f"{where} has no column {', '.join(missing)}; it has {', '.join(names)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl.data import SAID, SUFFIXES, kind_of, read_source
+from tinyzero_trl.data import READABLE, SUFFIXES, read_source, suffix_of
 from tinyzero_trl.task import Row
 from tinyzero_trl.tasks.math.golds import bare, level_of
 
@@ -166,13 +166,13 @@ def _file(place: Path, name: str) -> Path:
     place = place.expanduser()
     if place.is_file():
         return place
-    kinds = {kind: number for number, kind in enumerate(SUFFIXES)}
-    files = sorted((kinds[kind], path) for path in place.glob("*") if (kind := kind_of(path)) and path.is_file())
+    files = [(suffix, path) for path in place.glob("*") if (suffix := suffix_of(path)) and path.is_file()]
+    files.sort(key=lambda file: (SUFFIXES.index(file[0]), file[1]))
     for stem in (name, "test"):
-        for number, path in files:
-            if path.name[: -len(SUFFIXES[number])].lower() == stem.lower():
+        for suffix, path in files:
+            if path.name.lower() == f"{stem.lower()}{suffix}":
                 return path
-    what = f"has neither {name} nor test as a {SAID} file" if place.is_dir() else "is not there"
+    what = f"has neither {name} nor test as a {READABLE} file" if place.is_dir() else "is not there"
     raise FileNotFoundError(f"--benchmarks {name}={place}: {place.absolute()} {what}")
 
 

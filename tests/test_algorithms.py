@@ -19,7 +19,7 @@ WITH_A_BASELINE = {
     "grpo": grpo.advantages,
     "dr_grpo": dr_grpo.advantages,
     "rloo": rloo.advantages,
-    "raft": lambda rewards_BG: raft.advantages(rewards_BG, lengths_BG=torch.ones(rewards_BG.shape, dtype=torch.long)),
+    "raft": lambda rewards_PG: raft.advantages(rewards_PG, lengths_PG=torch.ones(rewards_PG.shape, dtype=torch.long)),
 }
 
 
@@ -36,14 +36,14 @@ def test_grpo_divides_the_distance_from_the_mean_by_the_deviation() -> None:
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_grpo_is_trls_own_formula_bit_for_bit(scale: str) -> None:
-    rewards_BG = torch.rand(16, 8, generator=torch.Generator().manual_seed(0))
-    rewards_BG[3, 2:4] = NAN
-    theirs = rewards_BG - torch.nanmean(rewards_BG, dim=1)[:, None]
+    rewards_PG = torch.rand(16, 8, generator=torch.Generator().manual_seed(0))
+    rewards_PG[3, 2:4] = NAN
+    theirs = rewards_PG - torch.nanmean(rewards_PG, dim=1)[:, None]
     if scale == "group":
-        theirs = theirs / (nanstd(rewards_BG, dim=1)[:, None] + 1e-4)
+        theirs = theirs / (nanstd(rewards_PG, dim=1)[:, None] + 1e-4)
     if scale == "batch":
-        theirs = theirs / (nanstd(rewards_BG.flatten()) + 1e-4)
-    assert torch.equal(grpo.advantages(rewards_BG, scale=scale), theirs.nan_to_num(nan=0.0))
+        theirs = theirs / (nanstd(rewards_PG.flatten()) + 1e-4)
+    assert torch.equal(grpo.advantages(rewards_PG, scale=scale), theirs.nan_to_num(nan=0.0))
 
 
 def test_dr_grpo_divides_by_nothing() -> None:
@@ -68,14 +68,14 @@ def test_reinforce_pp_sums_what_is_still_to_come() -> None:
 
 
 def test_remax_takes_the_greedy_response_as_baseline() -> None:
-    computed = remax.advantages(GROUP, greedy_B=torch.tensor([1.0, NAN]))
+    computed = remax.advantages(GROUP, greedy_P=torch.tensor([1.0, NAN]))
     assert close(computed, [[0.0, -1.0, -1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
 
 
 def test_raft_takes_the_best_of_each_group_and_of_equals_the_shortest() -> None:
-    assert close(raft.advantages(GROUP, lengths_BG=LENGTHS), [[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+    assert close(raft.advantages(GROUP, lengths_PG=LENGTHS), [[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
     tied = torch.tensor([[NAN, -2.0, -1.0, -1.0]])
-    assert close(raft.advantages(tied, lengths_BG=torch.tensor([[1, 1, 4, 4]])), [[0.0, 0.0, 1.0, 0.0]])
+    assert close(raft.advantages(tied, lengths_PG=torch.tensor([[1, 1, 4, 4]])), [[0.0, 0.0, 1.0, 0.0]])
 
 
 def test_the_overlong_penalty_grows_from_nothing_to_one_over_its_last_tokens() -> None:
@@ -100,13 +100,13 @@ def test_what_nothing_scored_neither_counts_nor_learns(name: str) -> None:
 
 
 def test_a_group_is_constant_when_its_scored_rewards_are_all_the_same() -> None:
-    rewards_BG = torch.tensor([[0.1] * 4, [0.1, 0.2, 0.1, 0.1], [NAN, 0.3, 0.3, NAN], [NAN] * 4])
-    assert is_constant(rewards_BG).tolist() == [True, False, True, True]
+    rewards_PG = torch.tensor([[0.1] * 4, [0.1, 0.2, 0.1, 0.1], [NAN, 0.3, 0.3, NAN], [NAN] * 4])
+    assert is_constant(rewards_PG).tolist() == [True, False, True, True]
 
 
 ESTIMATORS = {
     **WITH_A_BASELINE,
-    "grpo, batch": lambda rewards_BG: grpo.advantages(rewards_BG, scale="batch"),
+    "grpo, batch": lambda rewards_PG: grpo.advantages(rewards_PG, scale="batch"),
     "reinforce, whitened": lambda r: (reinforce.advantages(r) - r.mean()) / (r.std() + 1e-4),
     "reinforce_pp, whitened": lambda r: (
         lambda a: (a - a.mean()) / (a.std() + 1e-4)
@@ -126,12 +126,12 @@ def test_every_estimator_learns_a_bandit(name: str) -> None:
     logits = torch.zeros(10, requires_grad=True)
     for _ in range(150):
         probabilities = logits.softmax(0)
-        arms_BG = torch.multinomial(probabilities.detach(), 64, replacement=True, generator=generator).view(8, 8)
-        rewards_BG = worth[arms_BG]
+        arms_PG = torch.multinomial(probabilities.detach(), 64, replacement=True, generator=generator).view(8, 8)
+        rewards_PG = worth[arms_PG]
         if name == "remax":
-            advantages_BG = remax.advantages(rewards_BG, greedy_B=worth[logits.argmax()].expand(8))
+            advantages_PG = remax.advantages(rewards_PG, greedy_P=worth[logits.argmax()].expand(8))
         else:
-            advantages_BG = ESTIMATORS[name](rewards_BG)
-        (gradient,) = torch.autograd.grad((advantages_BG * probabilities.log()[arms_BG]).mean(), logits)
+            advantages_PG = ESTIMATORS[name](rewards_PG)
+        (gradient,) = torch.autograd.grad((advantages_PG * probabilities.log()[arms_PG]).mean(), logits)
         logits.data += gradient
     assert (logits.softmax(0) * worth).sum() > 0.8

@@ -151,11 +151,11 @@ def _state(folder: Path) -> None:
 def _fault(folder: Path) -> None:
     import torch
 
-    from tinyzero_trl.trainer.faults import write_fault
+    from tinyzero_trl.trainer.non_finite import write_bad_step
 
     chunk = {"completion_ids": torch.ones(0, 1), "prompt_ids": torch.ones(0, 1)}
     found = {"losses": [0.0], "grad_norm": 1.0, "parameters": [], "tokenizer": None}
-    assert write_fault(folder, [chunk], step=1, rank=0, **found)
+    assert write_bad_step(folder, [chunk], step=1, rank=0, **found)
 
 
 WRITERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {

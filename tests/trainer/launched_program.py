@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
                 assert of_deepspeed["data_types"] == {"grad_accum_dtype": "fp32"}
             super().train(*arguments, **settings)
             if self.algorithm == "ppo":
-                content = b"".join(value.numpy().tobytes() for value in self.critic.model.state_dict().values())
+                content = b"".join(value.numpy().tobytes() for value in self.critic.learner.model.state_dict().values())
                 digest = hashlib.sha256(content).hexdigest()
                 (Path(self.args.output_dir) / f"critic.{rank}").write_text(digest)
 

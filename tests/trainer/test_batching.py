@@ -17,8 +17,8 @@ from two_processes import parity_of
 
 from tinyzero_trl.config import BatchingSettings
 from tinyzero_trl.trainer import TinyZeroTrainer
-from tinyzero_trl.trainer.columns import lengths, trim, with_dummy
-from tinyzero_trl.trainer.plan import OVERHEAD, chunk_sizes
+from tinyzero_trl.trainer.batches import lengths, trim, with_dummy
+from tinyzero_trl.trainer.microbatches import OVERHEAD, chunk_sizes
 
 SIZES = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 200)), max_size=12)
 

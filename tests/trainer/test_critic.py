@@ -18,7 +18,7 @@ from tinyzero_trl.algorithms.ppo import value_loss
 from tinyzero_trl.config import CriticSettings
 from tinyzero_trl.failures import NumericFailure
 from tinyzero_trl.trainer import TinyZeroTrainer
-from tinyzero_trl.trainer.value_model import ValueLearner, ValueModel, explained_variance
+from tinyzero_trl.trainer.critic import ValueLearner, ValueModel, explained_variance
 
 
 def settings(**changes: Any) -> CriticSettings:
@@ -169,10 +169,10 @@ def test_the_warm_start_moves_the_critic_and_not_the_policy(build: Any) -> None:
     # 16 rows a step with 4 generations are 4 prompts: 8 prompts are two steps.
     for num_steps, has_moved in ((2, False), (3, True)):
         trainer = build(TinyZeroTrainer, algorithm="ppo", critic=settings(warm_start_prompts=8), max_steps=num_steps)
-        policy, critic = flat(trainer.model), flat(trainer.critic.model)
+        policy, critic = flat(trainer.model), flat(trainer.critic.learner.model)
         trainer.train()
         assert torch.equal(flat(trainer.model), policy) is not has_moved
-        assert not torch.equal(flat(trainer.critic.model), critic)
+        assert not torch.equal(flat(trainer.critic.learner.model), critic)
 
 
 def test_the_divergence_from_the_reference_is_paid_for_token_by_token(
@@ -182,8 +182,10 @@ def test_the_divergence_from_the_reference_is_paid_for_token_by_token(
     assert (trainer.beta, trainer.ref_model is None) == (0.0, False)
     monkeypatch.setattr(trainer, "policy_logps", lambda batch: trainer.reference_logps(batch) + 2.0)
     seen: list[dict[str, Any]] = []
-    learn = trainer.critic.learn
-    monkeypatch.setattr(trainer.critic, "learn", lambda slices, **given: seen.extend(slices) or learn(slices, **given))
+    learn = trainer.critic.learner.learn
+    monkeypatch.setattr(
+        trainer.critic.learner, "learn", lambda slices, **given: seen.extend(slices) or learn(slices, **given)
+    )
     trainer.train()
     (rewards,) = logged(trainer, "reward")
     first_returns = torch.cat([part["returns"][:, 0] for part in seen])
@@ -197,7 +199,7 @@ def test_the_critic_takes_its_steps_with_each_step_of_the_policy(build: Any, met
     trainer = build(TinyZeroTrainer, algorithm="ppo", critic=settings(num_minibatches=2), max_steps=3, **method)
     trainer.train()
     assert len(logged(trainer, "critic/loss")) == 3
-    assert {int(state["step"]) for state in trainer.critic.optimizer.state_dict()["state"].values()} == {6}
+    assert {int(state["step"]) for state in trainer.critic.learner.optimizer.state_dict()["state"].values()} == {6}
 
 
 def test_a_critic_that_is_loaded_goes_on_bit_for_bit(build: Any, learner: Any) -> None:
@@ -215,8 +217,8 @@ def test_a_critic_that_is_loaded_goes_on_bit_for_bit(build: Any, learner: Any) -
     state = trainer.resume_state()
     assert len(state["critic"]["rows"]) == 2  # one of two iterations is done: the rows are still needed
     fresh.load_resume_state(state)
-    assert torch.equal(flat(fresh.critic.model), flat(trainer.critic.model))
-    assert fresh._num_critic_prompts == 4
+    assert torch.equal(flat(fresh.critic.learner.model), flat(trainer.critic.learner.model))
+    assert fresh.critic.num_prompts == 4
 
 
 def _copy(value: Any) -> Any:
@@ -242,7 +244,7 @@ RANK = """
 import sys, torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
-from tinyzero_trl.trainer.value_model import ValueLearner, ValueModel
+from tinyzero_trl.trainer.critic import ValueLearner, ValueModel
 
 model, folder, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)

@@ -16,8 +16,7 @@ from tinyzero_trl.rewards import for_trl
 from tinyzero_trl.seeding import generator_of
 from tinyzero_trl.tasks import TASKS
 from tinyzero_trl.trainer import TinyZeroTrainer
-from tinyzero_trl.trainer.curriculum import FLOOR, drawn, easy_first, middling
-from tinyzero_trl.trainer.problems import ROW_INDEX
+from tinyzero_trl.trainer.problems import FLOOR, ROW_INDEX, drawn, easy_first, middling
 
 TASK = TASKS["countdown"]
 NUM_ROWS, GROUP = 24, 4
@@ -70,13 +69,13 @@ def make(build: Any) -> Any:
         )
         trainer.model.train()
         trainer.seen = []
-        whole = trainer._keep
+        whole = trainer._record
 
-        def keep(inputs: list[dict[str, Any]], advantages: torch.Tensor) -> list[bool]:
+        def record(inputs: list[dict[str, Any]], scored: dict[str, Any]) -> torch.Tensor:
             trainer.seen += [row[ROW_INDEX] for row in inputs[::GROUP]]
-            return whole(inputs, advantages)
+            return whole(inputs, scored)
 
-        trainer._keep = keep
+        trainer._record = record
         return trainer
 
     return made
@@ -113,7 +112,10 @@ def test_by_success_problems_of_middling_success_come_more_often_once_known(make
     counts = Counter(kind_of(row) for row in generate(trainer, 12))
     assert counts["middling"] > 2 * max(counts["easy"], counts["hard"])
     assert min(counts["easy"], counts["hard"]) > 0, "no problem is given up for good"
-    known = {kind: {float(trainer._known_R[row]) for row in range(NUM_ROWS) if kind_of(row) == kind} for kind in KINDS}
+    known = {
+        kind: {float(trainer.problems.known_R[row]) for row in range(NUM_ROWS) if kind_of(row) == kind}
+        for kind in KINDS
+    }
     assert known["easy"] <= {1.0} | {s for s in known["easy"] if s != s}
     assert 0.5 in known["middling"]
     assert 0.0 in known["hard"]

@@ -18,7 +18,7 @@ from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 from tinyzero_trl.tasks import TASKS
 from tinyzero_trl.trainer import TinyZeroTrainer
-from tinyzero_trl.trainer.merging import groups_with_signal, joined, rows_in, rows_of
+from tinyzero_trl.trainer.batches import groups_with_signal, joined, rows_in, rows_of
 from tinyzero_trl.trainer.problems import ROW_INDEX
 
 GROUP = 4
@@ -145,13 +145,13 @@ def test_a_run_with_dynamic_sampling_repeats_itself(make: Any) -> None:
 
 def test_fresh_problems_are_others_and_the_same_at_the_same_place(make: Any) -> None:
     trainer = make(lambda n: True)
-    drawn = trainer.fresh_problems(8, exclude={1, 2, 3})
+    fresh = trainer.problems.fresh
+    drawn = fresh(8, exclude={1, 2, 3}, num_batches=0)
     assert len(set(drawn)) == 8
     assert not {1, 2, 3} & set(drawn)
-    assert trainer.fresh_problems(8, exclude={1, 2, 3}) == drawn
-    trainer.num_generated_batches += 1
-    assert trainer.fresh_problems(8, exclude={1, 2, 3}) != drawn
-    assert len(trainer.fresh_problems(99, exclude=range(30))) == 2
+    assert fresh(8, exclude={1, 2, 3}, num_batches=0) == drawn
+    assert fresh(8, exclude={1, 2, 3}, num_batches=1) != drawn
+    assert len(fresh(99, exclude=range(30), num_batches=0)) == 2
     assert trainer.train_dataset[drawn[0]][ROW_INDEX] == drawn[0]
 
 
@@ -218,7 +218,7 @@ def test_vllm_keeps_its_weights_from_round_to_round_and_sleeps_before_the_loss(
 
     trainer = make(lambda n: n % 4 == 0, num_rounds=num_rounds)
     trainer.rollout_func = rollout
-    trainer.vllm_generation, trainer._is_told = SimpleNamespace(awake=awake), True
+    trainer._engine = SimpleNamespace(awake=awake)
     trainer.model.train()
     trainer._prepare_inputs(batch_of(trainer, range(4)))
     num_rollouts = events.count("rollout")
@@ -241,6 +241,6 @@ def test_vllm_keeps_its_weights_over_all_batches_of_an_evaluation(make: Any) -> 
 
     trainer = make(lambda n: True, num_rounds=0, per_device_eval_batch_size=GROUP)
     trainer.rollout_func = rollout
-    trainer.vllm_generation, trainer._is_told = SimpleNamespace(awake=awake), True
+    trainer._engine = SimpleNamespace(awake=awake)
     trainer.evaluate(trainer.train_dataset.select(range(3)))
     assert events == ["awake", *["rollout"] * 3, "asleep"]

@@ -52,7 +52,7 @@ def test_a_second_signal_while_a_checkpoint_is_written_stops_at_once_and_the_one
     build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T-7: the second signal means now; the first one's checkpoint is never found half written."""
-    monkeypatch.setattr("tinyzero_trl.trainer.interrupts.PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr("tinyzero_trl.trainer.ending.PATIENCE_SECONDS", -1.0)
     trainer = build(TinyZeroTrainer, max_steps=4, **SAVING)
     at(trainer, "_get_grad_norm", step=3, do=signals(signal.SIGTERM))
     at(trainer, "_save_optimizer_and_scheduler", step=3, do=signals(signal.SIGTERM))

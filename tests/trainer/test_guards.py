@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from tinyzero_trl.failures import NumericFailure, RewardFailure
 from tinyzero_trl.trainer import TinyZeroTrainer
-from tinyzero_trl.trainer.faults import MAX_RECORDS, write_fault
+from tinyzero_trl.trainer.non_finite import MAX_RECORDS, write_bad_step
 
 
 class AfterStep(TrainerCallback):
@@ -165,7 +165,7 @@ def test_a_tensor_of_the_batch_that_is_not_finite_is_named_and_the_number_of_rec
     chunk = {"prompt_ids": ids, "prompt_mask": mask, "completion_ids": ids, "completion_mask": mask}
     chunk["advantages"] = torch.tensor([math.inf])
     given = {"rank": 1, "losses": [1.0], "grad_norm": math.nan, "parameters": [], "tokenizer": tokenizer}
-    written = [write_fault(tmp_path, [chunk], step=step, **given) for step in range(MAX_RECORDS + 2)]
+    written = [write_bad_step(tmp_path, [chunk], step=step, **given) for step in range(MAX_RECORDS + 2)]
     assert sum(path is not None for path in written) == MAX_RECORDS
     record = json.loads((tmp_path / "faults" / "non-finite-step-0-rank-1.json").read_text())
     assert record["tensors_not_finite"] == ["0/advantages"]
@@ -174,10 +174,10 @@ def test_a_tensor_of_the_batch_that_is_not_finite_is_named_and_the_number_of_rec
 
 def test_what_is_counted_goes_on_after_a_resume(build: Any) -> None:
     trainer = build(TinyZeroTrainer, max_steps=1)
-    trainer._num_skipped, trainer._num_unrewarded, trainer._has_earned = 2, 7, True
+    trainer.non_finite.num_skipped, trainer.reward_watch.num_batches, trainer.reward_watch.has_earned = 2, 7, True
     other = build(TinyZeroTrainer, max_steps=1)
     other.load_resume_state(trainer.resume_state())
-    assert (other._num_skipped, other._num_unrewarded, other._has_earned) == (2, 7, True)
+    assert (other.non_finite.num_skipped, other.reward_watch.num_batches, other.reward_watch.has_earned) == (2, 7, True)
     assert other.resume_state() == trainer.resume_state()
 
 

@@ -40,7 +40,7 @@ def test_a_signal_ends_the_step_and_leaves_a_sealed_checkpoint(build: Any, numbe
 
 def test_a_second_signal_after_a_while_stops_at_once(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """T-7."""
-    monkeypatch.setattr("tinyzero_trl.trainer.interrupts.PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr("tinyzero_trl.trainer.ending.PATIENCE_SECONDS", -1.0)
     trainer = build(TinyZeroTrainer, max_steps=9, callbacks=[SendAt(signal.SIGINT, signal.SIGINT, step=3)])
     with pytest.raises(KeyboardInterrupt):
         trainer.train()

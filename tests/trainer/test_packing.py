@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from tinyzero_trl.trainer.packing import Packed
+from tinyzero_trl.trainer.logprobs import Packed
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

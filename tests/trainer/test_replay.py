@@ -11,7 +11,8 @@ from tinyzero_trl.config import BatchingSettings, ReplaySettings
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 from tinyzero_trl.trainer import TinyZeroTrainer
-from tinyzero_trl.trainer.merging import groups_with_signal
+from tinyzero_trl.trainer.batches import groups_with_signal
+from tinyzero_trl.trainer.logprobs import sampling_metrics
 
 GROUP = 4
 
@@ -92,10 +93,10 @@ def test_old_policy_of_a_replayed_row_is_the_one_that_wrote_it(make: Any) -> Non
 def test_a_group_is_forgotten_when_it_is_too_old(make: Any) -> None:
     trainer = make()
     generate(trainer, [True] * 4)
-    assert len(trainer._kept) == 3
+    assert len(trainer.replay.kept) == 3
     trainer.state.global_step = 3
     assert "is_replayed" not in generate(trainer, [False] * 4)
-    assert trainer._kept == []
+    assert trainer.replay.kept == []
 
 
 @pytest.mark.parametrize("accumulation", [2, 1])
@@ -115,17 +116,17 @@ def test_the_gradient_is_the_one_of_clipped_importance_weights(make: Any, accumu
 
     trainer.model.zero_grad()
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-    mask_BC = batch["completion_mask"]
-    logits = trainer.model(ids, attention_mask=torch.cat([batch["prompt_mask"], mask_BC], 1)).logits
-    logps_BC = torch.log_softmax(logits, -1)[:, -mask_BC.shape[1] - 1 : -1].gather(
+    mask_BT = batch["completion_mask"]
+    logits = trainer.model(ids, attention_mask=torch.cat([batch["prompt_mask"], mask_BT], 1)).logits
+    logps_BT = torch.log_softmax(logits, -1)[:, -mask_BT.shape[1] - 1 : -1].gather(
         2, batch["completion_ids"][:, :, None]
     )[:, :, 0]
-    behaviour_BC = torch.where(batch["is_replayed"][:, None], batch["sampling_per_token_logps"], logps_BC.detach())
-    ratio_BC = (logps_BC - behaviour_BC).exp()
-    assert (ratio_BC[batch["is_replayed"]] * mask_BC[batch["is_replayed"]] > 1.2).any(), "clipping is put to the test"
+    behaviour_BT = torch.where(batch["is_replayed"][:, None], batch["sampling_per_token_logps"], logps_BT.detach())
+    ratio_BT = (logps_BT - behaviour_BT).exp()
+    assert (ratio_BT[batch["is_replayed"]] * mask_BT[batch["is_replayed"]] > 1.2).any(), "clipping is put to the test"
     advantages_B1 = batch["advantages"][:, None]
-    terms_BC = torch.minimum(ratio_BC * advantages_B1, ratio_BC.clamp(0.8, 1.2) * advantages_B1) * mask_BC
-    (-terms_BC.sum() / (len(ids) * 8) / accumulation).backward()
+    terms_BT = torch.minimum(ratio_BT * advantages_B1, ratio_BT.clamp(0.8, 1.2) * advantages_B1) * mask_BT
+    (-terms_BT.sum() / (len(ids) * 8) / accumulation).backward()
     expected = torch.cat([weight.grad.flatten() for weight in trainer.model.parameters()])
     assert expected.abs().max() > 1e-3
     assert torch.allclose(gradients, expected, atol=1e-6)
@@ -183,19 +184,18 @@ def test_without_replay_nothing_is_kept(make: Any) -> None:
     trainer = make(replay=ReplaySettings())
     generate(trainer, [True] * 4)
     assert "is_replayed" not in generate(trainer, [False] * 4)
-    assert trainer._kept == []
+    assert trainer.replay.kept == []
 
 
-def test_the_gap_to_the_sampler_is_that_of_rows_which_were_sampled_now(make: Any) -> None:
+def test_the_gap_to_the_sampler_is_that_of_rows_which_were_sampled_now() -> None:
     """Old policy and sampler of a row that came again are one; a dummy has no sampler."""
-    trainer = make()
     chunk = {
+        "completion_mask": torch.ones(3, 2),
         "is_replayed": torch.tensor([True, False, False]),
         "importance_sampling_ratio": torch.tensor([[1.0], [0.5], [1.0]]),
     }
-    gap_BC = torch.tensor([[0.0, 0.0], [0.2, 0.4], [torch.nan, torch.nan]])
-    trainer._measure_sampling(chunk, gap_BC, torch.ones(3, 2, dtype=torch.bool))
-    metrics = trainer._metrics["train"]
-    assert metrics["sampling/sampling_logp_difference/mean"] == [pytest.approx(0.3)]
+    gap_BT = torch.tensor([[0.0, 0.0], [0.2, 0.4], [torch.nan, torch.nan]])
+    metrics = sampling_metrics(chunk, gap_BT, gather=lambda values: values)
+    assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(0.3)
     for name in ("min", "mean", "max"):
-        assert metrics[f"sampling/importance_sampling_ratio/{name}"] == [0.5]
+        assert metrics[f"sampling/importance_sampling_ratio/{name}"] == 0.5

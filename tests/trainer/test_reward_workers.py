@@ -14,8 +14,7 @@ from tinyzero_trl.rewards import BatchReward, for_trl
 from tinyzero_trl.rewards.pool import RewardPool
 from tinyzero_trl.task import resolve
 from tinyzero_trl.tasks.reward_worker import score_here
-from tinyzero_trl.trainer import TinyZeroTrainer
-from tinyzero_trl.trainer.reward_workers import NUM_STEPS, RewardWorkers
+from tinyzero_trl.trainer import TinyZeroTrainer, timing
 
 REWARD = """
 import os
@@ -75,16 +74,18 @@ def test_rewards_that_take_a_fifth_of_the_time_are_named_once(
 
     class Slow(TinyZeroTrainer):
         def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-            self._reward_seconds += seconds  # as if it had taken that long
-            self._step_seconds += seconds
+            self.clock.seconds["rewards"] += seconds  # as if it had taken that long
+            self.clock.seconds["scoring"] += seconds
             return super()._calculate_rewards(*args, **kwargs)
 
-    trainer = build(Slow, reward_funcs=for_trl(slow, name="slow"), max_steps=NUM_STEPS + 2, max_completion_length=2)
-    with caplog.at_level(logging.WARNING, logger=RewardWorkers.__module__):
+    trainer = build(
+        Slow, reward_funcs=for_trl(slow, name="slow"), max_steps=timing.NUM_STEPS + 2, max_completion_length=2
+    )
+    with caplog.at_level(logging.WARNING, logger=timing.__name__):
         trainer.train()
     lines = [record.getMessage() for record in caplog.records if "of the last 10 steps" in record.getMessage()]
     assert len(lines) == int(is_said)
     assert all("slow takes most of it; reward_workers.rewards=[slow]" in line for line in lines)
     shares = [entry["rewards/time_share"] for entry in trainer.state.log_history if "rewards/time_share" in entry]
-    assert len(shares) == NUM_STEPS + 2
+    assert len(shares) == timing.NUM_STEPS + 2
     assert all((share > 0.2) is is_said for share in shares)

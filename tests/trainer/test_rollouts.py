@@ -14,6 +14,7 @@ from tinyzero_trl.rewards import for_trl
 from tinyzero_trl.tasks import TASKS
 from tinyzero_trl.tasks.math.workers import UndecidedError
 from tinyzero_trl.trainer import TinyZeroTrainer
+from tinyzero_trl.trainer.recording import Generated
 
 TASK = TASKS["countdown"]
 COLUMNS = {
@@ -185,13 +186,13 @@ def test_a_greedy_rollout_beside_is_not_recorded_and_changes_no_seed(build: Any)
     assert greedy[0] == greedy[1]
     assert greedy[0][0] == greedy[0][1]
     assert trainer.next_row_seeds(4) == before
-    assert trainer._generated == ()
+    assert trainer._generated == Generated()
 
 
 def test_tokens_per_second_are_those_of_the_batch_itself(build: Any, solved: Any) -> None:
     """Not over the seconds of the rounds, greedy rollouts and evaluation batches before it."""
     trainer = build(TinyZeroTrainer, task=TASK, rows=rows(), reward_funcs=rewards(), rollout_func=solved)
     trainer.model.train()
-    trainer._seconds["generation"] = 1e6
+    trainer.clock.seconds["generation"] = 1e6
     trainer._generate_and_score_completions(list(trainer.train_dataset)[:8])
     assert trainer._metrics["train"]["tokens_per_second"][0] > 0.1

@@ -1,4 +1,7 @@
-"""DAPO's shaping of the reward; its advantages are GRPO's, its clipping and loss TRL's, its sampling trainer/dynamic_sampling.py."""
+"""DAPO's shaping of the reward. Its advantages are GRPO's, its clipping and loss TRL's, its sampling trainer/dynamic_sampling.py.
+
+Axes: see tinyzero_trl.algorithms.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dr. GRPO: GRPO without the two divisions that bias it. Axes: B = prompts, G = completions of each."""
+"""Dr. GRPO: GRPO without the two divisions that bias it. Axes: see tinyzero_trl.algorithms."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from tinyzero_trl.algorithms import grpo
 
 
-def advantages(rewards_BG: torch.Tensor) -> torch.Tensor:
-    """r - mean of the group; [B, G], exactly 0 in constant groups.
+def advantages(rewards_PG: torch.Tensor) -> torch.Tensor:
+    """r - mean of the group; [P, G], exactly 0 in constant groups.
 
-    Not divided by the group's standard deviation, which weighs very easy and very hard problems up; the loss divides by a
-    constant in the place of each response's length (trainer.loss_type=dr_grpo), which favours long wrong responses.
+    Dividing by the group's standard deviation gives very easy and very hard problems more weight; it is left out. The loss divides
+    by a constant in the place of each response's length (trainer.loss_type=dr_grpo), which favours long wrong responses.
     Source: Liu et al. (arXiv 2503.20783), sec. 3.
     """
-    return grpo.advantages(rewards_BG, scale="none")
+    return grpo.advantages(rewards_PG, scale="none")

@@ -1,13 +1,27 @@
 """PPO's numbers: rewards of tokens, generalised advantages and the clipped loss of the value model.
 
-Axes: B = completions, T = completion tokens, padded on the right. The value of a token is that of the state before it.
-An episode ends with the last token, also where the length limit cut it: it has its reward there and no value is
-bootstrapped, so that a response which does not end in time earns what it earned (verl, TinyZero, Open-Reasoner-Zero).
+The value of a token is the value of the state before it. An episode ends with the last token, also where the length limit cut it:
+its reward is there, and no value is bootstrapped, so that a response which does not end in time earns what it earned
+(as in verl, TinyZero and Open-Reasoner-Zero). Axes: see tinyzero_trl.algorithms.
 """
 
 from __future__ import annotations
 
 import torch
+
+
+def advantages(
+    rewards_B: torch.Tensor,
+    *,
+    kl_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    values_BT: torch.Tensor,
+    gamma: float,
+    lam: float,
+) -> torch.Tensor:
+    """Generalised advantages of every token before whitening, [B, T]; NaN in rows that nothing scored, 0 outside the mask."""
+    rewards_BT = token_rewards(rewards_B, kl_BT=kl_BT, mask_BT=mask_BT)
+    return gae(rewards_BT, values_BT=values_BT, mask_BT=mask_BT, gamma=gamma, lam=lam)
 
 
 def token_rewards(rewards_B: torch.Tensor, *, kl_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
@@ -25,8 +39,8 @@ def gae(
 ) -> torch.Tensor:
     """sum_k (gamma lam)^k delta_{t+k} with delta_t = r_t + gamma V_{t+1} - V_t, over the tokens in the mask; [B, T], 0 elsewhere.
 
-    Tokens outside the mask (padding, what a tool wrote) are no steps: the token after them follows the one before them.
-    The target of the value model is the advantage plus the value. Source: Schulman et al. (arXiv 1506.02438), eq. 16.
+    Tokens outside the mask (padding, what a tool wrote) are not steps: the token after them follows the one before them.
+    The value model learns towards the advantage plus the value. Source: Schulman et al. (arXiv 1506.02438), eq. 16.
     """
     next_value_B = torch.zeros_like(rewards_BT[:, 0])
     advantage_B = torch.zeros_like(next_value_B)

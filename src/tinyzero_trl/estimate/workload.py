@@ -219,7 +219,7 @@ class Workload:
 
     @property
     def trained_bytes(self) -> float:
-        """Bytes of a trained weight. An adapter is float32 (PEFT; trainer/adapter.py), but where DeepSpeed has the masters."""
+        """Bytes of a trained weight. An adapter is float32 (PEFT; models/adapters.py: make_trainable), but where DeepSpeed has the masters."""
         is_wide = self.is_lora and not (self.sharding.kind == "deepspeed" and self.weight_bytes == 2)
         return 4.0 if is_wide else float(self.weight_bytes)
 

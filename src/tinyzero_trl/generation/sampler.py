@@ -2,6 +2,7 @@
 
 `model.generate` computes every row of a batch until the longest has ended and copies the whole key-value cache at every token. Thoughts differ
 in length tenfold, so here a finished row leaves the batch, and the cache grows in place.
+Axes: see tinyzero_trl.algorithms; A = rows that are still in the batch, L = prompt tokens and those sampled so far.
 """
 
 from __future__ import annotations
@@ -112,17 +113,18 @@ def sample(
     """
     if temperature > 0 and seeds is None:
         raise ValueError("sampling needs a seed for each prompt")
-    seeds_N = torch.tensor(list(seeds or [0] * len(prompt_ids)), dtype=torch.long, device=model.device)
-    if len(seeds_N) != len(prompt_ids):
-        raise ValueError(f"{len(seeds_N)} seeds for {len(prompt_ids)} prompts")
+    seeds_B = torch.tensor(list(seeds or [0] * len(prompt_ids)), dtype=torch.long, device=model.device)
+    if len(seeds_B) != len(prompt_ids):
+        raise ValueError(f"{len(seeds_B)} seeds for {len(prompt_ids)} prompts")
     size = batch_size or DEFAULT_BATCH_SIZE
     completions: list[list[int]] = []
     logprobs: list[list[float]] = []
     eos = torch.tensor(list(eos_token_ids), device=model.device)
     for start in range(0, len(prompt_ids), size):
         chunk = prompt_ids[start : start + size]
-        seeds_B = seeds_N[start : start + size]
-        ids, lps = _sample_batch(model, chunk, seeds_B, max_new_tokens, temperature, top_p, eos, pad_token_id, stop)
+        ids, lps = _sample_batch(
+            model, chunk, seeds_B[start : start + size], max_new_tokens, temperature, top_p, eos, pad_token_id, stop
+        )
         completions += ids
         logprobs += lps
         if on_progress is not None:
@@ -134,7 +136,7 @@ def sample(
 def _sample_batch(
     model: Any,
     prompt_ids: Sequence[Sequence[int]],
-    seeds_B: torch.Tensor,
+    seeds_A: torch.Tensor,
     max_new_tokens: int,
     temperature: float,
     top_p: float,
@@ -142,58 +144,58 @@ def _sample_batch(
     pad_token_id: int,
     stop: StopStrings | None,
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Token ids and log-probabilities of each row. Shapes: B rows still active, T tokens of past, V vocabulary."""
+    """Token ids and log-probabilities of each row."""
     device = model.device
     width = max(map(len, prompt_ids))
-    input_ids_BT = torch.full((len(prompt_ids), width), pad_token_id, device=device)
-    mask_BT = torch.zeros(len(prompt_ids), width + max_new_tokens, dtype=torch.long, device=device)
+    input_ids_AL = torch.full((len(prompt_ids), width), pad_token_id, device=device)
+    mask_AL = torch.zeros(len(prompt_ids), width + max_new_tokens, dtype=torch.long, device=device)
     for row, ids in enumerate(prompt_ids):  # padded on the left, so that every row's next token is at the same place
-        input_ids_BT[row, width - len(ids) :] = torch.tensor(ids, device=device)
-        mask_BT[row, width - len(ids) : width] = 1
-    mask_BT[:, width:] = 1
-    position_B = mask_BT[:, :width].sum(1)
-    position_ids_BT = (mask_BT[:, :width].cumsum(1) - 1).clamp(min=0)
+        input_ids_AL[row, width - len(ids) :] = torch.tensor(ids, device=device)
+        mask_AL[row, width - len(ids) : width] = 1
+    mask_AL[:, width:] = 1
+    position_A = mask_AL[:, :width].sum(1)
+    position_ids_AL = (mask_AL[:, :width].cumsum(1) - 1).clamp(min=0)
 
     tokens_BT = torch.full((len(prompt_ids), max_new_tokens), pad_token_id, device=device)
     logps_BT = torch.zeros(len(prompt_ids), max_new_tokens, device=device)
     lengths_B = torch.full((len(prompt_ids),), max_new_tokens, device=device)
-    active_B = torch.arange(len(prompt_ids), device=device)  # rows of the result that the batch still holds
-    is_done_B = torch.zeros(len(prompt_ids), dtype=torch.bool, device=device)
+    active_A = torch.arange(len(prompt_ids), device=device)  # rows of the result that the batch still holds
+    is_done_A = torch.zeros(len(prompt_ids), dtype=torch.bool, device=device)
     cache = _new_cache(model, max_tokens=width + max_new_tokens)
     for step in range(max_new_tokens):
-        logits_BV = model(
-            input_ids=input_ids_BT,
-            attention_mask=mask_BT[:, : width + step],
-            position_ids=position_ids_BT,
+        logits_AV = model(
+            input_ids=input_ids_AL,
+            attention_mask=mask_AL[:, : width + step],
+            position_ids=position_ids_AL,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        logps_BV = torch.log_softmax(logits_BV.float() / (temperature or 1.0), dim=-1)
+        logps_AV = torch.log_softmax(logits_AV.float() / (temperature or 1.0), dim=-1)
         if top_p < 1:
-            logps_BV = _nucleus(logps_BV, top_p)
-        token_B = logps_BV.argmax(-1) if temperature == 0 else tokens_at(logps_BV.exp(), uniforms(seeds_B, step))
-        tokens_BT[active_B, step] = token_B
-        logps_BT[active_B, step] = logps_BV.gather(1, token_B[:, None])[:, 0]
-        ended_B = torch.isin(token_B, eos) & ~is_done_B
+            logps_AV = _nucleus(logps_AV, top_p)
+        token_A = logps_AV.argmax(-1) if temperature == 0 else tokens_at(logps_AV.exp(), uniforms(seeds_A, step))
+        tokens_BT[active_A, step] = token_A
+        logps_BT[active_A, step] = logps_AV.gather(1, token_A[:, None])[:, 0]
+        ended_A = torch.isin(token_A, eos) & ~is_done_A
         if stop is not None:
-            may_end_B = stop.closing(logps_BV.shape[-1], device)[token_B] & ~is_done_B
-            for row in may_end_B.nonzero()[:, 0].tolist():
-                ended_B[row] |= stop.is_complete(tokens_BT[active_B[row], : step + 1].tolist())
-        lengths_B[active_B[ended_B]] = step + 1
-        is_done_B = is_done_B | ended_B
-        num_done = int(is_done_B.sum())
-        if num_done == len(is_done_B):
+            may_end_A = stop.closing(logps_AV.shape[-1], device)[token_A] & ~is_done_A
+            for row in may_end_A.nonzero()[:, 0].tolist():
+                ended_A[row] |= stop.is_complete(tokens_BT[active_A[row], : step + 1].tolist())
+        lengths_B[active_A[ended_A]] = step + 1
+        is_done_A = is_done_A | ended_A
+        num_done = int(is_done_A.sum())
+        if num_done == len(is_done_A):
             break
-        if num_done > COMPACT_ABOVE * len(is_done_B):
-            keep = (~is_done_B).nonzero()[:, 0]
+        if num_done > COMPACT_ABOVE * len(is_done_A):
+            keep = (~is_done_A).nonzero()[:, 0]
             for layer in cache.layers:
                 layer.keep(keep) if isinstance(layer, GrowingLayer) else layer.batch_select_indices(keep)
-            active_B, mask_BT, position_B, token_B = active_B[keep], mask_BT[keep], position_B[keep], token_B[keep]
-            is_done_B, seeds_B = is_done_B[keep], seeds_B[keep]
-        input_ids_BT = token_B[:, None]
-        position_ids_BT = position_B[:, None]
-        position_B = position_B + 1
+            active_A, mask_AL, position_A, token_A = active_A[keep], mask_AL[keep], position_A[keep], token_A[keep]
+            is_done_A, seeds_A = is_done_A[keep], seeds_A[keep]
+        input_ids_AL = token_A[:, None]
+        position_ids_AL = position_A[:, None]
+        position_A = position_A + 1
     if logps_BT.isnan().any():
         raise NumericFailure("the model's log-probabilities are not numbers while it generates")
     lengths = lengths_B.tolist()

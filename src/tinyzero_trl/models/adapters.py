@@ -51,3 +51,25 @@ def whole(location: ModelLocation, *, dtype: Any) -> Any:
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, location.adapter).merge_and_unload()
+
+
+def make_trainable(model: Any, *, has_masters: bool) -> None:
+    """Have an adapter of `model` learn in float32 and get its whole gradient, whatever the weights below it are stored in.
+
+    TRL casts an adapter on quantized weights to bfloat16, as QLoRA does, which takes steps of 2e-4 (arXiv 2305.14314, sec. 4).
+    Reinforcement learning takes steps of 1e-5 and less. A bfloat16 number of 0.004 has its neighbours 3e-5 away, so such a step
+    is rounded to none, and the adapter stops learning once it has begun to matter. Costs 2 bytes a weight of the adapter; products stay
+    in half precision by autocast. has_masters: the optimizer has float32 weights of its own (DeepSpeed), and the cast stays.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50.2 packs 4-bit weights anew in the first pass of generation, and has no backward pass for
+    that form: from then on only the adapter's last maps would get a gradient, with no more than a warning of torch's. That is switched off.
+    """
+    import torch
+
+    if hasattr(model, "peft_config") and not has_masters:
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = parameter.data.float()
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -1,17 +1,15 @@
-"""Checkpoints that are whole or not there: written, flushed, sealed by a manifest, and only then counted."""
+"""Checkpoints that are whole or not there: written aside, flushed, sealed by a manifest, and only then counted."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer import TRAINER_STATE_NAME
-from trl import GRPOTrainer
 
 from tinyzero_trl import storage
 from tinyzero_trl.failures import FULL, DiskFull, NumericFailure
@@ -37,120 +35,71 @@ torch.serialization.register_package(
 )
 
 
-class Checkpoints(GRPOTrainer):
-    """Saves that seal, rotation that counts sealed ones only, no weights that are not finite, no pickled arguments."""
+@contextmanager
+def sealed(folder: Path, *, run: Path, step: int, writes: bool, accelerator: Any) -> Iterator[Path]:
+    """Seal what the block writes to the folder it is given, and rename that to `folder`; remove it if the block fails.
 
-    _beside: Path | None = None
-    """Where transformers puts a checkpoint's folder while it is written."""
+    writes: this process seals, of those that share a disk. Raises: DiskFull where the disk is the reason; `run` has the checkpoints before.
+    """
+    beside = folder.parent / manifest.UNFINISHED / folder.name
+    if writes:
+        storage.fresh_folder(beside.parent)  # an attempt that was killed may have left one
+    accelerator.wait_for_everyone()
+    try:
+        yield beside
+        accelerator.wait_for_everyone()
+        if writes:
+            manifest.seal(beside, step=step, world_size=accelerator.num_processes)
+            manifest.publish(beside, folder)
+        accelerator.wait_for_everyone()
+    except Exception as error:
+        if writes:
+            shutil.rmtree(beside.parent, ignore_errors=True)
+        if not _is_disk_full(error):
+            raise
+        kept = manifest.newest_usable(run).path
+        free = shutil.disk_usage(run).free / 2**20
+        last = f"the last good checkpoint is {kept}" if kept else "there is no earlier checkpoint"
+        raise DiskFull(f"the disk is full ({free:.0f} MiB left): {folder} could not be written; {last}") from error
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._refuse_non_finite()
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        limit, self.args.save_total_limit = (
-            self.args.save_total_limit,
-            None,
-        )  # TRL rotates before the seal, unsealed ones too
-        try:
-            with self.whole(folder) as beside:
-                self._beside = beside.parent
-                super()._save_checkpoint(model, trial)
-                self._point_best_to(folder, beside=beside)
-        finally:
-            self.args.save_total_limit, self._beside = limit, None
-        if self.args.should_save and limit is not None:
-            self._rotate(folder.parent, keep=max(limit, MIN_KEPT))
 
-    def _point_best_to(self, folder: Path, *, beside: Path) -> None:
-        """transformers has named the folder being written as the best (`metric_for_best_model`); it will be `folder`."""
-        if self.state.best_model_checkpoint == str(beside):
-            self.state.best_model_checkpoint = str(folder)
-            if self.args.should_save:
-                self.state.save_to_json(str(beside / TRAINER_STATE_NAME))
+def refuse_non_finite(model: torch.nn.Module, *, step: int, accelerator: Any) -> None:
+    """Raises: NumericFailure on all processes where a weight of any is not finite."""
+    tensors = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters()]
+    tensors = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    bad = any(not bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
+    flag = torch.tensor(float(bad), device=accelerator.device)
+    if accelerator.reduce(flag, reduction="sum").item():
+        raise NumericFailure(f"weights are not finite at step {step}: nothing was saved")
 
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        # With a limit of 1, transformers deletes here all but the best, the seal not first.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            return super()._finalize_training(*args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._beside or super()._get_output_dir(trial))
+def rotate(run: Path, *, keep: int, best: str | None, history: Sequence[dict[str, Any]]) -> None:
+    """Delete all sealed checkpoints but the last `keep`, those with the best evaluations, and `best`; unsealed ones do not count."""
+    checkpoints = [path for path in manifest.checkpoints(run) if manifest.is_sealed(path)]
+    spared = {write_best(run, checkpoints, history), Path(best or "")}
+    for path in checkpoints[: -max(keep, MIN_KEPT)]:
+        if path not in spared:
+            # The seal goes first: a folder that is half deleted must not look whole.
+            (path / manifest.MANIFEST).unlink()
+            shutil.rmtree(path)
 
-    def save_final(self, folder: Path) -> None:
-        """Write the model and tokenizer to `folder`, sealed."""
-        self._refuse_non_finite()
-        with self.whole(folder) as beside:
-            self.save_model(str(beside))
 
-    @contextmanager
-    def whole(self, folder: Path) -> Iterator[Path]:
-        """What the block writes to the folder it is given is sealed and becomes `folder` if it ends well, and is removed if it does not.
+def write_best(run: Path, checkpoints: list[Path], history: Sequence[dict[str, Any]]) -> Path | None:
+    """The checkpoint with the highest held-out accuracy, the oldest of equals, named in best.json; None without evaluation.
 
-        Raises: DiskFull where the disk is why.
-        """
-        beside = folder.parent / manifest.UNFINISHED / folder.name
-        if self.args.should_save:
-            storage.fresh_folder(
-                beside.parent
-            )  # in the place of what an attempt that was killed left, or somebody laid there
-        self.accelerator.wait_for_everyone()
-        try:
-            yield beside
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                manifest.seal(beside, step=self.state.global_step, world_size=self.accelerator.num_processes)
-                manifest.publish(beside, folder)
-            self.accelerator.wait_for_everyone()
-        except Exception as error:
-            if self.args.should_save:
-                shutil.rmtree(beside.parent, ignore_errors=True)
-            if not _is_disk_full(error):
-                raise
-            kept = manifest.newest_usable(Path(self.args.output_dir)).path
-            free = shutil.disk_usage(self.args.output_dir).free / 2**20
-            last = f"the last good checkpoint is {kept}" if kept else "there is no earlier checkpoint"
-            raise DiskFull(f"the disk is full ({free:.0f} MiB left): {folder} could not be written; {last}") from error
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        # A pickle that nothing here reads, and that holds tokens (hub_token) when they are set.
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
-
-    def _refuse_non_finite(self) -> None:
-        tensors = [getattr(parameter, "ds_tensor", parameter) for parameter in self.model.parameters()]
-        tensors = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
-        bad = any(not bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
-        flag = torch.tensor(float(bad), device=self.accelerator.device)
-        if self.accelerator.reduce(flag, reduction="sum").item():
-            raise NumericFailure(f"weights are not finite at step {self.state.global_step}: nothing was saved")
-
-    def _rotate(self, run_folder: Path, *, keep: int) -> None:
-        sealed = [path for path in manifest.checkpoints(run_folder) if manifest.is_sealed(path)]
-        best = {self._write_best(run_folder, sealed), Path(self.state.best_model_checkpoint or "")}
-        for path in sealed[:-keep]:
-            if path not in best:
-                # The seal goes first: what is half deleted must not look whole.
-                (path / manifest.MANIFEST).unlink()
-                shutil.rmtree(path)
-
-    def _write_best(self, run_folder: Path, sealed: list[Path]) -> Path | None:
-        """The checkpoint with the highest held-out accuracy, the oldest of equals, named in best.json; None without evaluation.
-
-        Only a checkpoint of a step that was evaluated can be it.
-        """
-        evaluations = [entry for entry in self.state.log_history if entry.get("eval_accuracy") is not None]
-        best: tuple[float, Path] | None = None
-        for path in sealed:
-            found = [e["eval_accuracy"] for e in evaluations if e["step"] == int(path.name.split("-")[1])]
-            if found and (best is None or found[-1] > best[0]):
-                best = found[-1], path
-        if best is None:
-            return None
-        content = {"checkpoint": best[1].name, "eval_accuracy": best[0]}
-        storage.write_text(run_folder / "best.json", json.dumps(content) + "\n")
-        return best[1]
+    history: the trainer's log; only a checkpoint of a step that was evaluated can be the best.
+    """
+    evaluations = [entry for entry in history if entry.get("eval_accuracy") is not None]
+    best: tuple[float, Path] | None = None
+    for path in checkpoints:
+        found = [entry["eval_accuracy"] for entry in evaluations if entry["step"] == int(path.name.split("-")[1])]
+        if found and (best is None or found[-1] > best[0]):
+            best = found[-1], path
+    if best is None:
+        return None
+    content = {"checkpoint": best[1].name, "eval_accuracy": best[0]}
+    storage.write_text(run / "best.json", json.dumps(content) + "\n")
+    return best[1]
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

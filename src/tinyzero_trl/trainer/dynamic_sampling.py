@@ -1,67 +1,70 @@
-"""Groups without signal are replaced by groups of fresh prompts before anything is trained on."""
+"""Dynamic sampling: groups without signal are replaced by groups of fresh prompts before anything is trained on.
+
+Source: DAPO (arXiv 2503.14476), eq. 11, which draws prompts until the batch is full; here the number of rounds has a limit.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 import torch
 
-from tinyzero_trl.trainer.merging import groups_with_signal, joined, num_loss_tokens, rows_in, rows_of
-from tinyzero_trl.trainer.problems import Problems
+from tinyzero_trl.trainer.batches import Batch, groups_with_signal, joined, rows_in, rows_of
 
 
-class DynamicSampling(Problems):
-    """After a batch is scored, up to `dynamic_sampling_rounds` more are generated for the groups in it that teach nothing.
+@dataclass(frozen=True)
+class Filled:
+    """A batch after dynamic sampling, and how many groups of this process it took."""
 
-    Each process fills its own groups, and all generate equally many, as many as the one that misses most; groups with signal beyond what is
-    missing are dropped. Groups that stay without signal after the last round are trained on as ever, that is, not at all.
-    Metrics are those of the first round, which is a fair sample of the problems; what the rounds add is in sampling/*, in the token counts and
-    in the rollouts' shards, a part for each round.
-    Source: DAPO (arXiv 2503.14476), eq. 11. There, prompts are drawn until the batch is full.
+    batch: Batch
+    num_rounds: int
+    num_generated: int
+    num_replaced: int
+
+
+def filled(
+    scored: Batch,
+    *,
+    problems: Collection[int],
+    max_rounds: int,
+    num_generations: int,
+    pad_token_id: int,
+    fresh_problems: Callable[[int, Collection[int]], list[int]],
+    roll_out: Callable[[list[int], int], Batch],
+    over_processes: Callable[[int], torch.Tensor],
+    num_processes: int,
+) -> Filled:
+    """The batch with groups of fresh problems in the place of those that teach nothing, after up to `max_rounds` more rollouts.
+
+    Each process fills its own groups. All generate equally many, as many as the process that lacks most; groups with signal beyond
+    what is missing are dropped. Groups that stay without signal after the last round keep their advantages of 0.
+
+    problems: those of the batch, over all processes. fresh_problems: at most so many others than these. roll_out: the scored batch of
+    this process's share of given problems, with so many rows.
     """
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if not self.model.training or not self.dynamic_sampling_rounds or self._is_vlm:
-            return scored
-        first_round = {name: len(values) for name, values in self._metrics["train"].items()}
-        size, num_processes = self.num_generations, self.accelerator.num_processes
-        num_groups = len(inputs) // size
-        has_signal = groups_with_signal(scored["advantages"], num_generations=size)
-        parts = [rows_of(scored, rows_in(has_signal.nonzero()[:, 0], num_generations=size))]
-        num_filled, num_rounds, num_generated = int(has_signal.sum()), 0, num_groups
-        seen = set(self.problems_of(inputs))
-        while num_rounds < self.dynamic_sampling_rounds:
-            most_missing = int(self._over_processes(num_groups - num_filled).max())
-            problems = self.fresh_problems(most_missing * num_processes, exclude=seen)
-            num_each = len(problems) // num_processes
-            if num_each == 0:  # nothing is missing, or every problem there is has been tried
-                break
-            num_rounds += 1
-            num_generated += num_each
-            seen.update(problems)
-            fresh = super()._generate_and_score_completions(self.my_rows(problems, num_rows=num_each * size))
-            good = groups_with_signal(fresh["advantages"], num_generations=size).nonzero()[:, 0]
-            good = good[: num_groups - num_filled]
-            parts.append(rows_of(fresh, rows_in(good, num_generations=size)))
-            num_filled += len(good)
-        if num_rounds:
-            left = (~has_signal).nonzero()[: num_groups - num_filled, 0]
-            parts.append(rows_of(scored, rows_in(left, num_generations=size)))
-            scored = scored | joined(parts, pad_token_id=self._tokenizer.pad_token_id)
-            scored["num_items_in_batch"] = self._over_processes(num_loss_tokens(scored)).sum()
-        metrics = self._metrics["train"]
-        for name in list(metrics):
-            metrics[name] = metrics[name][: first_round.get(name, 0)]
-            if not metrics[name]:  # nothing to say of the first round; TRL would log it as empty
-                del metrics[name]
-        num_replaced = num_filled - int(has_signal.sum())
-        metrics["sampling/rounds"].append(num_rounds)
-        metrics["sampling/groups_generated"].append(num_generated * num_processes)
-        metrics["sampling/groups_replaced"].append(int(self._over_processes(num_replaced).sum()))
-        return scored
-
-    def _over_processes(self, number: int | torch.Tensor) -> torch.Tensor:
-        """A number of this process, beside those of the others."""
-        gathered: torch.Tensor = self.accelerator.gather(torch.as_tensor(number, device=self.accelerator.device)[None])
-        return gathered
+    num_groups = len(scored["completion_ids"]) // num_generations
+    has_signal = groups_with_signal(scored["advantages"], num_generations=num_generations)
+    parts = [rows_of(scored, rows_in(has_signal.nonzero()[:, 0], num_generations=num_generations))]
+    num_with_signal = num_filled = int(has_signal.sum())
+    num_rounds, num_generated = 0, num_groups
+    seen = set(problems)
+    while num_rounds < max_rounds:
+        most_missing = int(over_processes(num_groups - num_filled).max())
+        fresh = fresh_problems(most_missing * num_processes, seen)
+        num_each = len(fresh) // num_processes
+        if num_each == 0:  # nothing is missing, or every problem there is has been tried
+            break
+        num_rounds += 1
+        num_generated += num_each
+        seen.update(fresh)
+        more = roll_out(fresh, num_each * num_generations)
+        good = groups_with_signal(more["advantages"], num_generations=num_generations).nonzero()[:, 0]
+        good = good[: num_groups - num_filled]
+        parts.append(rows_of(more, rows_in(good, num_generations=num_generations)))
+        num_filled += len(good)
+    if num_rounds:
+        left = (~has_signal).nonzero()[: num_groups - num_filled, 0]
+        parts.append(rows_of(scored, rows_in(left, num_generations=num_generations)))
+        scored = scored | joined(parts, pad_token_id=pad_token_id)
+    return Filled(scored, num_rounds, num_generated, num_filled - num_with_signal)

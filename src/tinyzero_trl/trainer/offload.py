@@ -1,4 +1,8 @@
-"""`generation.offload`: what waits in the host's memory until its phase of a step comes."""
+"""`generation.offload`: weights and optimizer state wait in the host's memory until their phase of a step comes.
+
+The optimizer's state is on the device while the optimizer steps, the reference model while nothing is generated. The numbers are those
+of a run without: they are moved, not computed. Each move is waited for.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from trl import GRPOTrainer
 
 HOST = torch.device("cpu")
 
 
-class Offload(GRPOTrainer):
-    """The optimizer's state is on the device while the optimizer steps, the reference model while nothing is generated.
-
-    The numbers are those of a run without: they are moved, not computed. Each move is waited for.
-    """
-
-    def __init__(self, *args: Any, offload: bool = False, **kwargs: Any):
-        self.offload = offload
-        self._reference_on_host = HostMemory()
-        super().__init__(*args, **kwargs)
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        if self.offload:
-            keep_state_on_host(optimizer)
-        return optimizer
-
-    def _generate(self, prompts: list[Any]) -> Any:
-        if not self.offload or self.ref_model is None:
-            return super()._generate(prompts)
-        with on_host(self.ref_model, self._reference_on_host):
-            return super()._generate(prompts)
-
-
 class HostMemory:
-    """Tensors of a device while they are in the host's memory, each in pages of its own that stay for the next time.
+    """Tensors of a device while they are in the host's memory, each in pages of its own that are kept for the next time.
 
     The pages are locked: through pageable memory a card copies at a third of the speed, and locking takes longer than copying.
     """
@@ -55,14 +34,14 @@ class HostMemory:
         return pages.copy_(tensor, non_blocking=True)
 
     def give_back(self) -> Iterator[tuple[Any, torch.Tensor]]:
-        """Key and tensor of all that was taken, each on the device it came from, in the order of the device's work."""
+        """Key and tensor of everything that was taken, each on the device it came from, in the order of the device's work."""
         for key, device in self._devices.items():
             yield key, on_device(self._pages[key], device)
         self._devices.clear()
 
 
 def keep_state_on_host(optimizer: torch.optim.Optimizer) -> None:
-    """Have the optimizer's state on its device only while it steps, also after a checkpoint is loaded."""
+    """Keep the optimizer's state on its device only while it steps, also after a checkpoint is loaded."""
     memory = HostMemory()
 
     def bring(*arguments: Any) -> None:
@@ -84,7 +63,7 @@ def keep_state_on_host(optimizer: torch.optim.Optimizer) -> None:
 
 @contextmanager
 def on_host(model: torch.nn.Module, memory: HostMemory) -> Iterator[None]:
-    """Within the block the model's weights are in the host's memory, and it computes nothing."""
+    """Keep the model's weights in the host's memory within the block, in which it computes nothing."""
     for parameter in model.parameters():
         if is_on_device(parameter):
             parameter.data = memory.take(parameter, parameter.data)
@@ -107,12 +86,12 @@ def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def is_on_device(tensor: torch.Tensor) -> bool:
-    """Whether it takes memory that is not the host's."""
+    """True for a tensor in memory that is not the host's."""
     return tensor.device != HOST
 
 
 def settle() -> None:
-    """Wait until what was sent is on the host, and give the device's memory back: vLLM is about to ask for it."""
+    """Wait until everything sent is on the host, and give the device's memory back: vLLM is about to ask for it."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

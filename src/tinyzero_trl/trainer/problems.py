@@ -1,56 +1,180 @@
-"""Which row of the training data a problem is, and problems chosen by us in the place of those the data loader brings.
+"""Which problems come when: as the data loader brings them, by a column of the data, or by how often the policy has solved them.
 
-Axes: B = this process's completions of a generation batch.
+Axes: see tinyzero_trl.algorithms; R = rows of the training data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from trl.trainer.utils import RepeatSampler
 
+from tinyzero_trl.config import CurriculumSettings
 from tinyzero_trl.seeding import generator_of
-from tinyzero_trl.trainer.seeds import Seeds
 
 ROW_INDEX = "row_index"
 """Column of the training data, added here: the number of the row."""
+SUCCESS = "success"
+RATE = 0.5
+"""Weight of a group's share of solved completions against what its problem had before: a policy changes within a few visits."""
+FLOOR = 0.05
+"""Added to p (1 - p), at most 0.25: a problem never or always solved still comes a sixth as often as one solved half the time."""
+UNSEEN = 0.5
+"""Success of a problem nothing is known about: worth a visit."""
 
 
-class Problems(Seeds):
-    """Numbers the rows of the training data where a feature chooses among them, and draws fresh ones."""
+def middling(success_R: torch.Tensor) -> torch.Tensor:
+    """Weights by which problems of middling success come most often, [R] from success rates in [0, 1], NaN where unknown.
 
-    train_dataset: Any
-    dynamic_sampling_rounds: int = 0
+    The variance of a reward of 0 or 1 is p (1 - p), and a group teaches more as it grows.
+    """
+    known_R = success_R.nan_to_num(nan=UNSEEN)
+    return known_R * (1 - known_R) + FLOOR
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        if self.chooses_problems():
-            self.train_dataset = self.train_dataset.add_column(ROW_INDEX, list(range(len(self.train_dataset))))
 
-    def chooses_problems(self) -> bool:
-        """Whether problems are trained on that the data loader did not bring."""
-        return self.dynamic_sampling_rounds > 0
+def drawn(weights_R: torch.Tensor, num: int, *, generator: torch.Generator) -> list[int]:
+    """`num` rows without repetition, each next one in proportion to the weights of those left; rows of weight 0 never.
 
-    def fresh_problems(self, num: int, *, exclude: Collection[int]) -> list[int]:
+    Source: Efraimidis and Spirakis (2006). torch.multinomial ends at 2^24 rows.
+    """
+    uniforms_R = torch.rand(len(weights_R), generator=generator, dtype=torch.float64)
+    waits_R = -uniforms_R.log() / weights_R.double()
+    num = min(num, int((weights_R > 0).sum()))
+    return [int(row) for row in waits_R.topk(num, largest=False).indices]
+
+
+def easy_first(difficulty_R: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+    """Row numbers by difficulty, lowest first; rows of the same difficulty in random order."""
+    shuffled_R = torch.randperm(len(difficulty_R), generator=generator)
+    return shuffled_R[difficulty_R[shuffled_R].argsort(stable=True)]
+
+
+class Problems:
+    """The problems of the training data by row number, fresh ones for dynamic sampling, and the curriculum.
+
+    `order`: each epoch goes through all problems, easy ones first; by success, the order is made anew as an epoch begins, and the first is random.
+    `weight`: each batch is drawn in proportion to the column, or by success to p (1 - p) + FLOOR; there are no epochs.
+    Every process chooses alike: from the seed, the number of batches before, and what all of them have seen.
+    """
+
+    def __init__(self, dataset: Any, curriculum: CurriculumSettings, *, seed: int):
+        """dataset: the training rows, with the column ROW_INDEX."""
+        self.dataset = dataset
+        self.curriculum = curriculum
+        self.seed = seed
+        self.known_R = torch.empty(0)
+        """What is known of each problem: its value in the column, or its success rate, NaN where it has not come; empty without a curriculum."""
+        if curriculum.by == SUCCESS:
+            self.known_R = torch.full((len(dataset),), torch.nan, dtype=torch.float64)
+        elif curriculum.by is not None:
+            self.known_R = torch.tensor(dataset[curriculum.by][:], dtype=torch.float64)
+        self._order: list[int] = []
+        self._num_epochs = 0
+
+    def fresh(self, num: int, *, exclude: Collection[int], num_batches: int) -> list[int]:
         """Row numbers of at most `num` other problems than these, the same on every process; fewer where there are no more.
 
-        Drawn from the seed and the number of batches before, so that there is nothing to save.
+        num_batches: generation batches before, from which and the seed they are drawn, so that there is nothing to save.
         """
-        generator = generator_of(self.args.seed, "fresh problems", self.num_generated_batches)
-        order = torch.randperm(len(self.train_dataset), generator=generator).tolist()
+        if self.curriculum.by is not None:
+            return self.next(num, exclude=exclude, num_batches=num_batches)
+        generator = generator_of(self.seed, "fresh problems", num_batches)
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()
         left_out = set(exclude)
         return [problem for problem in order[: num + len(left_out)] if problem not in left_out][:num]
 
-    def problems_of(self, inputs: list[dict[str, Any]]) -> list[int]:
-        """The row number of each completion's problem, over all processes."""
-        numbers: list[int] = gather_object([row[ROW_INDEX] for row in inputs])
-        return numbers
+    def next(self, num: int, *, exclude: Collection[int] = (), num_batches: int) -> list[int]:
+        """Row numbers of the next `num` problems of the curriculum. num_batches: generation batches before."""
+        is_excluded_R = torch.zeros(len(self.known_R), dtype=torch.bool)
+        is_excluded_R[list(exclude)] = True
+        if self.curriculum.kind == "weight":
+            weights_R = middling(self.known_R) if self.curriculum.by == SUCCESS else self.known_R
+            generator = generator_of(self.seed, "curriculum", num_batches)
+            return drawn(weights_R.masked_fill(is_excluded_R, 0.0), num, generator=generator)
+        chosen = [row for row in self._order if not is_excluded_R[row]][:num]
+        if len(chosen) < num:  # the tail that fills no batch is left out, as TRL does
+            self._begin_epoch()
+            chosen = [row for row in self._order if not is_excluded_R[row]][:num]
+        taken = set(chosen)
+        self._order = [row for row in self._order if row not in taken]
+        return chosen
 
-    def my_rows(self, problems: list[int], *, num_rows: int) -> list[dict[str, Any]]:
-        """This process's `num_rows` of the rows of all processes, where each problem is repeated as often as a group is large."""
-        first = self.accelerator.process_index * num_rows
-        mine = [problems[row // self.num_generations] for row in range(first, first + num_rows)]
-        rows = {problem: self.train_dataset[problem] for problem in set(mine)}
+    def rows(self, problems: Sequence[int], *, num_generations: int, first: int, num_rows: int) -> list[dict[str, Any]]:
+        """`num_rows` rows of the batch of these problems from row `first` on, each problem repeated as often as a group is large."""
+        mine = [problems[row // num_generations] for row in range(first, first + num_rows)]
+        rows = {problem: self.dataset[problem] for problem in set(mine)}
         return [dict(rows[problem]) for problem in mine]
+
+    def metrics(self, problems: list[int]) -> dict[str, float]:
+        """What the curriculum knows of the problems it chose."""
+        known = self.known_R[problems]
+        if self.curriculum.by != SUCCESS:
+            return {f"curriculum/{self.curriculum.by}": known.mean().item()}
+        return {
+            "curriculum/success_before": known.nanmean().item(),
+            "curriculum/seen": (~self.known_R.isnan()).double().mean().item(),
+        }
+
+    def learn_success(self, is_solved_N: Sequence[bool], *, problems: Sequence[int], num_generations: int) -> None:
+        """Move the success of each problem towards what its group did. problems: the row number of each completion."""
+        if self.curriculum.by != SUCCESS:
+            return
+        for first in range(0, len(is_solved_N), num_generations):
+            share = sum(is_solved_N[first : first + num_generations]) / num_generations
+            problem = problems[first]
+            before = float(self.known_R[problem])
+            self.known_R[problem] = share if before != before else before + RATE * (share - before)
+
+    def state(self) -> dict[str, Any]:
+        """The state of the curriculum, to be saved."""
+        order = torch.tensor(self._order, dtype=torch.long)
+        return {"known": self.known_R.clone(), "order": order, "num_epochs": self._num_epochs}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        self.known_R, self._order = state["known"].clone(), state["order"].tolist()
+        self._num_epochs = state["num_epochs"]
+
+    def _begin_epoch(self) -> None:
+        difficulty_R = self.known_R
+        if self.curriculum.by == SUCCESS:
+            average = float(self.known_R.nanmean().nan_to_num(nan=UNSEEN))
+            difficulty_R = 1 - self.known_R.nan_to_num(nan=average)
+        generator = generator_of(self.seed, "order", self._num_epochs)
+        self._order = easy_first(difficulty_R, generator=generator).tolist()
+        self._num_epochs += 1
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler, with an order for each epoch that is a function of the seed and the epoch.
+
+    TRL's own goes on with one generator from epoch to epoch and begins anew in a resumed run, which sees epoch 0's order once more.
+    Here epoch n is that of an uninterrupted TRL run wherever a run begins.
+    """
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next iteration is."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed)
+            for _ in range(self.epoch):
+                torch.randperm(self.num_samples, generator=self.generator)
+        return super().__iter__()
+
+
+def epoch_sampler(sampler: RepeatSampler) -> EpochSampler:
+    """The same sampler with an order for each epoch."""
+    return EpochSampler(
+        data_source=sampler.data_source,
+        mini_repeat_count=sampler.mini_repeat_count,
+        batch_size=sampler.batch_size,
+        repeat_count=sampler.repeat_count,
+        shuffle=sampler.shuffle,
+        seed=sampler.seed,
+    )

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: one live line in a terminal, one plain line a step elsewhere."""
+"""What is shown while a run trains: one live line in a terminal, one plain line a step elsewhere."""
 
 from __future__ import annotations
 
@@ -10,33 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl import GRPOTrainer
 
 RECENT = 8
 """Steps the shown accuracy and the time left are averaged over."""
 
 
-class ShownProgress(GRPOTrainer):
+class StepProgress(TrainerCallback):
     """Our progress in the place of transformers' bar and of its printed dicts."""
 
-    max_generated_tokens: int | None
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.remove_callback(ProgressCallback)
-        self.remove_callback(PrinterCallback)
-        self._shown = _Progress(budget=self.max_generated_tokens)
-        self.add_callback(self._shown)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            self._shown.stop()
-
-
-class _Progress(TrainerCallback):
     def __init__(self, *, budget: int | None) -> None:
         """budget: tokens the run ends with; None where it ends with its steps."""
         self.budget = budget
@@ -92,7 +73,7 @@ class _Progress(TrainerCallback):
             self.bar.update(self.bar_task, completed=state.global_step)
 
     def stop(self) -> None:
-        """Give the terminal back."""
+        """Take the live line out of the terminal."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

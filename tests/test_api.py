@@ -127,7 +127,7 @@ def test_a_run_and_an_evaluation_from_python_come_back_as_tables(tmp_path, monke
     assert (found.summary["task"], found.metrics.n["pass@1"], len(found.samples)) == ("countdown", 8, 8)
     assert found.metrics.low["pass@1"] <= found.metrics.value["pass@1"] <= found.metrics.high["pass@1"]
     assert repr(found).endswith(", 8 problems)")
-    with pytest.raises(Failure, match="did you mean") as raised:
-        train("countdown/grpo-tiny", "trainer.learning_rat=1")
+    with pytest.raises(Failure, match="--processes must be at least 1, got 0") as raised:
+        train("countdown/grpo-tiny", processes=0)
     assert raised.value.exit_code == 2
     assert os.listdir("outputs/countdown") == [run.folder.name]

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 NGRAM_WORDS = 13
-"""Words in a row that two problems must share. Source: GPT-3 (arXiv 2005.14165), appendix C; Qwen2.5-Math (arXiv 2409.12122), section 3.1."""
+"""Words in a row that two problems must share.
+
+Source: GPT-3 (arXiv 2005.14165), appendix C; Qwen2.5-Math (arXiv 2409.12122), section 3.1.
+"""
 MIN_SHARE = 0.6
 """Least share of the evaluation problem's words that the training problem must have in the same order, besides a shared n-gram.
 

@@ -29,7 +29,10 @@ CARD = "card.json"
 
 TINYZERO_TRAIN = 327_680
 TINYZERO_TEST = 1_024
-"""Number of rows in TinyZero's split, taken in the order of the file. Source: TinyZero, examples/data_preprocess/countdown.py."""
+"""Number of rows in TinyZero's split, taken in the order of the file.
+
+Source: TinyZero, examples/data_preprocess/countdown.py.
+"""
 
 MAX_MISSES = 50_000
 """Candidates without a new problem, one after the other, after which a generator counts as exhausted."""
@@ -101,12 +104,18 @@ def load_rows(
 
 
 def read_rows(source: str, problems: Problems) -> list[Row]:
-    """Every row of a file or hub dataset, checked. Raises: ValueError that names the first row that is no valid problem."""
+    """Every row of a file or hub dataset, checked.
+
+    Raises: ValueError that names the first row that is no valid problem.
+    """
     return checked(read_source(source, columns=problems.columns), source, problems)
 
 
 def checked(rows: list[Row], source: str, problems: Problems) -> list[Row]:
-    """The rows, with cells converted to the right types. Raises: ValueError that names the first row that is no valid problem."""
+    """The rows, with cells converted to the right types.
+
+    Raises: ValueError that names the first row that is no valid problem.
+    """
     if not rows:
         raise ValueError(f"{source} has no rows")
     found = []

@@ -38,7 +38,7 @@ TAIL = 300
 
 
 def audit(folder: Path, console: Console | None = None) -> dict[str, Any]:
-    """Content of the evaluation's audit.json, which is written: the share of samples the second grader judges otherwise, and each of them.
+    """Write the evaluation's audit.json, and return it: the share of samples the second grader judges otherwise, and each of them.
 
     A sample that exceeds the grader's time or memory is `undecided`, and counts as no disagreement. console: shows progress.
     Raises: ValueError if `folder` is no evaluation, or if its task has no second grader.
@@ -94,7 +94,10 @@ def audit(folder: Path, console: Console | None = None) -> dict[str, Any]:
 
 
 def show(paths: Sequence[Path]) -> None:
-    """Audit each evaluation, or each benchmark in a folder, and print the share and the first disagreements. Raises: ValueError."""
+    """Audit each evaluation, or each benchmark in a folder, and print the share and the first disagreements.
+
+    Raises: ValueError.
+    """
     console = Console(highlight=False, soft_wrap=True, markup=False)
     folders = [folder for path in paths for folder in _evaluations_in(path)]
     for folder in folders:

@@ -55,7 +55,10 @@ def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
 
 
 def _settings(arguments: argparse.Namespace, task: str | None) -> list[Settings]:
-    """The settings of each benchmark, or those of the task's own problems alone. Raises: ValueError or FileNotFoundError."""
+    """The settings of each benchmark, or those of the task's own problems alone.
+
+    Raises: ValueError or FileNotFoundError.
+    """
     others = ("compare", "audit", "benchmarks", "columns", "contamination")
     settings = Settings(**{"task": task, **{name: v for name, v in vars(arguments).items() if name not in others}})
     if arguments.benchmarks is None:
@@ -76,7 +79,10 @@ def _probe(asked: Sequence[Settings]) -> Path:
 
 
 def _refuse_undecided(folders: Sequence[Path]) -> None:
-    """Refuse evaluations of which more than `scores.MAX_UNDECIDED` of the samples got no verdict. Raises: VerifierFailure."""
+    """Refuse evaluations of which more than `scores.MAX_UNDECIDED` of the samples got no verdict.
+
+    Raises: VerifierFailure.
+    """
     shares = {folder: scores.undecided(scores.read_summary(folder)) for folder in folders}
     if failed := [f"{share:.1%} in {folder}" for folder, share in shares.items() if share > scores.MAX_UNDECIDED]:
         raise VerifierFailure(

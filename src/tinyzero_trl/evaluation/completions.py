@@ -189,7 +189,7 @@ def _ends(tokenizer: Any, generation_config: Any) -> list[int]:
 
 
 def rows_at_once(config: Any, itemsize: int, max_length: int, free_bytes: int) -> int:
-    """Rows that transformers generates at once: the sampler's default, or fewer if a third of the free memory holds no more keys and values.
+    """Rows that transformers generates at once: the sampler's default, or as many as have their keys and values in a third of the memory.
 
     A third, because the cache exists twice while it doubles. config: the model's. itemsize: bytes of one number in the cache.
     """

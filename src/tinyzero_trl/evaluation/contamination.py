@@ -56,7 +56,7 @@ def is_verbatim(completion: str, rest: str) -> bool:
 
 
 def probe(model_path: str, chosen: Sequence[Chosen], *, n: int | None, seed: int, engine: str, output: Path) -> Path:
-    """Path of the contamination.json in `output`, with the share of problems completed verbatim in each benchmark, its interval, and every probe.
+    """Path of contamination.json, written to `output`: the share of problems completed verbatim in each benchmark, and every probe.
 
     Decoding is greedy, without a template, from the first 60 % of the words. If the share is above a few percent, a gain on this
     benchmark may be memory and not reasoning. A benchmark that is newer than the model, or made up, is the control.

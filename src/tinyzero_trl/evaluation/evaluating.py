@@ -37,7 +37,10 @@ from tinyzero_trl.task import Row, Task, loaded, prompts, resolve
 PACKAGES = ("tinyzero-trl", "torch", "transformers", "trl", "peft", "datasets")
 """Packages whose versions a summary names."""
 SHARD = {"transformers": 256, "server": 2048, "colocate": 2048}
-"""Completions in a shard, by engine; a stopped evaluation loses one shard at most. vLLM is slow on the last ones of each, so it gets more."""
+"""Completions in a shard by engine.
+
+A stopped evaluation loses one shard at most; vLLM is slow on the last ones of each, so it gets more.
+"""
 
 
 @dataclass(frozen=True)

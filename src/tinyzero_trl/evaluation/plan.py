@@ -42,7 +42,10 @@ class Settings:
     split: str = "test"
     """Split of the rows: test or validation."""
     benchmark: Chosen | None = None
-    """Benchmark whose problems replace the task's own. Its usual settings are then the defaults, instead of the run's."""
+    """Benchmark whose problems replace the task's own.
+
+    Its usual settings are then the defaults, instead of the run's.
+    """
     n: int | None = None
     """Number of problems (default: 1,024; all of a benchmark)."""
     k: int | None = None
@@ -105,7 +108,10 @@ class Plan:
 
 
 def make_plan(settings: Settings) -> Plan:
-    """The plan, after checking the settings against each other, the model's folder and its run. Raises: ValueError of one line."""
+    """The plan, after checking the settings against each other, the model's folder and its run.
+
+    Raises: ValueError of one line.
+    """
     _check_numbers(settings)
     location = locate(settings.model_path)
     # An evaluation written into a run folder is compared with that run, so a base model gets the run's problems.

@@ -210,7 +210,10 @@ def not_an_evaluation(path: Path) -> ValueError:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Every sample of the evaluation at `path`, a folder or its summary.json, in the order they were written. Raises: ValueError."""
+    """Every sample of the evaluation at `path`, a folder or its summary.json, in the order they were written.
+
+    Raises: ValueError.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

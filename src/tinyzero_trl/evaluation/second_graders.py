@@ -31,7 +31,10 @@ def prepare_worker(parent: int, memory_gib: float) -> None:
 
 
 def grade(task: str, response: str, columns: dict[str, Any], cpu_seconds: float) -> bool:
-    """True if the second grader of `task` calls the response correct. The process is killed if that takes too much processor time."""
+    """True if the second grader of `task` calls the response correct.
+
+    The process is killed if that takes too much processor time.
+    """
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     try:
@@ -57,7 +60,8 @@ def math(response: str, *, answer: str) -> bool:
 def countdown(response: str, *, nums: Sequence[int], target: int) -> bool:
     """True if the last answer block uses the given numbers in any order and has exactly the value `target`: TinyZero's rule.
 
-    Source: Jiayi-Pan/TinyZero, verl/utils/reward_score/countdown.py (which calls `eval`, and accepts a value within 1e-5; we use Python's parser).
+    Source: Jiayi-Pan/TinyZero, verl/utils/reward_score/countdown.py, which calls `eval` and accepts a value within 1e-5. We use
+    Python's parser and compare exactly.
     """
     blocks = _BLOCK.findall(response)
     if not blocks or len(blocks[-1]) > MAX_EXPRESSION:
@@ -77,7 +81,10 @@ def multiplication(response: str, *, a: int, b: int) -> bool:
 
 
 def _value(node: ast.expr, numbers: list[int]) -> Fraction:
-    """Value of an expression; its numbers are appended to `numbers`. Raises: ValueError for anything but integers, + - * / and a sign."""
+    """Value of an expression; its numbers are appended to `numbers`.
+
+    Raises: ValueError for anything but integers, + - * / and a sign.
+    """
     match node:
         case ast.Constant(value=int() as number) if not isinstance(number, bool):
             numbers.append(number)

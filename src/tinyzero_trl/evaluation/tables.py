@@ -140,7 +140,10 @@ def too_small(comparison: Comparison) -> str | None:
 
 
 def _pairs(base: Path, trained: Path) -> list[tuple[Path, Path]]:
-    """The two evaluations, or a pair for each benchmark that two folders share. Raises: ValueError if they share none."""
+    """The two evaluations, or a pair for each benchmark that two folders share.
+
+    Raises: ValueError if they share none.
+    """
     places = [(path / scores.SUMMARY).is_file() or path.is_file() for path in (base, trained)]
     if any(places):
         return [(base, trained)]

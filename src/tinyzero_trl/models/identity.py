@@ -1,7 +1,7 @@
 """The identity of a model, for three questions.
 
-`identity_of` names the weights of an evaluation: anybody can check the hash, and it reads every byte. `weights_of` tells in no time
-whether they changed since. `model_files` tells which file changed since a run began. A sealed folder and a hub model name theirs themselves.
+Which weights were evaluated? `identity_of` reads every byte, and anybody can check its hash. Have they changed since? `weights_of`
+compares names, sizes and times. Which files have changed since a run began? `model_files` hashes each, large ones in part.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 """Patterns of files with weights; the first one that matches is used."""
 WHOLE_BYTES = 32 * 2**20
-"""Largest file that `model_files` hashes whole. Of a larger one it reads the size and both ends, so that no start takes minutes."""
+"""Largest file that `model_files` hashes whole.
+
+Of a larger one it reads the size and both ends, so that no start takes minutes.
+"""
 
 
 def model_files(name: str, *, revision: str | None = None) -> dict[str, str]:
@@ -39,9 +42,9 @@ def model_files(name: str, *, revision: str | None = None) -> dict[str, str]:
 
 
 def weights_of(location: ModelLocation) -> str:
-    """A text that changes when the weights do: the seal of their folder, or a hash of its file names, sizes and times; of a hub model its id.
+    """A text that changes when the weights do, found without reading them: the seal of a sealed folder, the id of a hub model.
 
-    It reads no weights. A folder that is copied or touched counts as changed.
+    Of another folder it is a hash of file names, sizes and times, so that a copied or touched folder counts as changed.
     """
     if sealed := _seal(Path(location.shown)):
         return sealed
@@ -54,7 +57,7 @@ def weights_of(location: ModelLocation) -> str:
 
 
 def identity_of(location: ModelLocation) -> dict[str, Any]:
-    """`model_sha256` and the files it covers, the same wherever the folder is; of an adapter also `base_model_sha256`, of the model below.
+    """`model_sha256` and the files it covers, the same wherever the folder is. An adapter has `base_model_sha256` too.
 
     Of a sealed folder it is the hash of the manifest, which names the hash of every file. Of another folder it is the hash of
     what `sha256sum *.safetensors *.json` prints, so that anybody can check it; that reads every byte of the weights.

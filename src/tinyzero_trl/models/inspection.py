@@ -195,7 +195,10 @@ def beyond_embeddings(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConf
 
 
 def check_lora(model: Any, settings: Any) -> None:
-    """Refuse LoRA settings (trl.ModelConfig) that do not fit the empty `model`. Raises: ConfigError that names the model's modules."""
+    """Refuse LoRA settings (trl.ModelConfig) that do not fit the empty `model`.
+
+    Raises: ConfigError that names the model's modules.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from trl import get_peft_config
 
@@ -387,7 +390,10 @@ def _described(folder: Path, model_class: Any, subject: str, arguments: Mapping[
 
 
 def _check_adapter(model: Any, location: ModelLocation, typed: str) -> None:
-    """Put the adapter on the empty model, and compare names and shapes of its weights with those in its file. Raises: ConfigError."""
+    """Put the adapter on the empty model, and compare names and shapes of its weights with those in its file.
+
+    Raises: ConfigError.
+    """
     from peft import PeftConfig, get_peft_model_state_dict
 
     assert location.adapter is not None

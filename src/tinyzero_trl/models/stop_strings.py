@@ -34,7 +34,10 @@ def special_tokens(tokenizer: Any) -> dict[int, str]:
 
 
 def check_stop(texts: Sequence[str], *, name: str, tokenizer: Any = None) -> None:
-    """Refuse empty and repeated stop strings and, given a tokenizer, those with a special token. Raises: ConfigError."""
+    """Refuse empty and repeated stop strings and, given a tokenizer, those with a special token.
+
+    Raises: ConfigError.
+    """
     if "" in texts:
         raise ConfigError(f'{name} holds an empty string, which would end every completion; write {name}=["</answer>"]')
     if len(set(texts)) < len(texts):
@@ -73,7 +76,7 @@ class StopStrings:
         return any(stop in text for stop in self.texts)
 
     def closing(self, vocabulary_size: int, device: torch.device | str) -> torch.Tensor:
-        """Mask [vocabulary_size] of tokens that can complete a stop string: those with the last character of one, or an incomplete character.
+        """Mask [vocabulary_size] of tokens that can complete a stop string: they have its last character, or an incomplete one.
 
         Few tokens of a completion are among them, so `is_complete` is called rarely.
         """

@@ -25,7 +25,10 @@ Trace = dict[str, Any]
 
 
 def charts(files: RunFiles) -> list[dict[str, Any]]:
-    """Charts that have data, with their traces. The page replaces a colour `$name/0.2` by its CSS variable --name at that opacity."""
+    """Charts that have data, with their traces.
+
+    The page replaces a colour `$name/0.2` by its CSS variable --name at that opacity.
+    """
     found = [_accuracy(files), _outcome_shares(files)]
     lines = {
         "reward": ("Reward", "mean of the batch", {"reward": ("reward", "accent")}, ""),

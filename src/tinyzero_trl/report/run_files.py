@@ -1,4 +1,7 @@
-"""Reading the files of a run folder for a report. A file that is missing, cut off or damaged leaves a note, never an error."""
+"""Reading the files of a run folder for a report.
+
+A file that is missing, cut off or damaged leaves a note, never an error.
+"""
 
 from __future__ import annotations
 

@@ -136,7 +136,10 @@ def cut_metrics(path: Path, *, step: int) -> float:
 
 
 def metric_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl that are objects with a step. Any other line was cut off by a kill, or is damaged."""
+    """The lines of a metrics.jsonl that are objects with a step.
+
+    Any other line was cut off by a kill, or is damaged.
+    """
     for line in file.read_bytes().splitlines():
         try:
             entry = json.loads(line)

@@ -146,7 +146,10 @@ def record_of(path: Path) -> DictConfig:
 
 
 def check_same_run(path: Path, cfg: DictConfig) -> None:
-    """Refuse a config that differs in a key outside MAY_CHANGE. Raises: ConfigError with each such key, its old and its new value."""
+    """Refuse a config that differs in a key outside MAY_CHANGE.
+
+    Raises: ConfigError with each such key, its old and its new value.
+    """
     before = record_of(path)
     # These keys follow from the batch sizes and the number of processes, which `check_world` checks.
     follow = [
@@ -164,7 +167,10 @@ def check_same_run(path: Path, cfg: DictConfig) -> None:
 
 
 def check_same_sources(path: Path, *, data: Mapping[str, Any], model: Mapping[str, str]) -> None:
-    """Refuse training rows, or files of model or tokenizer, that differ from those the run began with. Raises: ConfigError."""
+    """Refuse training rows, or files of model or tokenizer, that differ from those the run began with.
+
+    Raises: ConfigError.
+    """
     if not (path / "run.yaml").is_file():
         return
     record = record_of(path)
@@ -208,7 +214,10 @@ def changed_packages(path: Path, packages: Mapping[str, str]) -> str | None:
 
 
 def is_finished(path: Path, cfg: DictConfig, *, checkpoint: Path | None = None) -> bool:
-    """True if the run ended and the config asks for nothing more. With `checkpoint`, it must also be the run's last one."""
+    """True if the run ended and the config asks for nothing more.
+
+    With `checkpoint`, it must also be the run's last one.
+    """
     model = path / "model"
     if manifest.why_not_usable(model) is not None:
         return False
@@ -227,7 +236,10 @@ def _is_longer(before: float | None, now: float | None) -> bool:
 
 
 def _differences(before: DictConfig, now: DictConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Key, old and new value of every difference. Keys of a section are compared one by one, deeper values as a whole."""
+    """Key, old and new value of every difference.
+
+    Keys of a section are compared one by one, deeper values as a whole.
+    """
     old, new = _flat(before), redacted(_flat(now))
     for key in sorted(old.keys() | new.keys()):
         if (key not in old or key not in new) and key.partition(".")[0] not in OPEN_SECTIONS:

@@ -79,7 +79,10 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
 
 def put_in_place(beside: Path, target: Path) -> None:
-    """Rename the folder `beside` to `target`. What was at `target` is moved aside first, and removed once the new name is on the disk."""
+    """Rename the folder `beside` to `target`.
+
+    What was at `target` is moved aside first, and removed once the new name is on the disk.
+    """
     old = _beside(beside)
     with suppress(FileNotFoundError):
         os.replace(target, old)
@@ -95,7 +98,10 @@ def write_text(target: Path, text: str, *, is_private: bool = False, is_flushed:
 
 
 def write_new(target: Path, content: bytes) -> None:
-    """Write a new file that only this user can read, whole or not at all. Raises: FileExistsError if `target` exists."""
+    """Write a new file that only this user can read, whole or not at all.
+
+    Raises: FileExistsError if `target` exists.
+    """
     part = _beside(target)
     try:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
@@ -116,7 +122,10 @@ def open_in_place(path: Path, flags: int) -> int:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append `text` to the file `path`, created if missing. Raises: OSError if `path` is a link or a folder, or cannot be opened."""
+    """Append `text` to the file `path`, created if missing.
+
+    Raises: OSError if `path` is a link or a folder, or cannot be opened.
+    """
     with os.fdopen(open_in_place(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
         file.write(text.encode("utf-8"))
 

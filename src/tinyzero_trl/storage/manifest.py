@@ -34,7 +34,7 @@ class Found:
 def seal(folder: Path, **facts: Any) -> None:
     """Flush every file of `folder` to the disk, then write the manifest: name, size and sha256 of each file, `facts` and a signature."""
     paths = sorted(item for item in folder.rglob("*") if item.is_file() and item.name != MANIFEST)
-    # All other processes wait for this one, and a large model's checkpoint has hundreds of files. Hashing releases the interpreter's lock.
+    # All other processes wait for this one, and a checkpoint may have hundreds of files. Hashing releases the interpreter's lock.
     with ThreadPoolExecutor(NUM_HASHERS) as threads:
         entries = list(threads.map(_flushed, paths))
     files = {str(path.relative_to(folder)): entry for path, entry in zip(paths, entries, strict=True)}

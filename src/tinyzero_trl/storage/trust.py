@@ -91,7 +91,8 @@ def code_of(names: Iterable[str]) -> dict[str, str]:
 def check_code(names: Iterable[str], run: Path, record: Mapping[str, Any], *, trusts_code: bool) -> None:
     """Refuse code that is named by the run.yaml of `run` (its content: `record`) and that this user did not choose.
 
-    A run of this user may name the code it named before, if the name still stands for the same file. Raises: ConfigError that names the file.
+    A run of this user may name the code it named before, if the name still stands for the same file.
+    Raises: ConfigError that names the file.
     """
     if trusts_code:
         return
@@ -107,7 +108,10 @@ def check_code(names: Iterable[str], run: Path, record: Mapping[str, Any], *, tr
 
 
 def check_pickles(checkpoint: Path, manifest: Mapping[str, Any], *, trusts_code: bool) -> None:
-    """Refuse a checkpoint with pickles that this user's runs did not write. Its files already agree with `manifest`. Raises: ConfigError."""
+    """Refuse a checkpoint with pickles that this user's runs did not write; its files agree with `manifest`.
+
+    Raises: ConfigError.
+    """
     pickled = [path for folder in checkpoint.glob("global_step*") for path in folder.rglob("*.pt")]
     pickled += list(checkpoint.rglob(".metadata"))  # the pickle in torch's distributed checkpoints
     if trusts_code or not pickled:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tinyzero_trl import cli, launch
+from tinyzero_trl.config import schema
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,18 +71,40 @@ def test_recipes_lists_each_with_model_and_hardware(capsys):
     assert "two CPU cores" in shown.replace("\n", " ")
 
 
-def test_a_broken_recipe_is_listed_with_the_reason(capsys, monkeypatch, tmp_path):
-    from tinyzero_trl.config import recipes
-
+def test_a_broken_recipe_is_listed_with_the_reason(capsys, tmp_path):
     (tmp_path / "countdown").mkdir()
     (tmp_path / "countdown" / "grpo-[mine].yaml").write_text("- a\n")
     (tmp_path / "countdown" / "grpo-good.yaml").write_text("# @package _global_\n# Expect: nothing\ntask: countdown\n")
-    monkeypatch.setattr(recipes.list_recipes, "__defaults__", (tmp_path,))
-    assert cli.main(["recipes"]) == 0
+    assert cli.main(["recipes", "countdown", "--config-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "+countdown=grpo-[mine]" in shown
     assert "holds a list" in shown
     assert "+countdown=grpo-good" in shown
+    assert "+countdown=grpo-tiny" in shown
+
+
+def test_a_refused_key_is_answered_before_anything_heavy_is_imported(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    schema.trl_fields.cache_clear()
+    schema.trl_fields()
+    code = (
+        "import sys; from tinyzero_trl import cli; code = cli.main(['train', '+countdown=grpo-tiny', 'trainer.lr=1']); "
+        "print(code, [m for m in ('torch', 'trl', 'transformers', 'accelerate', 'datasets') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "2 []"
+    assert (
+        run.stderr == "tinyzero train: command line: there is no key trainer.lr; did you mean trainer.learning_rate?\n"
+    )
+
+
+def test_train_takes_a_recipe_by_its_path(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(cli, "launch", lambda program, words, **options: calls.append((program, words)) or 0)
+    mine = tmp_path / "sft-mine.yaml"
+    mine.write_text("# @package _global_\ndefaults: [/countdown/sft-tiny, _self_]\n")
+    assert cli.main(["train", str(mine), "trainer.max_steps=1"]) == 0
+    assert calls == [("sft", [str(mine), "trainer.max_steps=1"])]
 
 
 def test_a_task_narrows_the_list_of_recipes(capsys):

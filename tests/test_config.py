@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+import trl
 from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from tinyzero_trl import config
-from tinyzero_trl.config import compose
+from tinyzero_trl.config import compose, schema
 from tinyzero_trl.config.keys import OURS, REPLACED
-from tinyzero_trl.config.schema import fits, run_schema, schema_of
+from tinyzero_trl.config.schema import fields_of, fits, run_schema, schema_of
 from tinyzero_trl.config.sections import DATA_KEYS
 from tinyzero_trl.failures import ConfigError
 
@@ -23,7 +25,7 @@ def test_the_schema_has_every_field_of_trl_with_its_default(config_class: type) 
     import dataclasses
 
     theirs = {item.name for item in dataclasses.fields(config_class) if item.init}
-    mine = {item.name: item for item in dataclasses.fields(schema_of(config_class))}
+    mine = {item.name: item for item in dataclasses.fields(schema_of("X", fields_of(config_class)))}
     assert set(mine) == theirs
     for item in dataclasses.fields(config_class):
         if item.init and item.default is not dataclasses.MISSING:
@@ -98,7 +100,7 @@ def test_a_key_of_an_older_trl_is_answered_with_what_replaced_it(key: str) -> No
 
 
 def test_the_tables_of_refused_keys_are_true() -> None:
-    schema = run_schema(GRPOConfig)
+    schema = run_schema("grpo")
     assert not [key for key in OURS if key not in set(schema.trainer)]
     gone = REPLACED.keys() - OURS.keys()
     assert not [key for key in gone if key in set(schema.trainer)]
@@ -315,6 +317,20 @@ def test_a_recipe_may_have_a_name_that_is_not_ascii(tmp_path: Path) -> None:
         ("trainer.temprature", "trainer.temperature"),
         ("trainer.num_generation", "trainer.num_generations"),
         ("trainer.num_epochs", "trainer.num_train_epochs"),
+        ("trainer.lr", "trainer.learning_rate"),
+        ("lr", "trainer.learning_rate"),
+        ("model.lr", "trainer.learning_rate"),
+        ("actor.lr", "trainer.learning_rate"),
+        ("critic.lr", "critic.learning_rate"),
+        ("trainer.batch_size", "trainer.per_device_train_batch_size"),
+        ("trainer.epochs", "trainer.num_train_epochs"),
+        ("epochs", "trainer.num_train_epochs"),
+        ("trainer.kl_coef", "trainer.beta"),
+        ("trainer.max_new_tokens", "trainer.max_completion_length"),
+        ("trainer.num_samples", "trainer.num_generations"),
+        ("trainer.rollouts", "trainer.num_generations"),
+        ("trainer.rollout_n", "trainer.num_generations"),
+        ("model_path", "model.model_name_or_path"),
         ("trainer.num_workers", "trainer.dataloader_num_workers"),
         ("trainer.lora_alpha", "model.lora_alpha"),
         ("model.learning_rate", "trainer.learning_rate"),
@@ -327,9 +343,9 @@ def test_a_recipe_may_have_a_name_that_is_not_ascii(tmp_path: Path) -> None:
         ("generation.engin", "generation.engine"),
         ("outputdir", "output_dir"),
         ("algoritm", "algorithm"),
-        *((f"trainer.{key}", None) for key in ("early_stopping_patience", "kl_coef", "critic_lr", "rollout_n", "ppo_mini_batch_size")),
+        *((f"trainer.{key}", None) for key in ("early_stopping_patience", "critic_lr", "ppo_mini_batch_size")),
         *((f"trainer.{key}", None) for key in ("top_a", "adam_beta3", "fp8", "sampler", "patience", "n_gpus_per_node")),
-        *((key, None) for key in ("wandb_project", "actor.lr", "foo", "x", "env.name", "trainer.fooo.bar", "epochs", "gpu")),
+        *((key, None) for key in ("wandb_project", "foo", "x", "env.name", "trainer.fooo.bar", "gpu")),
     ],
 )  # fmt: skip
 def test_a_hint_is_near_or_absent(key: str, hint: str | None) -> None:
@@ -337,6 +353,141 @@ def test_a_hint_is_near_or_absent(key: str, hint: str | None) -> None:
         compose([TINY, f"{key}=1"])
     said = str(error.value).partition("; did you mean ")[2].rstrip("?")
     assert said == (hint or "")
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Writes recipes of a person's own in the working directory: `own("recipes/countdown/grpo-mine.yaml", body)`."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name: str, body: str) -> Path:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"# @package _global_\n{body}")
+        return tmp_path / name
+
+    return write
+
+
+ON_TINY = "defaults: [grpo-tiny, _self_]\n"
+
+
+def test_recipes_of_ones_own_are_in_the_working_directory_and_in_config_dir(own: Callable[[str, str], Path]) -> None:
+    own("recipes/countdown/grpo-mine.yaml", f"{ON_TINY}trainer: {{max_steps: 3}}\n")
+    own("elsewhere/countdown/grpo-ours.yaml", "defaults: [grpo-mine, _self_]\ntrainer: {seed: 5}\n")
+    assert compose(["+countdown=grpo-mine"]).trainer.max_steps == 3
+    for option in (["--config-dir", "elsewhere"], ["--config-dir=elsewhere"]):
+        cfg = compose(["+countdown=grpo-ours", *option])
+        assert (cfg.trainer.seed, cfg.trainer.max_steps, cfg.model.model_name_or_path) == (5, 3, "tiny")
+    with pytest.raises(ConfigError, match="recipes/countdown has no recipe 'grpo-ours'; it has .*grpo-mine"):
+        compose(["+countdown=grpo-ours"])
+    listed = {recipe.name for recipe in config.list_recipes(*config.recipe_folders("elsewhere"))}
+    assert {"grpo-mine", "grpo-ours", "grpo-tiny", "sft-tiny"} <= listed
+
+
+def test_a_recipe_of_ones_own_goes_before_one_of_the_package(own: Callable[[str, str], Path]) -> None:
+    own("recipes/countdown/rloo-tiny.yaml", f"{ON_TINY}trainer: {{seed: 77}}\n")
+    assert compose(["+countdown=rloo-tiny"]).trainer.seed == 77
+
+
+def test_a_recipe_may_be_named_by_its_path(own: Callable[[str, str], Path]) -> None:
+    own("my stuff/été (1).yaml", "defaults: [/countdown/grpo-tiny, _self_]\ntrainer: {seed: 6, run_name: null}\n")
+    own("my stuff/next.yaml", "defaults: ['été (1)', _self_]\ntrainer: {max_steps: 2}\n")
+    own("of-task.yaml", f"task: countdown\n{ON_TINY}")
+    own("there/countdown/x.yaml", ON_TINY)
+    assert compose(["my stuff/été (1).yaml", "trainer.max_steps=7"]).trainer.run_name == "été (1)"
+    assert compose(["my stuff/next.yaml"]).trainer.seed == 6
+    assert compose(["of-task.yaml"]).model.model_name_or_path == "tiny"
+    assert compose(["there/countdown/x.yaml"]).model.model_name_or_path == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml: there is no such file"),
+        (["bare.yaml"], "bare.yaml: defaults: grpo-tiny.yaml does not exist; write /countdown/grpo-tiny or /math/grpo-tiny"),
+        (["typo.yaml"], "typo.yaml: there is no key trainer.lr; did you mean trainer.learning_rate"),
+        (["value.yaml"], "value.yaml: trainer.seed: must be a whole number, got 'x'"),
+        (["sft-x.yaml"], "recipe sft-x.yaml is not for grpo.py"),
+        (["bare.yaml", TINY], r"exactly one recipe, got bare.yaml and \+countdown=grpo-tiny"),
+        ([TINY, "--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
+        ([TINY, "--config-dir"], "--config-dir takes a folder"),
+        ([TINY, "-m"], "'-m' is not understood"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_recipe_of_ones_own_is_one_line(
+    own: Callable[[str, str], Path], words: list[str], message: str
+) -> None:
+    own("bare.yaml", ON_TINY)
+    own("typo.yaml", "defaults: [/countdown/grpo-tiny, _self_]\ntrainer: {lr: 1}\n")
+    own("value.yaml", "defaults: [/countdown/grpo-tiny, _self_]\ntrainer: {seed: x}\n")
+    own("sft-x.yaml", "defaults: [/countdown/sft-tiny, _self_]\n")
+    with pytest.raises(ConfigError, match=message) as error:
+        compose(words)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_may_refer_to_its_own_keys_and_to_the_environment(
+    own: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own(
+        "mine.yaml",
+        "defaults: [/countdown/grpo-tiny, _self_]\noutput_dir: out/${trainer.run_name}-${trainer.seed}\n"
+        "trainer: {run_name: '${oc.env:WHO}', project: '${oc.env:NOT_THERE,plain}', hub_token: '${oc.env:MY_VALUE}'}\n",
+    )
+    monkeypatch.setenv("WHO", "ada")
+    monkeypatch.setenv("MY_VALUE", "very-secret")
+    cfg = compose(["mine.yaml", "trainer.seed=3"])
+    assert (cfg.output_dir, cfg.trainer.project, cfg.trainer.hub_token) == ("out/ada-3", "plain", "very-secret")
+    assert config.show(cfg) == 0
+    assert "very-secret" not in capsys.readouterr().out
+    monkeypatch.delenv("WHO")
+    with pytest.raises(
+        ConfigError, match="trainer.run_name: the environment variable WHO is not set; set it, or write"
+    ):
+        compose(["mine.yaml"])
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file in which the fields of TRL's classes are kept, written anew."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    schema.trl_fields.cache_clear()
+    schema.trl_fields()
+    yield schema.cache_file()
+    schema.trl_fields.cache_clear()
+
+
+def test_the_kept_schema_is_what_trl_says(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {name: fields_of(getattr(trl, name)) for name in ("GRPOConfig", "SFTConfig", "ModelConfig")}
+    monkeypatch.setattr(schema, "_read_from_trl", lambda: pytest.fail("TRL was read"))
+    schema.trl_fields.cache_clear()
+    assert schema.is_cached()
+    assert schema.trl_fields() == fields
+    for name, group in fields.items():
+        hints = get_type_hints(getattr(trl, name))
+        assert not [field.name for field in group if str(field.hint) != str(hints[field.name])]
+
+
+@pytest.mark.parametrize("fault", ["gone", "cut", "changed", "list", "versions", "python", "folder"])
+def test_a_kept_schema_that_is_gone_damaged_or_of_other_versions_is_read_anew(
+    cached: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = cached.read_text()
+    if fault in ("versions", "python"):
+        key = {**schema.versions(), **({"trl": "9.9.9"} if fault == "versions" else {"python": "3.99.0"})}
+        monkeypatch.setattr(schema, "versions", lambda: key)
+    elif fault in ("gone", "folder"):
+        cached.unlink()
+    if fault == "folder":
+        cached.mkdir()
+    damaged = {"cut": text[:-9], "changed": text.replace("learning_rate", "learning_rats"), "list": "[]"}
+    if fault in damaged:
+        cached.write_text(damaged[fault])
+    assert not schema.is_cached()
+    schema.trl_fields.cache_clear()
+    fields = schema.trl_fields()
+    assert "learning_rate" in {field.name for field in fields["GRPOConfig"]}
+    assert schema.is_cached() == (fault != "folder")
 
 
 def copied(tmp_path: Path) -> Path:

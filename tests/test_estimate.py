@@ -12,7 +12,7 @@ import pytest
 
 from tinyzero_trl import cli
 from tinyzero_trl.config import RECIPES, Sharding, compose, list_recipes, program_of, sharding_here
-from tinyzero_trl.estimate import launched, memory_of, shape_of, sharding_of, workload_of
+from tinyzero_trl.estimate import memory_of, shape_of, sharding_of, workload_of
 from tinyzero_trl.estimate.memory import GIB, _model_states, layer_bytes
 from tinyzero_trl.estimate.speed import CARDS, USABLE, card_of, smallest_size, speed_of
 from tinyzero_trl.estimate.workload import KNOWN, Shape, Workload, shape_from
@@ -228,7 +228,7 @@ def test_a_step_trains_on_its_batch_whatever_the_token_budget_and_pays_its_share
 )
 def test_a_recipe_fits_the_card_its_head_names(recipe: Any) -> None:
     number, size = _hardware(recipe.hardware)
-    config, processes = launched(recipe.command)
+    config, processes = recipe.accelerate_config, recipe.num_processes
     assert processes == number
     sharding = sharding_of(RECIPES / "accelerate_configs" / f"{config}.yaml", num_processes=processes)
     memory = memory_of(workload(recipe=f"+{recipe.task}={recipe.name}", sharding=sharding), device_bytes=size * GIB)

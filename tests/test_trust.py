@@ -256,6 +256,49 @@ def test_a_run_knows_the_words_processes_and_folder_it_was_started_with(
     assert resuming.launch_of(run / "checkpoint-2").words[-1] == f"trainer.resume_from_checkpoint={run}/checkpoint-2"
 
 
+def test_a_run_of_a_recipe_of_ones_own_goes_on_from_the_recipe_or_else_from_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECRET_TOKEN", "very-secret")
+    text = (
+        "# @package _global_\ndefaults: [/countdown/grpo-tiny, _self_]\n"
+        "trainer: {seed: 9, max_steps: 2, hub_token: '${oc.env:SECRET_TOKEN}'}\nrewards: {'mine.py:f': 0.5}\n"
+    )
+    for place in ("own/countdown/grpo-mine.yaml", "recipes/countdown/grpo-mine.yaml", "mine.yaml"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(text)
+    (tmp_path / "elsewhere").mkdir()
+    for number, recipe in enumerate(
+        (["+countdown=grpo-mine", "--config-dir", "own"], ["+countdown=grpo-mine"], ["mine.yaml"])
+    ):
+        run, words = tmp_path / f"run{number}", [*recipe, "trainer.num_generations=4", "+give_up_after=7"]
+        run.mkdir()
+        monkeypatch.setattr(sys, "argv", ["grpo.py", *words])
+        record.write_record(run, config.compose(words), data={}, seeds={})
+        assert "very-secret" not in (run / "run.yaml").read_text()
+        monkeypatch.chdir(tmp_path / "elsewhere")  # `resume` goes where the run was started
+        found = resuming.launch_of(run, ["trainer.max_steps=3"])
+        monkeypatch.chdir(tmp_path)
+        again = config.compose(found.words)
+        assert (again.trainer.max_steps, again.trainer.seed, again.trainer.hub_token) == (3, 9, "very-secret")
+        resuming.check_same_run(run, again)
+    for folder in ("own", "recipes"):
+        shutil.rmtree(tmp_path / folder)
+    (tmp_path / "mine.yaml").unlink()
+    for number in range(3):
+        run = tmp_path / f"run{number}"
+        found = resuming.launch_of(run, ["trainer.max_steps=3"])
+        assert found.words == [
+            str(run / "run.yaml"), "trainer.num_generations=4", "+give_up_after=7", "trainer.max_steps=3",
+            f"trainer.resume_from_checkpoint={run}",
+        ]  # fmt: skip
+        again = config.compose(found.words)
+        assert (again.trainer.max_steps, again.trainer.seed, again.trainer.hub_token) == (3, 9, None)
+        assert dict(again.rewards) == {"equation": 1.0, "mine.py:f": 0.5}
+        resuming.check_same_run(run, again)
+
+
 def test_a_run_that_went_on_goes_on_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = made(tmp_path / "run", monkeypatch)
     again = [TINY, "data.seed=1", "trainer.resume_from_checkpoint=/elsewhere", "--trust-code"]

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tinyzero_trl import storage
-from tinyzero_trl.config import ACCELERATE_CONFIGS, read_accelerate_config
+from tinyzero_trl.config import (
+    ACCELERATE_CONFIGS,
+    RECIPES,
+    check_words,
+    list_recipes,
+    names_recipe,
+    program_of_words,
+    read_accelerate_config,
+    recipe_folders,
+    recipe_of_words,
+)
 from tinyzero_trl.failures import Failure, explained, nearest
 from tinyzero_trl.launch import launch, visible_gpus
 from tinyzero_trl.redaction import hide_in_tracebacks, secrets_in_environment, secrets_in_words, without_secrets
@@ -79,9 +88,10 @@ def train(argv: Sequence[str]) -> int:
     parser = _parser(
         "train",
         train,
-        usage="tinyzero train +<task>=<recipe> [key=value ...] [--processes N] [--accelerate_config NAME]",
+        usage="tinyzero train +<task>=<recipe> | RECIPE.yaml [key=value ...] [--config-dir DIR] [--processes N] [--accelerate_config NAME]",
         example="tinyzero train +countdown=grpo-tiny trainer.max_steps=20\n"
         "  tinyzero train +countdown=grpo-qwen-2.5-3b-base --processes 4 --accelerate_config zero2\n"
+        "  tinyzero train my-recipes/mine.yaml                  a recipe of your own, by its path\n"
         "  tinyzero train +countdown=grpo-tiny --cfg job        prints the whole resolved run and stops",
     )
     _add_placement(
@@ -90,12 +100,11 @@ def train(argv: Sequence[str]) -> int:
         accelerate_config="on GPUs what the recipe's own command names; cpu for one process without a GPU, ddp for several",
     )
     arguments, words = parser.parse_known_args(argv)
-    if not any(word.startswith("+") for word in words):
+    if not names_recipe(words):
         print(parser.format_usage() + "tinyzero train: no recipe given; `tinyzero recipes` lists them", file=sys.stderr)
         return MISTAKE
-    program = (
-        "sft" if any(word.startswith("+") and word.partition("=")[2].startswith("sft-") for word in words) else "grpo"
-    )
+    program = program_of_words(words)
+    check_words(words, program=program)  # now: the launcher imports torch, which takes seconds
     return _launch(program, words, num_processes=arguments.processes, accelerate_config=arguments.accelerate_config)
 
 
@@ -154,7 +163,8 @@ def _launch(program: str, words: Sequence[str], *, num_processes: int | None, ac
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"--processes must be at least 1, got {num_processes}")
     gpus = _gpus_to_train_on(words)
-    of_hardware = _config_of_recipe(words) if gpus else "ddp" if (num_processes or 1) > 1 else "cpu"
+    recipe = recipe_of_words(words) if gpus else None
+    of_hardware = recipe.accelerate_config if recipe else "ddp" if gpus or (num_processes or 1) > 1 else "cpu"
     name = accelerate_config or of_hardware
     config = _accelerate_config(name)
     read_accelerate_config(config, num_processes=num_processes)
@@ -200,15 +210,14 @@ def recipes(argv: Sequence[str]) -> int:
     """every recipe with its model, method, hardware and expectation"""
     parser = _parser("recipes", recipes, example="tinyzero recipes countdown")
     parser.add_argument("task", nargs="?", help="only this task's")
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder with recipes of your own, beside ./recipes")
     parser.add_argument("--markdown", action="store_true", help="the tables of docs/recipes.md")
     arguments = parser.parse_args(argv)
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from tinyzero_trl.config import list_recipes
-
-    rows = list_recipes()
+    rows = list_recipes(*recipe_folders(arguments.config_dir))
     tasks = sorted({row.task for row in rows})
     if arguments.task is not None and arguments.task not in tasks:
         raise ValueError(f"there are no recipes of {arguments.task!r}; there are some of {', '.join(tasks)}")
@@ -230,7 +239,10 @@ def recipes(argv: Sequence[str]) -> int:
         if row.fault:
             table.add_row(f"[bold]{escape(name)}[/]\nbroken", escape(row.fault))
         else:
-            table.add_row(f"[bold]{escape(name)}[/]\n{row.model}, {row.method}\n{row.hardware}", row.expectation)
+            of_its_own = "" if row.path.is_relative_to(RECIPES) else f"\n{escape(str(row.path))}"
+            table.add_row(
+                f"[bold]{escape(name)}[/]\n{row.model}, {row.method}\n{row.hardware}{of_its_own}", row.expectation
+            )
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0
 
@@ -327,16 +339,6 @@ def _gpus_to_train_on(words: Sequence[str]) -> list[str]:
         )
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(left)
     return left
-
-
-def _config_of_recipe(words: Sequence[str]) -> str:
-    """The accelerate config in the command at the head of the recipe that `words` name; ddp if it has none."""
-    from tinyzero_trl.config import list_recipes
-
-    named = {f"{recipe.task}={recipe.name}": recipe.command for recipe in list_recipes()}
-    command = next((named[word.lstrip("+")] for word in words if word.lstrip("+") in named), "")
-    found = re.search(r"accelerate_configs/([\w-]+)\.yaml", command)
-    return found.group(1) if found else "ddp"
 
 
 if __name__ == "__main__":

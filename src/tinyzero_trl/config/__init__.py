@@ -11,6 +11,7 @@ A mistake is a ConfigError of one line. A rule between two keys is in the file o
 from tinyzero_trl.config.addresses import INSIST, check_host, free_port, is_on_this_machine
 from tinyzero_trl.config.batching import BatchingSettings, accumulated, generated_at_once
 from tinyzero_trl.config.composition import (
+    check_words,
     compose,
     folder_name_fault,
     show,
@@ -38,7 +39,17 @@ from tinyzero_trl.config.generation import (
     why_merged,
 )
 from tinyzero_trl.config.method import check_numbers
-from tinyzero_trl.config.recipes import ACCELERATE_CONFIGS, RECIPES, list_recipes, program_of
+from tinyzero_trl.config.recipes import (
+    ACCELERATE_CONFIGS,
+    RECIPES,
+    list_recipes,
+    names_recipe,
+    program_of,
+    program_of_words,
+    recipe_folders,
+    recipe_of_words,
+    without_config_dir,
+)
 from tinyzero_trl.config.rewards import reward_functions
 from tinyzero_trl.config.run import CheckedRun, check_method, check_pretraining, check_run, warnings
 from tinyzero_trl.config.sections import (
@@ -83,6 +94,7 @@ __all__ = [
     "check_pretraining",
     "check_run",
     "check_to_launch",
+    "check_words",
     "compose",
     "engine_of_evaluation",
     "features",
@@ -94,9 +106,13 @@ __all__ = [
     "is_on_this_machine",
     "list_recipes",
     "memory_share",
+    "names_recipe",
     "num_processes_here",
     "program_of",
+    "program_of_words",
     "read_accelerate_config",
+    "recipe_folders",
+    "recipe_of_words",
     "reward_functions",
     "several",
     "sharding_here",
@@ -109,5 +125,6 @@ __all__ = [
     "warnings",
     "weight_transfer",
     "why_merged",
+    "without_config_dir",
     "without_options",
 ]

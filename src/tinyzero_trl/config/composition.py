@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
+import tempfile
 import typing
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from tinyzero_trl.algorithms import ALGORITHMS
-from tinyzero_trl.config import batching
+from tinyzero_trl.config import batching, schema
 from tinyzero_trl.config.environment import is_first_process, num_processes_here
 from tinyzero_trl.config.generation import tell_trl
 from tinyzero_trl.config.keys import (
@@ -23,26 +24,29 @@ from tinyzero_trl.config.keys import (
     checked_override,
     defaults,
     known_keys,
+    parsed_override,
     recipe_override,
-    trainer_class,
     value_of,
 )
 from tinyzero_trl.config.recipes import (
-    NOT_TASKS,
     RECIPES,
-    chain,
+    Layer,
+    choose,
     content_of,
-    groups,
+    layers,
     list_recipes,
     program_of,
+    recipe_folders,
     shown,
+    without_config_dir,
 )
-from tinyzero_trl.config.schema import fits, run_schema
-from tinyzero_trl.failures import ConfigError, nearest
+from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.redaction import redacted, secrets_in_environment
 from tinyzero_trl.storage import trust
 
 REWARD = re.compile(r"\+{0,2}(rewards|reward_parameters)\.")
+VARIABLE = re.compile(r"\$\{oc\.env:\s*([^,}\s]+)\s*\}")
+"""An interpolation of an environment variable without a default."""
 
 
 WORDS = (
@@ -57,78 +61,116 @@ WORDS = (
     ),
     (r"^Cannot assign (\w+) to ListConfig.*", r"must be a list, such as [a, b]; got a \1"),
 )
-"""Hydra's messages about a value, and ours in their place."""
+"""Hydra's messages about a value, and ours that replace them."""
 MAX_NAME_BYTES = 200
-"""Of a folder's name: most file systems take 255, and ours puts the time behind it."""
+"""Length of a folder's name: most file systems take 255, and the time is appended to it."""
 
 
 def compose(
-    argv: Sequence[str], *, program: str = "grpo", recipes: Path = RECIPES, num_processes: int | None = None
+    argv: Sequence[str], *, program: str = "grpo", recipes: Path | None = None, num_processes: int | None = None
 ) -> DictConfig:
     """The resolved run of a command line such as `+countdown=grpo-tiny trainer.max_steps=10`.
 
     program: `grpo` or `sft`; names the recipe all its runs share (`recipes/<program>.yaml`) and TRL's config class.
-    num_processes: those that train, for the batch; None: as many as the launcher says.
+    recipes: a folder of recipes instead of the package's, ./recipes and --config-dir.
+    num_processes: number of training processes, for the batch; None: as many as the launcher says.
     Raises: ConfigError, on no or two recipes, an unknown recipe, key or type.
     """
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-
-    group, name, overrides = _split(argv, program=program, recipes=recipes)  # before TRL, whose import takes seconds
-    keys = known_keys(program)
-    shared = recipes / f"{program}.yaml"
-    contents = {shared: content_of(shared), **chain(recipes / group, name)}
-    for file, content in contents.items():
-        check_keys(content, keys, where=shown(file))
-    files = list(contents)
-    # A reward of one's own, `rewards.path/file.py:name=1`, is a key that Hydra's grammar has no words for.
-    of_rewards = [item.lstrip("+") for item in overrides if REWARD.match(item)]
-    overrides = [checked_override(item, keys) for item in overrides if not REWARD.match(item)]
-    _register_schema(program)
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(config_dir=str(recipes.resolve()), version_base="1.3"):
-            cfg = hydra.compose(
-                config_name=program,
-                overrides=[recipe_override(group, name), *overrides],
-            )
-        with open_dict(cfg):
-            for item in of_rewards:
-                _set_reward(cfg, item)
-        OmegaConf.resolve(cfg)
-        _go_home(cfg)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_one_line(error, files)) from error
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
-    if missing:
-        raise ConfigError(f"{shown(files[-1])}: no value for {', '.join(missing)}")
-    if cfg.trainer.get("run_name") is None:
-        cfg.trainer.run_name = name
-    if fault := folder_name_fault(str(cfg.trainer.run_name)):
-        raise ConfigError(
-            f"trainer.run_name {str(cfg.trainer.run_name)!r:.80} {fault}; output_dir says where a run goes"
-        )
-    _check_untyped(cfg, program)
+    cfg, in_recipe, in_words = _typed(argv, program=program, recipes=recipes)
     if program == "grpo":
         batching.settle(
-            cfg,
-            num_processes=num_processes or num_processes_here(),
-            in_recipe={key for content in contents.values() for key in _keys(content)},
-            in_words={item.lstrip("+").partition("=")[0] for item in overrides},
+            cfg, num_processes=num_processes or num_processes_here(), in_recipe=in_recipe, in_words=in_words
         )
         tell_trl(cfg)
+    elif cfg.trainer.resume_from_checkpoint:
+        raise ConfigError(
+            f"trainer.resume_from_checkpoint={cfg.trainer.resume_from_checkpoint}: a supervised run is not continued, it takes "
+            "minutes; start it anew without this key"
+        )
     OmegaConf.set_struct(cfg, True)
     return cfg
 
 
+def check_words(words: Sequence[str], *, program: str) -> None:
+    """Raises: ConfigError, for what `compose` refuses of names and types, if that can be known without importing TRL."""
+    if schema.is_cached():
+        _typed(without_options(trust.without_option(words)[0], program=program)[0], program=program)
+
+
+def _typed(argv: Sequence[str], *, program: str, recipes: Path | None = None) -> tuple[DictConfig, set[str], set[str]]:
+    """The run of a command line, its names and types checked, and the keys that recipe files and the command line set."""
+    from hydra.errors import HydraException
+
+    # Before the schema is read: without a cached one TRL is imported, which takes seconds.
+    choice = choose(argv, program=program, folders=None if recipes is None else (recipes,))
+    files = layers(choice.path, choice.group, choice.folders)
+    shared = (recipes or RECIPES) / f"{program}.yaml"
+    keys = known_keys(program)
+    for path, content in ((shared, content_of(shared)), *((layer.path, layer.content) for layer in files)):
+        check_keys(content, keys, where=shown(path))
+    # A reward of one's own, `rewards.path/file.py:name=1`, is a key that Hydra's grammar has no words for.
+    of_rewards = [item.lstrip("+") for item in choice.overrides if REWARD.match(item)]
+    overrides = [checked_override(item, keys) for item in choice.overrides if not REWARD.match(item)]
+    try:
+        texts = tuple((layer.group, layer.name, layer.text) for layer in files)
+        cfg = copy.deepcopy(_composed(program, shared.read_text(encoding="utf-8"), texts))
+        for item in overrides:
+            key, value = parsed_override(item)
+            OmegaConf.update(cfg, key, value, merge=True, force_add=True)  # as Hydra applies `++key=value`
+        with open_dict(cfg):
+            for item in of_rewards:
+                _set_reward(cfg, item)
+        _check_variables(cfg)
+        OmegaConf.resolve(cfg)
+        _go_home(cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error, files)) from error
+    content = typing.cast(dict[str, Any], OmegaConf.to_container(cfg))
+    if missing := sorted(key for key, value in _leaves(content) if value == MISSING):
+        raise ConfigError(f"{shown(choice.path)}: no value for {', '.join(missing)}")
+    if cfg.trainer.get("run_name") is None:
+        cfg.trainer.run_name = choice.path.stem
+    if fault := folder_name_fault(str(cfg.trainer.run_name)):
+        raise ConfigError(
+            f"trainer.run_name {str(cfg.trainer.run_name)!r:.80} {fault}; output_dir says where a run goes"
+        )
+    _check_untyped(content, program)
+    in_recipe = {key for content in (content_of(shared), *(layer.content for layer in files)) for key in _keys(content)}
+    return cfg, in_recipe, {item.lstrip("+").partition("=")[0] for item in overrides}
+
+
+@cache
+def _composed(program: str, shared_text: str, files: tuple[tuple[str, str, str], ...]) -> DictConfig:
+    """The recipe of these files (group, name and text of each, the recipe last) on top of the one that all runs share; callers copy it.
+
+    Hydra reads a folder with these files alone: they may come from several folders of a person's and from the package.
+    """
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+
+    ConfigStore.instance().store(name=f"{program}_schema", node=schema.run_schema(program))
+    with tempfile.TemporaryDirectory() as folder:
+        for path, text in (
+            (f"{program}.yaml", shared_text),
+            *((f"{group}/{name}.yaml", text) for group, name, text in files),
+        ):
+            (Path(folder) / path).parent.mkdir(exist_ok=True)
+            (Path(folder) / path).write_text(text, encoding="utf-8")
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(config_dir=folder, version_base="1.3"):
+            return hydra.compose(config_name=program, overrides=[recipe_override(*files[-1][:2])])
+
+
 def without_options(words: Sequence[str], *, program: str) -> tuple[list[str], bool]:
-    """The words that make the run, and whether it is only to be shown (`--cfg job`); `--help` prints help and exits."""
+    """The words that make the run, and True if it is only to be shown (`--cfg job`); `--help` prints help and exits."""
     if "--help" in words or "-h" in words:
-        names = [f"+{item.task}={item.name}" for item in list_recipes() if program_of(item.name) == program]
+        _, config_dir = without_config_dir(words)
+        listed = list_recipes(*recipe_folders(config_dir))
+        names = [f"+{item.task}={item.name}" for item in listed if program_of(item.name) == program]
         more = f" [{trust.OPTION}]" if program == "grpo" else ""
         print(
-            f"usage: accelerate launch src/tinyzero_trl/{program}.py +<task>=<recipe> [key=value ...] [--cfg job]{more}"
+            f"usage: accelerate launch src/tinyzero_trl/{program}.py +<task>=<recipe> [key=value ...] [--config-dir DIR] [--cfg job]{more}"
         )
         print("recipes:", *names, sep="\n  ")
         raise SystemExit(0)
@@ -155,11 +197,12 @@ def trainer_arguments(cfg: DictConfig, *, program: str, **fixed: Any) -> Any:
 
     Making it starts the process group where there are several processes. Its `output_dir` is to be set by the caller.
     """
+    import trl
     from transformers.utils.logging import disable_progress_bar
 
     # The run has one progress display; loading and saving would each draw a bar into it.
     disable_progress_bar()
-    config_class = trainer_class(program)
+    config_class = getattr(trl, schema.TRAINERS[program])
     standing = defaults(program)["trainer"]
     given = typing.cast(dict[str, Any], OmegaConf.to_container(cfg.trainer))
     chosen = {key: value for key, value in given.items() if value != standing[key]}
@@ -170,7 +213,7 @@ def trainer_arguments(cfg: DictConfig, *, program: str, **fixed: Any) -> Any:
         raise ConfigError("trainer: " + " ".join(str(error).split())) from error
     if arguments.deepspeed_plugin is not None:
         sum_gradients_in_float32(arguments.deepspeed_plugin.deepspeed_config)
-    # What TensorBoard, W&B and the like are told of the run.
+    # Trackers such as TensorBoard and W&B record this dict.
     arguments.to_dict = partial(_shown_arguments, arguments)
     return arguments
 
@@ -178,7 +221,7 @@ def trainer_arguments(cfg: DictConfig, *, program: str, **fixed: Any) -> Any:
 def sum_gradients_in_float32(deepspeed_config: dict[str, Any]) -> None:
     """Have DeepSpeed add up the gradients of micro-batches in float32, where its config names no other type.
 
-    Left to itself it takes the model's type: in bfloat16 a sum of 128 micro-batches loses whatever is below 1/256 of it.
+    By default it takes the model's type: in bfloat16 a sum of 128 micro-batches loses whatever is below 1/256 of it.
     Stage 0 takes no other type than the model's.
     """
     if deepspeed_config.get("zero_optimization", {}).get("stage", 0) > 0:
@@ -190,7 +233,7 @@ def _shown_arguments(arguments: Any) -> dict[str, Any]:
 
 
 def folder_name_fault(name: str) -> str | None:
-    """Why `name` cannot be the name of one new folder; None where it can."""
+    """The reason why `name` cannot be the name of one new folder; None where it can."""
     if not name.strip() or name in (".", ".."):
         return "is no name of a folder"
     if "/" in name or "\\" in name:
@@ -203,7 +246,7 @@ def folder_name_fault(name: str) -> str | None:
 
 
 def _set_reward(cfg: DictConfig, item: str) -> None:
-    """One word of the command line about a reward, whose name may be a path."""
+    """Set the weight or a parameter of a reward, whose name may be a path, by one word of the command line."""
     section, _, rest = item.partition(".")
     if section == "rewards":
         reward, equals, weight = rest.rpartition("=")
@@ -224,8 +267,18 @@ def _set_reward(cfg: DictConfig, item: str) -> None:
     cfg.reward_parameters[reward][name] = value_of(text)
 
 
+def _check_variables(cfg: DictConfig) -> None:
+    """Raises: ConfigError, where `${oc.env:NAME}` names an environment variable that is not set, and gives no default."""
+    for key, value in _leaves(typing.cast(dict[str, Any], OmegaConf.to_container(cfg))):
+        for name in VARIABLE.findall(value) if isinstance(value, str) else ():
+            if name not in os.environ:
+                raise ConfigError(
+                    f"{key}: the environment variable {name} is not set; set it, or write ${{oc.env:{name},<default>}}"
+                )
+
+
 def _go_home(cfg: DictConfig) -> None:
-    """Put the home folder for `~` at the start of paths."""
+    """Replace `~` at the start of paths by the home folder."""
     with open_dict(cfg):
         for key in TEXTS:
             value = OmegaConf.select(cfg, key)
@@ -251,69 +304,34 @@ def _keys(content: Any) -> Iterator[str]:
         yield from (f"{section}.{key}" for key in content.get(section) or {})
 
 
-@cache
-def _register_schema(program: str) -> None:
-    from hydra.core.config_store import ConfigStore
-
-    ConfigStore.instance().store(name=f"{program}_schema", node=run_schema(trainer_class(program)))
-
-
-def _split(argv: Sequence[str], *, program: str, recipes: Path) -> tuple[str, str, list[str]]:
-    tasks = groups(recipes)
-    chosen: list[tuple[str, str]] = []
-    overrides: list[str] = []
-    available = [
-        f"+{path.parent.name}={path.stem}"
-        for path in sorted(recipes.glob("*/*.yaml"))
-        if path.parent.name not in NOT_TASKS and program_of(path.stem) == program
-    ]
-    for argument in argv:
-        key, _, value = argument.partition("=")
-        if argument.startswith("-") or ("=" not in argument and not argument.startswith("~")):
-            raise ConfigError(f"{argument!r} is not understood; write key=value, +<task>=<recipe>, --cfg job or --help")
-        bare = key.lstrip("+")
-        if bare in tasks:
-            chosen.append((bare, value))
-        elif key.startswith("+") and "." not in bare and value.split("-")[0] in (*ALGORITHMS, "sft"):
-            raise ConfigError(
-                f"there is no folder recipes/{bare}; recipes: {', '.join(available)}{nearest(bare, tasks)}"
-            )
+def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each key of a config, with the sections it is in, and its value; items of a list have the key of the list."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            overrides.append(argument)
-    if len(chosen) != 1:
-        named = " and ".join(f"+{group}={name}" for group, name in chosen) or "none"
-        raise ConfigError(f"a run takes exactly one recipe, got {named}; recipes: {', '.join(available)}")
-    group, name = chosen[0]
-    names = [path.stem for path in sorted((recipes / group).glob("*.yaml")) if program_of(path.stem) == program]
-    if name not in names:
-        if (recipes / group / f"{name}.yaml").is_file():
-            raise ConfigError(
-                f"recipe {group}/{name} is not for {program}.py; {program} recipes of {group}: {', '.join(names)}"
-            )
-        raise ConfigError(f"recipes/{group} has no recipe {name!r}; it has {', '.join(names)}{nearest(name, names)}")
-    return group, name, overrides
+            yield from ((f"{prefix}{key}", item) for item in (value if isinstance(value, list) else [value]))
 
 
-def _check_untyped(cfg: Any, program: str) -> None:
-    from trl import ModelConfig
-
-    for section, config_class in (("model", ModelConfig), ("trainer", trainer_class(program))):
-        hints = typing.get_type_hints(config_class)
-        values = typing.cast(dict[str, Any], OmegaConf.to_container(cfg[section]))
-        standing = defaults(program)[section]
-        for key, value in values.items():
-            if key == "resume_from_checkpoint":
+def _check_untyped(content: dict[str, Any], program: str) -> None:
+    """Raises: ConfigError, for a value of `model` or `trainer` of a type that OmegaConf cannot check."""
+    for section, name in (("model", schema.MODEL), ("trainer", schema.TRAINERS[program])):
+        for field in schema.trl_fields()[name]:
+            value = content[section][field.name]
+            if field.is_typed or value == field.default:
+                continue
+            if field.name == "resume_from_checkpoint":
                 if value is not None and not isinstance(value, (bool, str)):
-                    raise ConfigError(f"{section}.{key} must be true or the path of a checkpoint, got {value!r}")
-            elif value != standing[key] and not fits(value, hints[key]):
-                raise ConfigError(f"{section}.{key} must be {_spell(hints[key])}, got {value!r}")
+                    raise ConfigError(f"{section}.{field.name} must be true or the path of a checkpoint, got {value!r}")
+            elif not schema.fits(value, field.hint):
+                raise ConfigError(f"{section}.{field.name} must be {_spell(field.hint)}, got {value!r}")
 
 
 def _spell(hint: Any) -> str:
     return (str(hint) if typing.get_args(hint) else getattr(hint, "__name__", str(hint))).replace("typing.", "")
 
 
-def _one_line(error: Exception, files: Sequence[Path]) -> str:
+def _one_line(error: Exception, files: Sequence[Layer]) -> str:
     """Hydra's message of several lines as one that names file, key and fault."""
     chain, current = [], error
     while current is not None:
@@ -330,7 +348,7 @@ def _one_line(error: Exception, files: Sequence[Path]) -> str:
         said = re.sub(r"^Incompatible value 'None' for field of type '(\w+)'", r"must be \1, got null", fault.group(1))
         for hydras, ours in WORDS:
             said = re.sub(hydras, ours, said)
-        where = next((shown(file) for file in files if f"In '{file.parent.name}/{file.stem}'" in text), "command line")
+        where = next((shown(file.path) for file in files if f"In '{file.group}/{file.name}'" in text), "command line")
         return f"{where}: {key.group(1)}: {said}"
     override = getattr(error, "override", None) or getattr(error.__cause__, "override", None)
     return (f"{override.lstrip('+')}: " if override else "") + " ".join(text.split())[:400]

@@ -1,4 +1,4 @@
-"""Which keys a run has, and how a value on the command line is read: every other key is refused, with the nearest, or with what took its place."""
+"""Keys of a recipe and values on the command line. An unknown key is refused with the key that is probably meant, or that replaced it."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ REPLACED: dict[str, str] = {
     "evaluation_strategy": "use trainer.eval_strategy",
     "no_cuda": "use trainer.use_cpu",
     "tokenizer_name_or_path": "the tokenizer is the model's own",
+    "parallelism_config": "processes and sharding are in an accelerate config: --accelerate_config",
     "hydra": "runs do not use Hydra's folders or logging; see output_dir",
 }
-"""Keys of older TRL versions, of other trainers and of habit, each with what to write instead."""
+"""Keys of older TRL versions, each with the key to write instead."""
 
 OURS: dict[str, str] = {
     "use_vllm": "use generation.engine=server or generation.engine=colocate",
@@ -58,6 +59,7 @@ OURS: dict[str, str] = {
     "vllm_server_timeout": "use generation.seconds_to_start",
     "output_dir": "use output_dir at the top level of the recipe",
     "reward_weights": REPLACED["reward_weights"],
+    "parallelism_config": REPLACED["parallelism_config"],
     "use_liger_kernel": REPLACED["use_liger_kernel"],
     "use_transformers_paged": REPLACED["use_transformers_paged"],
     "vllm_importance_sampling_cap": REPLACED["vllm_importance_sampling_cap"],
@@ -67,17 +69,48 @@ OURS: dict[str, str] = {
     "enable_jit_checkpoint": "SIGTERM is handled here: the step ends, a sealed checkpoint is saved, exit code 143",
 }
 """Keys TRL still has but a recipe may not set, each with the reason or the replacement."""
+OTHER_NAMES: dict[str, str] = {
+    **dict.fromkeys(("lr", "actor_lr", "max_lr", "base_lr"), "trainer.learning_rate"),
+    **dict.fromkeys(
+        ("batch_size", "train_batch_size", "per_device_batch_size", "micro_batch_size", "device_batch_size"),
+        "trainer.per_device_train_batch_size",
+    ),
+    **dict.fromkeys(("epochs", "num_epochs", "total_epochs", "n_epochs"), "trainer.num_train_epochs"),
+    **dict.fromkeys(("steps", "num_steps", "total_steps", "train_steps", "total_training_steps"), "trainer.max_steps"),
+    **dict.fromkeys(("kl_coef", "kl_coeff", "kl_loss_coef", "kl_weight", "kl_beta"), "trainer.beta"),
+    **dict.fromkeys(
+        ("max_new_tokens", "max_tokens", "response_length", "max_response_length", "generate_max_len"),
+        "trainer.max_completion_length",
+    ),
+    **dict.fromkeys(
+        ("num_samples", "n_samples", "rollouts", "num_rollouts", "rollout_n", "group_size", "n_samples_per_prompt"),
+        "trainer.num_generations",
+    ),
+    **dict.fromkeys(
+        ("grad_accum", "gradient_accumulation", "accumulation_steps"), "trainer.gradient_accumulation_steps"
+    ),
+    **dict.fromkeys(("clip_ratio", "cliprange", "clip_eps", "eps_clip"), "trainer.epsilon"),
+    **dict.fromkeys(("clip_ratio_high", "eps_clip_high"), "trainer.epsilon_high"),
+    **dict.fromkeys(("grad_clip", "clip_grad", "max_norm"), "trainer.max_grad_norm"),
+    **dict.fromkeys(("warmup", "num_warmup_steps", "lr_warmup_steps"), "trainer.warmup_steps"),
+    **dict.fromkeys(("lr_scheduler", "scheduler", "lr_schedule"), "trainer.lr_scheduler_type"),
+    **dict.fromkeys(("entropy_coeff", "entropy_bonus"), "trainer.entropy_coef"),
+    **dict.fromkeys(("model_path", "model_name", "base_model", "pretrain"), "model.model_name_or_path"),
+    "optimizer": "trainer.optim",
+}
+"""Well-known other names of keys, from verl, OpenRLHF, open-instruct and habit."""
 MAPPINGS = frozenset((*SECTIONS, "rewards", "reward_parameters", "data", "scratch"))
 """Keys of a run that have keys below them."""
 TEXTS = (
     *("task", "format", "output_dir", "model.model_name_or_path", "critic.model"),
     *("trainer.run_name", "trainer.resume_from_checkpoint", "generation.shared_folder", "generation.token_file"),
+    "generation.devices",
 )
-"""Keys whose value is a name or a path, whatever it looks like; those of `data` are, too, where Hydra cannot read them."""
+"""Keys whose value is a name or a path, whatever it looks like; so is a value of `data` that Hydra cannot read."""
 
 
 def check_keys(content: Any, keys: dict[str, frozenset[str]], *, where: str, prefix: str = "") -> None:
-    """Raises: ConfigError, for a key that there is not, and a section that is none."""
+    """Raises: ConfigError, for an unknown key, or a section without keys."""
     for key, value in (content or {}).items():
         if not prefix and key == "defaults":
             continue
@@ -89,7 +122,7 @@ def check_keys(content: Any, keys: dict[str, frozenset[str]], *, where: str, pre
 
 
 def check_section(key: str, value: Any, *, where: str) -> None:
-    """Raises: ConfigError where a section is empty, or no section."""
+    """Raises: ConfigError, where a section is empty, or a value that is no mapping."""
     if value is None or value == "":
         raise ConfigError(f"{where}: {key} is empty; give it keys, or leave it out")
     if not isinstance(value, dict):
@@ -125,13 +158,19 @@ def checked_override(argument: str, keys: dict[str, frozenset[str]]) -> str:
 
 
 def value_of(text: str) -> Any:
-    """What a value on the command line stands for: what Hydra reads, or else the text as it is."""
+    """The value of a text on the command line: as Hydra reads it, or else the text as it is."""
     is_read, plain = _read(text)
     return plain if is_read else text
 
 
+def parsed_override(item: str) -> tuple[str, Any]:
+    """Key and value of an override that `checked_override` made."""
+    override = _parser().parse_override(item)
+    return override.key_or_group, override.value()
+
+
 def recipe_override(group: str, name: str) -> str:
-    """Hydra's words for the recipe `name` of the folder `group`."""
+    """The override with which Hydra composes the recipe `name` of the folder `group`."""
     plain = f"+{group}={name}"
     return plain if _parses(plain) else f"+{group}={_quoted(name)}"
 
@@ -139,19 +178,13 @@ def recipe_override(group: str, name: str) -> str:
 @cache
 def defaults(program: str) -> dict[str, Any]:
     """Every key of a run with its default."""
-    return typing.cast(dict[str, Any], OmegaConf.to_container(run_schema(trainer_class(program))))
+    return typing.cast(dict[str, Any], OmegaConf.to_container(run_schema(program)))
 
 
 def known_keys(program: str) -> dict[str, frozenset[str]]:
-    """The keys of each section by its name; none for a section that is a value, or whose keys the task decides."""
+    """The keys of each section by its name; no keys for one that is a value, or whose keys the task decides."""
     sections = defaults(program)
     return {key: frozenset(value) if key in SECTIONS else frozenset() for key, value in sections.items()}
-
-
-def trainer_class(program: str) -> type:
-    import trl
-
-    return {"grpo": trl.GRPOConfig, "sft": trl.SFTConfig}[program]
 
 
 def _check_key(key: str, keys: dict[str, frozenset[str]], *, where: str) -> None:
@@ -170,8 +203,12 @@ def _check_key(key: str, keys: dict[str, frozenset[str]], *, where: str) -> None
 
 
 def _meant(key: str, keys: dict[str, frozenset[str]]) -> Iterator[str | None]:
-    """Keys that `key` may be meant for, the likeliest first: misspelt in its section, said in another, of a misspelt section."""
+    """Keys that `key` may be meant for, the likeliest first: another name, misspelt in its section, of another or a misspelt section."""
     section, _, name = key.partition(".")
+    where, _, other = OTHER_NAMES.get((name or section).lower(), "").partition(".")
+    for part in (section, where):
+        if other in keys.get(part, ()):
+            yield f"{part}.{other}"
     inner = {part: sorted(keys[part]) for part in SECTIONS if part in keys} | {"data": list(DATA_KEYS)}
     if name and section in inner:
         found = near(name, inner[section])
@@ -189,37 +226,37 @@ def _meant(key: str, keys: dict[str, frozenset[str]]) -> Iterator[str | None]:
         yield everything[found] if found else None
 
 
-def _read(value: str) -> tuple[bool, Any]:
-    """Whether Hydra reads this value as one, and which."""
+@cache
+def _parser() -> Any:
+    """The parser of Hydra's grammar, imported when a command line is read."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
 
-    try:
-        override = OverridesParser.create().parse_override(f"key={value}")
-    except HydraException:
-        return False, None
-    return (False, None) if override.is_sweep_override() else (True, override.value())
+    return OverridesParser.create()
+
+
+def _read(value: str) -> tuple[bool, Any]:
+    """True and the value, if Hydra reads the text as one; otherwise False and None."""
+    override = _override(f"key={value}")
+    return (False, None) if override is None or override.is_sweep_override() else (True, override.value())
 
 
 def _is_sweep(value: str) -> bool:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        return OverridesParser.create().parse_override(f"key={value}").is_sweep_override()
-    except HydraException:
-        return False
+    override = _override(f"key={value}")
+    return override is not None and override.is_sweep_override()
 
 
 def _parses(override: str) -> bool:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    return _override(override) is not None
+
+
+def _override(text: str) -> Any:
+    """The override in Hydra's words; None where it is none."""
     from hydra.errors import HydraException
 
     try:
-        OverridesParser.create().parse_override(override)
+        return _parser().parse_override(text)
     except HydraException:
-        return False
-    return True
+        return None
 
 
 def _quoted(text: str) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from tinyzero_trl.config import batching, checks, composition, generation, installed, method, rewards, sections
-from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.models import CheckedModel, check_stop, checked_start
 from tinyzero_trl.task import RewardFn, Task
 
@@ -80,11 +79,6 @@ def check_run(cfg: DictConfig, *, num_processes: int) -> CheckedRun:
 
 def check_pretraining(cfg: DictConfig) -> CheckedPretraining:
     """The checked run of a recipe of sft.py. Raises: ConfigError."""
-    if cfg.trainer.resume_from_checkpoint:
-        raise ConfigError(
-            f"trainer.resume_from_checkpoint={cfg.trainer.resume_from_checkpoint}: a supervised run is not continued, it takes "
-            "minutes; start it anew without this key"
-        )
     method.check_numbers(cfg)
     installed.check_trackers(cfg)
     start = checked_start(cfg) if cfg.model.model_name_or_path else None

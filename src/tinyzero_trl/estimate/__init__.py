@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tinyzero_trl.config import Sharding, sharding_here, sharding_of
+from tinyzero_trl.config import Sharding, names_recipe, recipe_of_words, sharding_here, sharding_of
 from tinyzero_trl.estimate.memory import GIB, Memory, memory_of
 from tinyzero_trl.estimate.speed import MEAN_SHARE, USABLE, Card, Speed, card_of, smallest_size, speed_of
 from tinyzero_trl.estimate.workload import PROMPT_TOKENS, Workload, shape_of, workload_of
@@ -34,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     from tinyzero_trl.config import batching, check_numbers, compose
 
     arguments, words = _parser().parse_known_args(argv)
-    if not any(word.startswith("+") for word in words):
+    if not names_recipe(words):
         raise ValueError("no recipe given; `tinyzero recipes` lists them")
     for name in ("processes", "prompt_tokens", "mean_tokens", "rate"):
         value = getattr(arguments, name)
@@ -100,19 +99,9 @@ def sharding_of_recipe(
 
 
 def _launched(words: Sequence[str]) -> tuple[str, int]:
-    """Accelerate config and number of processes in the command of the recipe that these words name."""
-    from tinyzero_trl.config import list_recipes
-
-    chosen = {tuple(word.lstrip("+").partition("=")[::2]) for word in words if word.startswith("+")}
-    commands = [recipe.command for recipe in list_recipes() if (recipe.task, recipe.name) in chosen]
-    return launched(commands[0]) if commands else ("ddp", 1)
-
-
-def launched(command: str) -> tuple[str, int]:
-    """Accelerate config and number of processes in the command at a recipe's head."""
-    config = re.search(r"accelerate_configs/([\w-]+)\.yaml", command)
-    number = re.search(r"--num_processes[= ](\d+)", command)
-    return config.group(1) if config else "ddp", int(number.group(1)) if number else 1
+    """Accelerate config and number of processes in the command of the recipe that `words` name."""
+    recipe = recipe_of_words(words)
+    return (recipe.accelerate_config, recipe.num_processes) if recipe else ("ddp", 1)
 
 
 def _card(name: str | None, *, is_cpu: bool) -> Card | None:
@@ -208,7 +197,7 @@ def _show(facts: Mapping[str, Any], run: Workload, card: Card | None, batch: str
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tinyzero estimate",
-        usage="tinyzero estimate +<task>=<recipe> [key=value ...] [--gpu H200] [--rate 3.5]",
+        usage="tinyzero estimate +<task>=<recipe> | RECIPE.yaml [key=value ...] [--gpu H200] [--rate 3.5]",
         description="memory by phase, tokens and minutes of a step, price; how it is counted: docs/memory.md",
         epilog="exit code: 1 where the run does not fit the card\n\nexample:\n"
         "  tinyzero estimate +countdown=grpo-qwen-2.5-3b-base --gpu H100 --rate 3.5\n"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyzero_trl.config import INSIST, check_host
+from tinyzero_trl.config import INSIST, check_host, names_recipe
 
 DEFAULT_PORT = 8000
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     """Serve until Ctrl-C, SIGTERM, or the server ends by itself; returns the exit code."""
     parser = _parser()
     arguments, words = parser.parse_known_args(argv)
-    if not any(word.startswith("+") for word in words):
+    if not names_recipe(words):
         raise ValueError(f"no recipe given; `tinyzero recipes` lists them\n{parser.format_usage()}".strip())
     host = check_host(arguments.host, insists=arguments.i_know_this_network_is_private)
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tinyzero serve",
-        usage="tinyzero serve +<task>=<recipe> [key=value ...] [--host H] [--port P] [--token_file F] [--log F]",
+        usage="tinyzero serve +<task>=<recipe> | RECIPE.yaml [key=value ...] [--host H] [--port P] [--token_file F] [--log F]",
         description="Start vLLM's own server with what a recipe needs. Every route but /health asks for the token in a file "
         "that only you can read.",
         epilog="example:\n  tinyzero serve +countdown=grpo-tiny\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinyzero_trl.config import batching, compose
+from tinyzero_trl.config import batching, compose, names_recipe, recipe_of_words, without_config_dir
 from tinyzero_trl.failures import ConfigError, first_line
 from tinyzero_trl.redaction import REDACTED, redacted
 from tinyzero_trl.runs.record import code_names
@@ -80,11 +81,18 @@ def launch_of(path: Path, more: Sequence[str] = ()) -> Launch:
             f"{run} was started by {Path(script).name}, and only runs of grpo.py are continued; start it anew"
         )
     given = {_key(word) for word in more} | {"trainer.resume_from_checkpoint", "output_dir"}
+    words, config_dir = without_config_dir(words)
     words = [word for word in words if not word.startswith("-") and _key(word) not in given]
     if hidden := [_key(word) for word in words if REDACTED in word]:
         raise ConfigError(
             f"{run} was started with a secret that run.yaml does not keep; say it again: tinyzero resume {path} {hidden[0]}=..."
         )
+    words += ["--config-dir", config_dir] if config_dir else []
+    home = Path(str(provenance.get("working_directory") or "."))
+    with contextlib.chdir(home if home.is_dir() else "."):
+        has_recipe = recipe_of_words(words) is not None
+    if not has_recipe:  # it was moved, or is on another machine; the record holds all that it said
+        words = [str(file.absolute()), *(word for word in without_config_dir(words)[0] if not names_recipe([word]))]
     count = provenance.get("processes", 1)
     config = provenance.get("accelerate_config")
     return Launch(
@@ -92,7 +100,7 @@ def launch_of(path: Path, more: Sequence[str] = ()) -> Launch:
         words=[*words, *more, f"trainer.resume_from_checkpoint={path.absolute()}"],
         num_processes=count if type(count) is int and count > 0 else 1,
         accelerate_config=config if isinstance(config, str) else None,
-        working_directory=Path(str(provenance.get("working_directory") or ".")),
+        working_directory=home,
     )
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tinyzero_trl.tasks.math import TASK, data, difficulty, format_math, key_of, load
-from tinyzero_trl.tasks.math.golds import bare
+from tinyzero_trl.tasks.math.data import bare
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 ROW = {"problem": r"What is $\frac{1}{2} + {x}$?", "answer": "3", "source": "s", "level": "2"}

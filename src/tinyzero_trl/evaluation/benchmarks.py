@@ -10,7 +10,7 @@ from typing import Any
 
 from tinyzero_trl.data import READABLE, SUFFIXES, read_source, suffix_of
 from tinyzero_trl.task import Row
-from tinyzero_trl.tasks.math.golds import bare, level_of
+from tinyzero_trl.tasks.math.data import bare, level_of
 
 PROBLEM_COLUMNS = ("problem", "question", "Problem", "Question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "Answer", "expected_answer", "gold")

@@ -1,4 +1,4 @@
-"""The tasks there are, as a dict that can be read."""
+"""The tasks that ship with the package, by name. A task is a module or folder with a TASK; no task imports another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (countdown.TASK, math.TASK
 def find_task(name: str) -> Task:
     """The task called `name`, or the one in `path/file.py:TASK`.
 
-    Raises: ValueError that lists what there is.
+    Raises: ValueError that lists the tasks.
     """
     task = resolve(name, among=TASKS, kind="task")
     if not isinstance(task, Task):

@@ -1,4 +1,13 @@
-"""Countdown: write an expression with every one of the given numbers, exactly once, that equals the target."""
+"""Countdown: write an expression that uses each of the given numbers exactly once and equals the target.
+
+>>> row = {"nums": [3, 5, 40], "target": 42}
+>>> format_base(row)["prompt"].splitlines()[1][:91]
+'User: Using every one of the numbers [3, 5, 40] exactly once, write an expression that equa'
+>>> verify("<think> 40 + 5 = 45, 45 - 3 = 42, yes </think> <answer>40 + 5 - 3</answer>", **row).outcome
+<Outcome.correct: 'correct'>
+>>> verify("<think> 40 + 3 = 43, maybe </think> <answer>40 + 3</answer>", **row).outcome
+<Outcome.wrong_numbers: 'wrong_numbers'>
+"""
 
 from __future__ import annotations
 
@@ -19,7 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 HUB_SOURCE = "Jiayi-Pan/Countdown-Tasks-3to4"
-"""490,364 rows: 3 or 4 numbers of 1..99, targets 10..100, each solvable with every number."""
+"""490,364 rows: 3 or 4 numbers from 1 to 99, targets from 10 to 100; each can be solved."""
 
 TRANSCRIPT = (
     "A conversation between User and Assistant. The User asks a question and the Assistant solves it. "
@@ -30,7 +39,7 @@ TRANSCRIPT = (
     "Give the expression in <answer> </answer>, for example <answer>(1 + 2) / 3</answer>.\n"
     "Assistant: Let me solve this step by step.\n<think>"
 )
-"""The shipped tiny model was trained on these very bytes."""
+"""The shipped tiny model was trained on exactly these bytes."""
 
 SYSTEM = (
     "You are a helpful assistant. You first think about the reasoning process in the mind and then provide the user "
@@ -43,34 +52,34 @@ QUESTION = (
     "for example <answer>(1 + 2) / 3</answer>."
 )
 MAX_DRAWS = 200_000
-"""Draws without a problem after which ranges are taken to hold none; the default ranges need some ten."""
+"""Draws in a row without a problem after which `generate` gives up; the default ranges need about ten."""
 
 OPENING = "Let me solve this step by step.\n<think>"
 PREFILL = "<think>"
 
 
 def format_base(row: Row) -> Row:
-    """A plain transcript for base models, which ends inside an open thought."""
+    """Plain text for base models that ends inside an open `<think>`."""
     return {"prompt": TRANSCRIPT.format(nums=list(row["nums"]), target=row["target"]), "prefill": PREFILL}
 
 
 def format_instruct(row: Row) -> Row:
-    """Chat messages; the model opens the thought itself."""
+    """Chat messages; the model writes `<think>` itself."""
     question = QUESTION.format(nums=list(row["nums"]), target=row["target"])
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
     return {"prompt": messages, "prefill": ""}
 
 
 def format_r1_prefix(row: Row) -> Row:
-    """Chat messages that end with the assistant's own opening words, inside an open thought."""
+    """Chat messages whose last one is the start of the answer, inside an open `<think>`."""
     messages = [*format_instruct(row)["prompt"], {"role": "assistant", "content": OPENING}]
     return {"prompt": messages, "prefill": PREFILL}
 
 
 def format_countdown(row: Row, tokenizer: Any) -> Row:
-    """{"prompt", "target", "nums"} with the prompt as text: `r1_prefix` in the tokenizer's chat template, else `base`.
+    """{"prompt", "target", "nums"} with the prompt as text: `r1_prefix` in the tokenizer's chat template, or `base` if it has none.
 
-    A BOS that the tokenizer will put in front again when it reads the text is left out.
+    The prompt has no BOS if the tokenizer adds one when it reads the text.
     """
     if tokenizer.chat_template is None:
         prompt = format_base(row)["prompt"]
@@ -84,11 +93,11 @@ def format_countdown(row: Row, tokenizer: Any) -> Row:
 
 
 def verify(response: str, *, nums: Sequence[int], target: int, is_truncated: bool = False) -> Verdict:
-    """What became of `response`: `correct` exactly when its one answer uses every number once and equals the target.
+    """The verdict on `response`: `correct` exactly if its only answer uses every number once and equals the target.
 
-    is_truncated: it ran into the token limit; it then counts as `truncated` unless it has its one answer.
-    A minus in front of a number or a parenthesis solves nothing that `+ - * /` between the numbers cannot: see `Expression.needs_sign`.
-    For a target that is not negative this holds by itself; for one below zero, what needs its sign is an `illegal_expression`.
+    is_truncated: the response reached the token limit; without an answer it is then `truncated`.
+    A minus sign in front of a number or a parenthesis gains nothing over `+ - * /` between the numbers (see `Expression.needs_sign`):
+    for a target below zero, an answer that needs its sign is an `illegal_expression`; for other targets there is no such answer.
 
     >>> verify("<think>40 + 5 ...</think><answer>40 + 5 - 3</answer>", nums=[3, 5, 40], target=42).outcome
     <Outcome.correct: 'correct'>
@@ -108,7 +117,7 @@ def verify(response: str, *, nums: Sequence[int], target: int, is_truncated: boo
 
 
 def equation(response: str, *, nums: Sequence[int], target: int) -> float:
-    """1.0 where solved, else 0.0."""
+    """1.0 for a right answer, else 0.0."""
     return float(verify(response, nums=nums, target=target).outcome is Outcome.correct)
 
 
@@ -118,12 +127,12 @@ def graded(response: str, *, nums: Sequence[int], target: int) -> float:
 
 
 def difficulty(row: Row) -> str:
-    """How many numbers there are."""
+    """The number of numbers."""
     return f"{len(row['nums'])} numbers"
 
 
 def key_of(row: Row) -> str:
-    """The problem, whatever the order of its numbers.
+    """The problem as text, the same for any order of its numbers.
 
     >>> key_of({"nums": [36, 19, 55], "target": 74})
     '[19, 36, 55]|74'
@@ -132,12 +141,12 @@ def key_of(row: Row) -> str:
 
 
 def split_of(row: Row) -> str:
-    """The split that `row` belongs to by the rule "problem", in any order of its numbers."""
+    """The split of `row` by the rule "problem", the same for any order of its numbers."""
     return split_of_key(key_of(row))
 
 
 def fault_of(row: Row) -> str | None:
-    """What keeps `row` from being a Countdown problem, or None. Whether it is solvable is not looked at."""
+    """The reason why `row` is not a Countdown problem, or None. It does not check that there is a solution."""
     nums, target = row["nums"], row["target"]
     if not isinstance(nums, list) or not 2 <= len(nums) <= 6:
         return "'nums' must be a list of 2 to 6 integers"
@@ -166,7 +175,7 @@ def load(
     min_target: int = 10,
     max_target: int = 100,
 ) -> Dataset:
-    """Rows {"nums", "target"} of a split: see `rows.load_rows`. The ranges shape source="generated" only."""
+    """Rows {"nums", "target"} of a split: see `data.load_rows`. The ranges are for source="generated" alone."""
     if not 3 <= min_numbers <= max_numbers <= 6:
         raise ValueError(f"3 <= min_numbers <= max_numbers <= 6 must hold, got {min_numbers} and {max_numbers}")
     if not 1 <= min_number <= max_number < 10**4:
@@ -196,22 +205,22 @@ def load(
 def generate(
     draw: random.Random, *, num_numbers: tuple[int, int], numbers: tuple[int, int], targets: tuple[int, int]
 ) -> Iterator[Row]:
-    """Solvable problems without end, as many of each count of numbers; each range is inclusive.
+    """An endless stream of solvable problems, with each count of numbers equally often; the ranges are inclusive.
 
-    Numbers are drawn uniformly, then two at a time are combined by a random operator until one value is left. It is the
-    target if it is in range and every value on the way was a positive integer, so a person could find it on paper.
+    Numbers are drawn uniformly, then a random operator combines two at a time until one value is left. This value is the
+    target if it is in range and all values before it were positive integers, so that a person could find it on paper.
 
-    Raises: ValueError where `MAX_DRAWS` draws in a row give no target in range.
+    Raises: ValueError if `MAX_DRAWS` draws in a row give no target in range.
     """
     uniform = draw.random
     low, width = numbers[0], numbers[1] - numbers[0] + 1
     fewest, spread = num_numbers[0], num_numbers[1] - num_numbers[0] + 1
     num_draws = 0
-    # The count is drawn once for each problem and not for each try, since few tries with many numbers succeed.
+    # The count is drawn for each problem and not for each try, because tries with many numbers rarely succeed.
     count = fewest + int(uniform() * spread)
     while num_draws < MAX_DRAWS:
         num_draws += 1
-        # int(random() * n) is several times faster than randrange(n), which this loop would spend its time in.
+        # int(random() * n) is several times faster than randrange(n), which would take most of this loop's time.
         nums = [low + int(uniform() * width) for _ in range(count)]
         values = nums.copy()
         while len(values) > 1:
@@ -239,7 +248,7 @@ def generate(
 
 
 def solve(nums: Sequence[int], target: int) -> str | None:
-    """An expression that uses every number once and equals `target`, or None where there is none; exact and exhaustive.
+    """An expression that uses every number once and equals `target`, or None if there is none; exact and exhaustive.
 
     Cost: three numbers well under a millisecond, four a few milliseconds at most, five and six up to minutes.
     """
@@ -270,7 +279,7 @@ def _combine(values: list[tuple[Fraction, str]], target: Fraction, seen: set[tup
 
 
 def num_attempts(response: str, **_: object) -> float:
-    """Lines of the thought that evaluate something: those with an `=`.
+    """Number of lines of the thought that evaluate an expression, which are those with an `=`.
 
     >>> num_attempts("<think>\\n1 + 2 = 3, no\\nhm\\n2 * 2 = 4, yes\\n</think>")
     2.0
@@ -279,9 +288,9 @@ def num_attempts(response: str, **_: object) -> float:
 
 
 def is_verified(response: str, *, target: int, **_: object) -> float:
-    """1.0 where the thought holds the answered expression worked out to the target and not judged `no`, else 0.0.
+    """1.0 if the thought evaluates the answered expression to the target and does not call it `no`, else 0.0.
 
-    NaN without an answer. It says what the writing claims, not whether the arithmetic is true.
+    NaN without an answer. It measures what the text claims; the arithmetic may be wrong.
     """
     answer = split_response(response).answer
     if answer is None:
@@ -296,9 +305,9 @@ def is_verified(response: str, *, target: int, **_: object) -> float:
 
 
 def share_of_true_values(response: str, **_: object) -> float:
-    """Share of the lines `expression = ... = value` of the thought whose value is what the expression is worth.
+    """Share of the lines `expression = ... = value` of the thought with the right value; NaN without such a line.
 
-    NaN without such a line. Says whether the model calculates, as the others say how it searches.
+    It measures if the model calculates; the other two measure if it searches.
 
     >>> share_of_true_values("<think>\\n1 + 2 = 3, no\\n2 * (3 + 1) = 2 * 4 = 9, no\\n</think>")
     0.5
@@ -313,7 +322,7 @@ def share_of_true_values(response: str, **_: object) -> float:
 
 
 def _thought(response: str) -> str:
-    """The text up to the first `</think>`, or all of a response that was cut off inside it."""
+    """The text up to the first `</think>`; all of a response without one."""
     return response.partition("</think>")[0]
 
 

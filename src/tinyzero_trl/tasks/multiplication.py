@@ -1,4 +1,13 @@
-"""Multiplication: the product of two integers, written out in the thought."""
+"""Multiplication: the product of two integers.
+
+>>> row = {"a": 123, "b": 45}
+>>> format_base(row)["prompt"].splitlines()[1][:45]
+'User: What is 123 * 45? Give the product, dig'
+>>> verify("<think> 123 * 45 = 4920 + 615 = 5535 </think> <answer>5535</answer>", **row).outcome
+<Outcome.correct: 'correct'>
+>>> verify("<think> about that </think> <answer>5,535</answer>", **row).outcome
+<Outcome.illegal_expression: 'illegal_expression'>
+"""
 
 from __future__ import annotations
 
@@ -36,34 +45,34 @@ OPENING = "Let me solve this step by step.\n<think>"
 PREFILL = "<think>"
 
 MAX_DIGITS = 64
-"""Digits of an answer; a factor has at most nine."""
+"""Most digits of an answer; a factor has at most nine."""
 
 _INTEGER = re.compile(r"0|[1-9][0-9]*")
 
 
 def format_base(row: Row) -> Row:
-    """A plain transcript for base models, which ends inside an open thought."""
+    """Plain text for base models that ends inside an open `<think>`."""
     return {"prompt": TRANSCRIPT.format(a=row["a"], b=row["b"]), "prefill": PREFILL}
 
 
 def format_instruct(row: Row) -> Row:
-    """Chat messages; the model opens the thought itself."""
+    """Chat messages; the model writes `<think>` itself."""
     question = QUESTION.format(a=row["a"], b=row["b"])
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
     return {"prompt": messages, "prefill": ""}
 
 
 def format_r1_prefix(row: Row) -> Row:
-    """Chat messages that end with the assistant's own opening words, inside an open thought."""
+    """Chat messages whose last one is the start of the answer, inside an open `<think>`."""
     messages = [*format_instruct(row)["prompt"], {"role": "assistant", "content": OPENING}]
     return {"prompt": messages, "prefill": PREFILL}
 
 
 def verify(response: str, *, a: int, b: int, is_truncated: bool = False) -> Verdict:
-    """What became of `response`: `correct` exactly when its one answer is the integer a * b, in plain ASCII digits.
+    """The verdict on `response`: `correct` exactly if its only answer is the integer a * b in plain ASCII digits.
 
-    No sign, no leading zeros, no separators, no expression: each of these is an `illegal_expression`.
-    is_truncated: it ran into the token limit; it then counts as `truncated` unless it has its one answer.
+    An answer with a sign, leading zeros, separators or an expression is an `illegal_expression`.
+    is_truncated: the response reached the token limit; without an answer it is then `truncated`.
 
     >>> verify("<think>10 * 4 + 2 * 4</think><answer>48</answer>", a=12, b=4).outcome
     <Outcome.correct: 'correct'>
@@ -78,7 +87,7 @@ def verify(response: str, *, a: int, b: int, is_truncated: bool = False) -> Verd
 
 
 def product(response: str, *, a: int, b: int) -> float:
-    """1.0 where solved, else 0.0."""
+    """1.0 for a right answer, else 0.0."""
     return float(verify(response, a=a, b=b).outcome is Outcome.correct)
 
 
@@ -88,23 +97,23 @@ def graded(response: str, *, a: int, b: int) -> float:
 
 
 def difficulty(row: Row) -> str:
-    """How many digits the factors have, the longer one first."""
+    """The number of digits of both factors, the longer one first."""
     short, long = sorted((len(str(row["a"])), len(str(row["b"]))))
     return f"{long} by {short} digits"
 
 
 def key_of(row: Row) -> str:
-    """The problem, whatever the order of its factors."""
+    """The problem as text, the same for both orders of its factors."""
     return "{}*{}".format(*sorted((row["a"], row["b"])))
 
 
 def split_of(row: Row) -> str:
-    """The split that `row` belongs to by the rule "problem", in either order of its factors."""
+    """The split of `row` by the rule "problem", the same for both orders of its factors."""
     return split_of_key(key_of(row))
 
 
 def fault_of(row: Row) -> str | None:
-    """What keeps `row` from being a multiplication problem, or None."""
+    """The reason why `row` is not a multiplication problem, or None."""
     for column in ("a", "b"):
         # type() and not isinstance: True is an int.
         if type(row[column]) is not int or not 0 <= row[column] < 10**9:
@@ -125,7 +134,7 @@ def load(
     min_factor: int = 100,
     max_factor: int = 999,
 ) -> Dataset:
-    """Rows {"a", "b"} of a split: see `rows.load_rows`. The range (three digits, as TinyZero's) shapes "generated"."""
+    """Rows {"a", "b"} of a split: see `data.load_rows`. The range (three digits, as TinyZero's) is for source="generated" alone."""
     if split_rule != "problem":
         raise ValueError(f"multiplication has the split rule problem only, got {split_rule!r}")
     if not 0 <= min_factor <= max_factor < 10**9:

@@ -1,4 +1,22 @@
-"""Mathematics: problems with one answer, judged by `verdict.verify`."""
+r"""Mathematics: problems with one final answer, compared with the gold by text and by sympy.
+
+    >>> row = {"problem": "What fraction of 12 is 4?", "answer": "\\frac{1}{3}", "source": "example", "level": "1"}
+    >>> FORMATS["boxed"](row)["prompt"][0]["content"]
+    'What fraction of 12 is 4?\nPlease reason step by step, and put your final answer within \\boxed{}.'
+    >>> verify(r"4 of 12 is $\frac{4}{12}$, so it is $\boxed{4/12}$.", answer=row["answer"]).outcome
+    <Outcome.correct: 'correct'>
+    >>> verify("The answer is 3.", answer=row["answer"]).outcome
+    <Outcome.wrong_value: 'wrong_value'>
+
+    response ─> final_answer.py ─> spelling.py ─> units.py ─> normal_form.py ─┐
+                (the answer)       (characters,   (5 cm: 5)   (a Form)        ├─> readings.py, sets.py ─> verdict.py ─> same by text?
+    gold ──────────────────────>    macros) ──────────────────────────────────┘   (decimal commas,       │ not decided
+                                                                                   intervals)            └─> workers.py ─> equivalence.py
+                                                                                                             (processes)   (sympy)
+
+`data.py` reads, filters and mixes problems of any data set, `word_problems.py` makes problems, `formats.py` has the prompts and
+`rewards.py` the rewards.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl.rewards import boxed, coin, exact_format, reasoning_steps, repetition, tag_count
 from tinyzero_trl.task import Outcome, Row, Task
-from tinyzero_trl.tasks.math.data import PROBLEMS, Filters, key_of, load_one
+from tinyzero_trl.tasks.math.data import MIXTURE, PROBLEMS, Filters, key_of, load_mixture, load_one
 from tinyzero_trl.tasks.math.formats import FORMATS, format_math
-from tinyzero_trl.tasks.math.mixture import MIXTURE, load_mixture
 from tinyzero_trl.tasks.math.rewards import accuracy, cosine, length
 from tinyzero_trl.tasks.math.verdict import canonical, verify
 
@@ -40,11 +57,11 @@ def load(
     max_pass_rate: float | None = None,
     max_problem_characters: int | None = None,
 ) -> Dataset:
-    """Rows {"problem", "answer", "source", "level"} of a split: see `rows.load_rows`.
+    """Rows {"problem", "answer", "source", "level"} of a split: see `data.load_rows`.
 
-    source: also `mixture`, with the list `mixture`; `generated` makes word problems (`word_problems`).
-    *_column: where `source` keeps what a row needs (`a.b` is field b of column a); None: as `data.KNOWN` has it.
-    config: of a hub dataset. The limits are inclusive; a row without the number that a limit is about is left out.
+    source: also `mixture`, with the list `mixture`, or `generated` for word problems (`word_problems`).
+    *_column: name of the column in `source` (`a.b` is field b of column a); None is the name in `KNOWN`.
+    config: configuration of a hub dataset. Limits are inclusive; a row without the number that is limited is left out.
     """
     columns = {
         "problem": problem_column,
@@ -67,7 +84,7 @@ def load(
 
 
 def difficulty(row: Row) -> str:
-    """The level that the data set gives the problem, or nothing."""
+    """The level of the problem in its data set, or ""."""
     return f"level {row['level']}" if row.get("level") else ""
 
 

@@ -1,32 +1,40 @@
-"""Mathematics problems out of data sets with columns of any name: read, mapped, filtered."""
+"""Mathematics problems from data sets with columns of any name: reads, maps, filters and mixes them, and finds the bare gold."""
 
 from __future__ import annotations
 
+import inspect
+import random
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl.data import CARD, Problems, load_rows, read_source
 from tinyzero_trl.task import Row
-from tinyzero_trl.tasks.math.golds import bare, level_of
 from tinyzero_trl.tasks.math.verdict import gold_fault
 from tinyzero_trl.tasks.math.word_problems import generate
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_fault_of_gold = lru_cache(maxsize=2**16)(gold_fault)  # DAPO has each of its problems a hundred times
+_fault_of_gold = lru_cache(maxsize=2**16)(gold_fault)  # DAPO repeats each of its problems a hundred times
 
+_GSM8K = re.compile(r"####\s*(.+?)\s*\Z", re.DOTALL)
+_THOUSANDS = re.compile(r"-?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
+MIXTURE = "mixture"
+"""Name of the source that mixes several others by weights."""
+_OF_THE_WHOLE = {"split", "split_rule", "num_rows", "seed", "mixture"}
+"""Arguments of `load` that an entry of a mixture does not have."""
 _IRRELEVANT = re.compile(r"\\left|\\right|\\displaystyle|\\[!,;:()\[\] ]|[\s$~]|(?<=\\)[dt](?=frac)")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a data set keeps what a row needs; `a.b` is the column of that name, or else the field b of column a."""
+    """Names of the columns of a data set; `a.b` is the column of this name, or field b of column a."""
 
     problem: str = "problem"
     answer: str = "answer"
@@ -34,12 +42,12 @@ class Columns:
     level: str | None = None
     """Column of the difficulty: a number, or text that ends in one (`Level 5`)."""
     pass_rate: str | None = None
-    """Column of the share of some model's answers that were right."""
+    """Column of the share of a model's answers that were right."""
     config: str | None = None
     """Configuration of the hub dataset."""
 
     def __post_init__(self) -> None:
-        """Raises: ValueError where a name is no text, as `problem_column=3` is not."""
+        """Raises: ValueError if a name is not text, as in `problem_column=3`."""
         for name, value in vars(self).items():
             if value is not None and not isinstance(value, str):
                 raise ValueError(f"{name if name == 'config' else f'{name}_column'} must be a name, got {value!r}")
@@ -65,12 +73,12 @@ KNOWN: dict[str, Columns] = {
         )
     },
 }
-"""Data sets of the hub whose columns are known; the third part of a name is a folder of the data set."""
+"""Data sets of the hub with known columns; the third part of a name is a folder in the data set."""
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which problems of a source are kept; None keeps all."""
+    """Limits on the problems of a source that are kept; None keeps all."""
 
     min_level: int | None = None
     max_level: int | None = None
@@ -79,7 +87,7 @@ class Filters:
     max_problem_characters: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises: ValueError for a limit that is no number, and for limits that leave nothing between them."""
+        """Raises: ValueError for a limit that is not a number, and for limits that exclude all problems."""
         for name, value in vars(self).items():
             if value is not None and type(value) not in (int, float):
                 raise ValueError(f"{name} must be a number, got {value!r}")
@@ -90,7 +98,7 @@ class Filters:
 
 
 def key_of(row: Row) -> str:
-    r"""The problem, whatever its blanks, dollars, case, and spelling of LaTeX that looks the same.
+    r"""The problem as text, the same for other blanks, dollars, case, and LaTeX that looks the same.
 
     >>> key_of({"problem": r"Find $\dfrac{1}{2} + x$."}) == key_of({"problem": r"Find \( \frac{1}{2}+x \)."})
     True
@@ -99,7 +107,7 @@ def key_of(row: Row) -> str:
 
 
 def fault_of(row: Row) -> str | None:
-    """What keeps `row` from being a problem, or None."""
+    """The reason why `row` is not a problem, or None."""
     for column in ("problem", "answer"):
         if not isinstance(row[column], str) or not row[column].strip():
             return f"{column!r} must be text that is not blank"
@@ -112,9 +120,9 @@ PROBLEMS = Problems(columns=("problem", "answer", "source", "level"), fault=faul
 def load_one(
     *, split: str, source: str, split_rule: str, num_rows: int | None, seed: int, columns: Mapping[str, Any], filters: Filters
 ) -> Dataset:  # fmt: skip
-    """Rows {"problem", "answer", "source", "level"} of one source: see `rows.load_rows`.
+    """Rows {"problem", "answer", "source", "level"} of one source: see `data.load_rows`.
 
-    columns: fields of `Columns` that differ from what is known about `source`.
+    columns: fields of `Columns` that differ from those known for `source`.
     Raises: ValueError or FileNotFoundError with one line.
     """
     if split_rule != "problem":
@@ -141,9 +149,9 @@ def load_one(
 
 
 def mapped(rows: Sequence[Row], source: str, where: Columns, filters: Filters) -> list[Row]:
-    """The rows as the task has them, less those that are filtered out, and those without a problem or a gold that can be met (warned of).
+    """The rows of the task that pass the filters; those without a problem or a usable gold are left out, with a warning.
 
-    Raises: ValueError where a column is missing, a filter has no column to read, or nothing is left.
+    Raises: ValueError if a column is missing, a filter has no column to read, or no row is left.
     """
     if not rows:
         raise ValueError(f"{source} has no rows")
@@ -184,7 +192,7 @@ def _value(row: Row, path: str, where: str) -> Any:
 
 
 def _found(value: Any, path: str) -> list[Any]:
-    """The cell at `path` as the one item of a list; nothing where there is none. A column may itself have dots in its name.
+    """The value at `path` as the only item of a list; an empty list if there is none. The name of a column may have dots.
 
     >>> _found({"q.text": 1}, "q.text"), _found({"q": {"text": 2}}, "q.text"), _found({"a.b": {"c": 3}}, "a.b.c"), _found({}, "q")
     ([1], [2], [3], [])
@@ -199,14 +207,14 @@ def _found(value: Any, path: str) -> list[Any]:
 
 
 def _answer_text(value: Any) -> str:
-    """A gold, also as the one item of a list; "" for several, none, and NaN, of which none says what would be right."""
+    """A gold as text, also from a list with one item; "" for several items, none, or NaN."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     return str(value) if isinstance(value, (str, int, float)) and value == value else ""
 
 
 def _problem_text(value: Any) -> str:
-    """A problem, also as the last user message of a chat; DAPO's standing instruction is cut off."""
+    """A problem as text, also from the last message of a chat, without the instruction that DAPO puts around it."""
     if isinstance(value, list):
         value = next((item.get("content") for item in reversed(value) if isinstance(item, Mapping)), None)
     text = "" if value is None else str(value)
@@ -226,9 +234,106 @@ def _is_kept(problem: str, level: str, pass_rate: Any, filters: Filters) -> bool
 def _is_within(value: Any, low: float | None, high: float | None) -> bool:
     if low is None and high is None:
         return True
-    if isinstance(value, str):  # a .csv file has texts alone
+    if isinstance(value, str):  # all values of a .csv file are text
         try:
             value = float(value)
         except ValueError:
             return False
     return type(value) in (int, float) and (low is None or value >= low) and (high is None or value <= high)
+
+
+def bare(text: str) -> str:
+    r"""The gold alone: the text after GSM8K's `####`, or the inside of the last \boxed, or `text` without its dollars.
+
+    Commas that separate thousands are removed. "" if there is no gold.
+
+    >>> bare("48/2 = <<48/2=24>>24\n#### 1,072"), bare(r"so $x=\boxed{\frac{1}{2}}$."), bare("$(1,2)$")
+    ('1072', '\\frac{1}{2}', '(1,2)')
+    """
+    if match := _GSM8K.search(text):
+        text = match[1].rsplit("####", 1)[-1].strip().lstrip("$")
+    elif (inside := last_boxed(text)) is not None:
+        text = inside
+    text = text.strip()
+    if len(text) > 2 and text[0] == text[-1] == "$" and "$" not in text[1:-1]:
+        text = text[1:-1].strip()
+    return text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The inside of the last \boxed{...} or \fbox{...} whose braces close, or of `\boxed 5`; None if there is none."""
+    for match in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*", text))):
+        at = match.end()
+        if text[at : at + 1] != "{":
+            if short := re.match(r"[^\s${}.]+", text[at:]):
+                return short[0]
+            continue
+        depth = 0
+        for end in range(at, len(text)):
+            if text[end] in "{}" and text[end - 1] != "\\":
+                depth += 1 if text[end] == "{" else -1
+                if depth == 0:
+                    return text[at + 1 : end].strip()
+    return None
+
+
+def level_of(value: Any) -> str:
+    """The number at the end of a level as text, or "".
+
+    >>> level_of("Level 5"), level_of(3), level_of(None), level_of("Level ?")
+    ('5', '3', '', '')
+    """
+    match = re.search(r"([0-9]+)(\.0*)?\s*\Z", "" if value is None else str(value))
+    return match[1] if match else ""
+
+
+def load_mixture(
+    entries: Any, *, load: Callable[..., Dataset], split: str, split_rule: str, num_rows: int | None, seed: int
+) -> Dataset:
+    """Rows of several sources in shares by weight, shuffled; a problem in two sources counts for the first.
+
+    entries: a list of {"source", "weight", and keyword arguments of `load`}. num_rows: None takes the most that the shares
+    allow. Raises: ValueError.
+    """
+    from datasets import Dataset
+
+    if (
+        not isinstance(entries, (list, tuple))
+        or not entries
+        or not all(isinstance(entry, Mapping) for entry in entries)
+    ):
+        raise ValueError("mixture must be a list of {source: ..., weight: ...}")
+    seen: set[str] = set()
+    parts: list[tuple[Fraction, list[Row]]] = []
+    for entry in entries:
+        options = {key: value for key, value in entry.items() if key != "weight"}
+        weight = entry.get("weight")
+        if "source" not in options or options["source"] == MIXTURE:
+            raise ValueError(f"an entry of mixture has source, weight and what load takes besides, got {dict(entry)}")
+        takes = set(inspect.signature(load).parameters) - _OF_THE_WHOLE
+        if unknown := options.keys() - takes:
+            raise ValueError(
+                f"mixture: {options['source']} takes no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(takes))}"
+            )
+        if type(weight) not in (int, float) or not weight > 0:
+            raise ValueError(f"mixture: {options['source']} needs a weight above 0, got {weight!r}")
+        rows = []
+        for row in load(split=split, split_rule=split_rule, seed=seed, **options).to_list():
+            if (key := key_of(row)) not in seen:
+                seen.add(key)
+                rows.append(row)
+        parts.append((Fraction(str(weight)), rows))
+    whole = sum(weight for weight, _ in parts)
+    possible = min(int(len(rows) * whole / weight) for weight, rows in parts)
+    wanted = possible if num_rows is None else num_rows
+    if wanted > possible or wanted < 1:
+        raise ValueError(
+            f"{wanted} {split} rows were asked of a mixture whose sources and weights give 1 to {possible}"
+        )
+    rng = random.Random(f"tinyzero mixture {seed}")
+    mixed = [row for weight, rows in parts for row in rng.sample(rows, int(wanted * weight / whole))]
+    taken = {key_of(row) for row in mixed}
+    rest = [row for _, rows in parts for row in rows if key_of(row) not in taken]
+    mixed += rest[: wanted - len(mixed)]
+    rng.shuffle(mixed)
+    return Dataset.from_list(mixed)

@@ -1,7 +1,7 @@
-"""What a worker process of `workers` runs: math-verify and sympy, within limits of processor time and memory.
+"""Compares two answers by math-verify and sympy, in a worker process (`workers`) with limits of processor time and memory.
 
-The trainer calls nothing of it, and what is slow is imported in functions. No sympy object is turned into text, sent or shown:
-sympy's printer may hang for ever or raise where the comparison itself does not.
+Only workers call it, and slow libraries are imported in functions. No sympy object is converted to text, sent or shown: sympy's
+printer may hang or raise even if the comparison does not.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 from tinyzero_trl.rewards import prepare
 
 RELATIVE = 1e-6
-"""Two numbers that math-verify calls equal must be this near, relatively: it compares six decimals, and 1e-7 is not 2e-7."""
+"""Largest relative difference of two equal numbers. math-verify compares six decimals, but 1e-7 is not 2e-7."""
 
 
 class UndecidedError(Exception):
-    """Nobody knows whether these two are equal: it took too long, workers died of it, or the library failed."""
+    """The comparison gave no result: it took too long, its workers died, or the library failed."""
 
 
 def prepare_worker(parent: int, memory_gib: float) -> None:
-    """Load what is slow to load before the first limit counts; a model's text never meets a secret."""
+    """Import slow libraries before the first time limit, and remove secrets from the environment before a model's text is read."""
     import math_verify  # noqa: F401
 
     os.environ.clear()
@@ -31,9 +31,9 @@ def prepare_worker(parent: int, memory_gib: float) -> None:
 
 
 def compare_within(gold: str, answer: str, cpu_seconds: float) -> tuple[bool, bool]:
-    """`compare`; the process dies of SIGPROF where it takes more than `cpu_seconds` of its processor.
+    """`compare`, but SIGPROF kills the process after `cpu_seconds` of processor time.
 
-    Processor time and not the clock: a verdict must not depend on what else the machine does.
+    The limit is processor time, not the clock: a verdict must not depend on what else the machine does.
     """
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
@@ -44,15 +44,15 @@ def compare_within(gold: str, answer: str, cpu_seconds: float) -> tuple[bool, bo
 
 
 def compare(gold: str, answer: str) -> tuple[bool, bool]:
-    """(the answer is an expression, and it equals the gold), by math-verify. Both are bare: no delimiters.
+    """(True if the answer is an expression, True if it equals the gold), by math-verify. Both texts have no delimiters.
 
-    A gold that it cannot read equals nothing: then only text decides.
-    Raises: UndecidedError where the library, or the memory it may have, fails.
+    A gold that math-verify cannot read equals nothing.
+    Raises: UndecidedError if the library fails or runs out of memory.
     """
     from math_verify import verify
     from sympy import nan, zoo
 
-    # It warns that it keeps no time limit of its own: this process is killed instead.
+    # It would warn that it has no time limit of its own; this process is killed instead.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     try:
         parsed = _parsed(answer)
@@ -60,7 +60,7 @@ def compare(gold: str, answer: str) -> tuple[bool, bool]:
             return False, False
         expected = _parsed(gold)
         if any(part.has(nan, zoo) for part in (*expected, *parsed)):
-            return True, False  # 5/0 is 7/0 for sympy, and `5:00` is read as such
+            return True, False  # for sympy 5/0 equals 7/0, and it reads `5:00` as 5/0
         if not expected:
             return True, False
         if _are_numbers(expected[0], parsed[0]) and _is_zero(expected[0]):
@@ -69,7 +69,7 @@ def compare(gold: str, answer: str) -> tuple[bool, bool]:
         return True, (is_equal and not _is_far(expected[0], parsed[0])) or _is_same(expected[0], parsed[0])
     except UndecidedError:
         raise
-    except Exception as error:  # sympy raises what it likes on what a model writes: RecursionError, AttributeError
+    except Exception as error:  # sympy may raise anything on a model's text: RecursionError, AttributeError
         raise UndecidedError(f"math-verify raised {type(error).__name__} on {answer[:100]!r}") from None
 
 
@@ -78,7 +78,7 @@ def _parsed(text: str) -> list[Any]:
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
-    # As it comes but for units, which it cuts off whatever they are: `3t` is not `3`. Ours are gone before (`normal_form`).
+    # Its defaults, but it must not remove units: it would read `3t` as `3`. `normal_form` has removed the real ones.
     spelled = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
     config = LatexExtractionConfig(normalization_config=spelled)
     found: list[Any] = parse(f"${text}$", extraction_config=[config], fallback_mode="no_fallback", parsing_timeout=None)
@@ -88,7 +88,7 @@ def _parsed(text: str) -> list[Any]:
 
 
 def _with_unit(part: Any) -> Any:
-    """`part` with `i` as the imaginary unit, and without what keeps `\\gcd(4,6)` from being 2."""
+    """`part` with `i` as the imaginary unit, and without UnevaluatedExpr, which keeps `\\gcd(4,6)` from being 2."""
     from sympy import Basic, I, MatrixBase, UnevaluatedExpr
 
     if not isinstance(part, Basic | MatrixBase):
@@ -99,14 +99,14 @@ def _with_unit(part: Any) -> Any:
 
 
 def _refuse_exhausted(text: str) -> None:
-    """Raises: UndecidedError where `text` was not read for want of memory or stack; math-verify hides this as unreadable."""
+    """Raises: UndecidedError if `text` was not read because memory or stack ran out, which math-verify reports as unreadable."""
     from latex2sympy2_extended import latex2sympy
 
     try:
         latex2sympy(text)
     except (MemoryError, RecursionError) as error:
         raise UndecidedError(f"reading ended in {type(error).__name__} on {text[:100]!r}") from None
-    except Exception:  # no mathematics, which is what math-verify said
+    except Exception:  # not mathematics, as math-verify reported
         return
 
 
@@ -121,7 +121,7 @@ def _is_zero(number: Any) -> bool:
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    """True for equal expressions that math-verify takes for different: `7^{0.2}` and `7^{1/5}`, `1*x` and `x`."""
+    """True for some equal expressions that math-verify calls different: `7^{0.2}` and `7^{1/5}`, `1*x` and `x`."""
     from sympy import Expr, Float, Symbol
 
     if _are_numbers(a, b):
@@ -135,7 +135,7 @@ def _is_same(a: Any, b: Any) -> bool:
 
 
 def _is_far(a: Any, b: Any, *, within: float = RELATIVE) -> bool:
-    """Both are numbers, and they differ by more than `within`, relatively; by sympy's floats, which end neither at 1e308 nor at 1e-308."""
+    """True if both are numbers whose relative difference is above `within`. sympy's floats have no limit at 1e308 or 1e-308."""
     if not _are_numbers(a, b):
         return False
     x, y = a.doit().evalf(15), b.doit().evalf(15)

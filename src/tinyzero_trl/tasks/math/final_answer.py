@@ -1,22 +1,21 @@
-r"""Response -> the final answer as it was written. One rule for training and evaluation; pure, total, linear time.
+r"""Finds the final answer of a response, as it was written. Training and evaluation use this rule; pure, total, linear time.
 
-Only what stands after the last `</think>` is read; where a thought was opened and never closed, there is no answer. In it,
-the first of these that is there counts, and no later one is tried:
+Only the text after the last `</think>` is read; a response that opens a thought and never closes it has no answer. The first of these
+rules that applies decides, and no later one is tried:
 
-1. **Box**: the last good outermost `\boxed{...}` or `\fbox{...}`. One that is never closed, is empty, holds another one or nothing but
-   a question mark or dots is not good; where none is, the response is `bad_format`. Of several boxes only the last counts, right or wrong; but
-   boxes with nothing but a comma, a semicolon, "and" or "or" between them, and what they are of (`y =`, "for part (b)"), are one list.
-2. **Answer tag**: what the one `<answer>...</answer>` holds: all of it, or where words stand around the answer, the last expression in
-   it by rule 3. Two blocks, or half a block, is `bad_format`.
-3. **Last expression**: of what follows the last `####` on its line; else, of the line behind the last "answer is" or "answer:",
-   and where that says nothing of all of the text: the last run of numbers, signs and letters that a reader would take for one expression, or
-   the last formula between dollar signs or `\(`, `\[`, whichever ends later. It is the whole expression or none: "3x" is not 3. Of `90 + 6 = 96` it
-   is 96. One that is negated ("not 7"), hedged ("maybe 7", "about 7"), conditional ("7 if n is even"), listed ("11 or 12", "12 and 15") or part of
-   something in words ("7 squared", "log 7") is no answer; "minus 7" is -7. A letter
-   from A to J is one behind "answer is", "answer:", "choice is" or "option", or where it stands alone. A response that ran into the
-   token limit has no last expression.
+1. **Box**: the last valid outermost `\boxed{...}` or `\fbox{...}`. A box is not valid if it is never closed, is empty, or holds another box
+   or nothing but a question mark or dots; if there is no valid one, the response is `bad_format`. Only the last of several boxes counts,
+   right or wrong. But boxes are one list if there is only a comma, a semicolon, "and" or "or" between them, with names (`y =`, "for part (b)").
+2. **Answer tag**: the content of the only `<answer>...</answer>`: all of it, or, if there are words around the answer, the last expression
+   in it by rule 3. Two blocks, or half a block, are `bad_format`.
+3. **Last expression**: searched in the line after the last `####`; else in the line after the last "answer is" or "answer:", and if that
+   has none, in the whole text. It is the last run of numbers, signs and letters that a reader would take for one expression, or the last
+   formula between dollar signs or `\(`, `\[`, whichever ends later. It is taken as a whole: "3x" is not 3, but `90 + 6 = 96` is 96.
+   An expression is not an answer if it is negated ("not 7"), hedged ("maybe 7", "about 7"), conditional ("7 if n is even"), listed ("11 or
+   12", "12 and 15") or part of a phrase ("7 squared", "log 7"); "minus 7" is -7. A letter from A to J is an answer after "answer is",
+   "answer:", "choice is" or "option", or alone. A response that reached the token limit has no last expression.
 
-A response longer than `answer.MAX_RESPONSE` is not read at all, and of rule 3 only the last `MAX_TAIL` characters.
+A response longer than `answer.MAX_RESPONSE` is not read, and rule 3 reads only the last `MAX_TAIL` characters.
 """
 
 from __future__ import annotations
@@ -27,37 +26,37 @@ from dataclasses import dataclass
 from tinyzero_trl.answer import BLANKS, MAX_RESPONSE
 
 MAX_ANSWER = 1000
-"""Characters of an answer; the longest of MATH's is 159."""
+"""Most characters of an answer; the longest of MATH has 159."""
 MAX_BOXES = 32
-"""Boxes at the end of a response that are looked at, so that a million of them cost no more."""
+"""Most boxes that are read, from the end of a response, so that a million of them cost no more time."""
 MAX_BETWEEN = 64
-"""Characters between two boxes of one list."""
+"""Most characters between two boxes of one list."""
 MAX_TAIL = 2000
-"""Characters at the end of a response in which the last expression is looked for."""
+"""Characters at the end of a response in which the last expression is searched."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
 _BOX_START = re.compile(r"[ \t\r\n]{0,8}\{")
 _BARE_BOX = re.compile(r"[ \t]{0,8}([-+]?[0-9A-Za-z.]{1,64})")
 _END = re.compile(r"<\|[a-z_]+\|>|</s>")
-"""Where a model went on behind the end of its text."""
+"""End-of-text tokens, after which a model may have gone on."""
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _PROSE = re.compile(r"[^\\]*[a-z]{2,}\s+[a-z]+[^\\]*|[^\\\s].*\s", re.DOTALL)
-"""What stands between two prices and not in a formula."""
+"""Words between two prices, which are not a formula."""
 _ANSWER = re.compile(r"answer\**(?: is|:)", re.IGNORECASE)
 _BETWEEN = re.compile(
     r"(?:[\s$.]|\\q?quad|\\[,;: \\()\[\]]|\\text\s*\{|\}|(?:for )?[Pp]art \(?[0-9a-z]\)?:?)*(?:,|;|and|or)"
     r"(?:[\s$,]|and|or|\\q?quad|\\[,;: ()\[\]]|\\text\s*\{|\}|(?:for )?[Pp]art \(?[0-9a-z]\)?:?|[a-zA-Z](?:_\{?[0-9a-zA-Z]\}?)?\s?=)*"
 )
-"""What makes a list of the boxes around it."""
+"""Text that joins the boxes around it to one list."""
 _NO_ANSWER = re.compile(r"(?:[\s?.!_~-]|\\[a-z]?dots|\\text|[{}…])*")
-"""What a box holds that says nothing."""
+"""Content of a box without an answer."""
 _TOKEN = re.compile(
     r"(?P<command>\\(?:text|mathrm|mbox|operatorname)\s*\{[^{}]{0,64}\}|\\[a-zA-Z]+|\\[{}%,!])"
     r"|(?P<number>\$?(?:[0-9]+(?:[,.:][0-9]+)*|\.[0-9]+)(?:e[-+]?[0-9]+)?)"
     r"|(?P<word>[^\W\d_]{2,}(?:['’][a-z]+)?)|(?P<letter>[^\W\d_])|(?P<blank>[ \t\u00a0\u2009\u202f]+)|(?P<comma>,)|(?P<stop>[.;:?\n\r\"`&#@~])|(?P<sign>.)",
     re.DOTALL,
 )
-"""The parts of a text in which expressions are found; each character belongs to one."""
+"""The tokens of a text in which expressions are found; each character belongs to one."""
 _TIMES = re.compile(r"(?<=[0-9]) [xX] (?=\$?[0-9])")
 _EMPHASIS = re.compile(r"(?<![0-9a-zA-Z)])\*\*|\*\*(?![0-9a-zA-Z(])|\*\*(?=\$?[0-9.,]+\*\*)|(?<=[0-9])\*\*(?=\s|$)")
 _SCALE = re.compile(r"[ \t]+(?:hundred|thousand|million|billion|trillion|dozen|percent)\b", re.IGNORECASE)
@@ -68,14 +67,14 @@ _DOUBTED = re.compile(
     r"|(?:false|wrong|incorrect|impossible) (?:that|to))\b|(?:\bnot|n['’]t) (?:think|believe|say|claim|mean|true|right|correct|the case)\b",
     re.IGNORECASE,
 )
-"""Words after which no expression of the clause is an answer."""
+"""Words that make all expressions of their clause no answer."""
 _NOT_QUITE = re.compile(
     r"(?:\b(?:not|never|neither|nor|cannot|no|either|about|around|approximately|approx\.?|roughly|almost|nearly|might|may|could|between|likely|hardly"
     r"|instead of|rather than|other than|except|if (?:it|we|he|she|they|there)(?: were| was|'s| is| had)?|were it)\b|n['’]t\b)"
     r"(?:\s+(?!(?:is|are|was|were|equals|has|have|makes?|gives?|gets?|=)\b)\S+){0,4}\s*\S{0,3}$|[≈~]\s*\S{0,2}$",
     re.IGNORECASE,
 )
-"""Words after which the next expression is no answer: "is not 7", "about 7"; but "those who do not smoke are 7"."""
+"""Words that make the next expression no answer: "is not 7", "about 7"; but "those who do not smoke are 7"."""
 _BOUNDED = re.compile(
     r"\b(?:(?:less|more|fewer|greater|larger|smaller|higher|lower|bigger) than|at (?:least|most)|over|under|above|below|beyond|up to|close to|near|from|anything but|approx\.?|approximately)\s+\S{0,3}$",
     re.IGNORECASE,
@@ -93,21 +92,21 @@ _CHANGED = re.compile(
     r"|multiple|factor|divisor|remainder|percent|percentage|fraction)(?:\s+(?:of|is))?|[0-9]\s{0,2};|[0-9)}]\s{1,2}(?:minus|negative))\s{1,3}$",
     re.IGNORECASE,
 )
-"""Words that make the next number a part of something."""
+"""Words that make the next number part of a phrase: "log 7"."""
 _NEGATIVE = re.compile(r"\b(?:minus|negative)\s{1,3}$", re.IGNORECASE)
 _CHANGES = re.compile(
     r"\s{0,2}(?:squared|cubed|factorial|choose|mod|modulo|times|divided by|multiplied|over|plus|minus|and (?:a|one|two|three)[- ](?:half|third|quarter|fourth|fifth|thirds|quarters)"
     r"|halves|thirds|fourths|fifths|sixths|eighths|tenths|hundredths|to the)\b",
     re.IGNORECASE,
 )
-"""Words that make the number before them a part of something."""
+"""Words that make the number before them part of a phrase: "7 squared"."""
 _NEARLY = re.compile(r"\s*(?:[a-zA-Z]\s*)?[≈~]")
 _TAKEN_BACK = re.compile(
     r"(?:\s*\S+){0,2}?\s*\b(?:or|nor|if|unless)\b|\W*but\s(?:\S+\s){0,3}(?:not|wrong|incorrect|false|impossible)\b"
     r"|(?:\s*\S+){0,3}?(?:\s*\(?\b(?:not|wrong|incorrect|false|impossible|too|fails?|failed|maybe|perhaps|possibly|probably|at (?:least|most))\b|n['’]t\b|\?)",
     re.IGNORECASE,
 )
-"""What makes of the expression in front of it no answer."""
+"""Words that make the expression before them no answer."""
 _CHOICE = re.compile(
     r"(?:[\s*_:$({]|\\text|\\(?:\(|mathbf|textbf|mathrm))*(?:option |choice )?[\s*({]*([A-J])(?:[\s*_.:$)}!]|\\\))*",
     re.IGNORECASE,
@@ -120,23 +119,23 @@ _COMMANDS = re.compile(r"\\(?:[dtc]?frac|cdot|times|div|left|right|sqrt|pi|[,;! 
 _NAMED = re.compile(r"\s*(?:\\?[a-zA-Z]+|\\(?:text|mathrm)\s*\{[^{}]*\})(?:_(?:\w|\{[^{}]*\}))?'*(?:\([^()]*\))?\s*")
 _WORDS = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{2,}(?![a-zA-Z]*\})")
 _PLAIN_WORDS = frozenset(("and", "or", "sin", "cos", "tan", "log", "ln", "sqrt", "pi", "infinity", "inf"))
-"""Words that stand in formulas, too."""
+"""Words that also occur in formulas."""
 _QUANTITY = re.compile(r"[-−]?\$?[0-9][0-9.,/]*\s*[a-zA-Z%/°^0-9 .]{1,40}")
-"""A number and its unit, which `units` reads."""
+"""A number with a unit, which `units` reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a response was found to say."""
+    """The final answer of a response, or the lack of one."""
 
     answer: str | None
-    """As written, blanks around it cut off; None where there is none."""
+    """The answer as written, without blanks around it; None if there is none."""
     is_malformed: bool = False
-    """There is a box or an answer tag, but not as the rule wants it."""
+    """True if there is a box or an answer tag that is not valid."""
 
 
 def find_answer(response: str, *, is_truncated: bool = False) -> Found:
-    r"""The final answer of `response` by the rule above; never raises, whatever the text.
+    r"""The final answer of `response` by the rules in the head of this file; never raises.
 
     >>> find_answer(r"<think>\boxed{1}</think> I tried \boxed{11}, so it is \boxed{\frac{1}{2}}.")
     Found(answer='\\frac{1}{2}', is_malformed=False)
@@ -181,14 +180,14 @@ def _boxed(text: str) -> Found:
 
 
 def _inside(text: str, start: int) -> tuple[str | None, int]:
-    """What stands from `start` to the brace that closes it, and where that ends; None where it is not near."""
+    """(the text from `start` to its closing brace, the index after that brace); (None, start) if the brace is too far away."""
     depth = 1
     limit = min(len(text), start + 2 * MAX_ANSWER)
     at = start
     while at < limit:
         character = text[at]
         if character == "\\":
-            at += 1  # `\{` is no brace
+            at += 1  # `\{` is not a brace
         elif character == "{":
             depth += 1
         elif character == "}":
@@ -219,7 +218,7 @@ def _last_expression(text: str) -> str | None:
         return choice[1]
     if said:
         start = said[-1].start()
-        # On a line of its own, a dash in front is a bullet.
+        # At the start of a line, a dash is a bullet and not a minus.
         is_below = "\n" in behind[: len(behind) - len(behind.lstrip(BLANKS))]
         around = _REASON.split(line if is_below else text[start : said[-1].end()] + behind.split("\n")[0])[0]
         if (found := _last_in(around, text[max(0, start - 80) : start])) != (None, False):
@@ -231,7 +230,7 @@ def _last_expression(text: str) -> str | None:
 
 
 def _stated(text: str) -> str | None:
-    """The answer that `text` says and holds nothing but: all of it where it is an expression, else the last expression in it."""
+    """The answer in a text that should hold nothing else: all of it if it is an expression, else the last expression in it."""
     text = text.strip(BLANKS)
     if len(text) > MAX_TAIL:
         return text
@@ -254,7 +253,7 @@ def _stated(text: str) -> str | None:
 
 
 def _last_in(text: str, said: str = "") -> tuple[str | None, bool]:
-    """(the last expression of `text`, whether there is one that is none because of what stands around it). said: what stands in front."""
+    """(the last expression of `text` or None, True if there is one that the words around it exclude). said: the text before `text`."""
     text = _TIMES.sub(" * ", text)
     formulas = [match for match in _FORMULA.finditer(text) if match[2] is None or not _PROSE.fullmatch(match[2])]
     start = formulas[-1].end() if formulas else 0
@@ -274,7 +273,7 @@ def _last_in(text: str, said: str = "") -> tuple[str | None, bool]:
 
 
 def _last_run(text: str, at: int) -> tuple[int, int] | None:
-    """Where the last run of `text` behind `at` that holds a number or a command begins and ends."""
+    """Start and end of the last run of `text` after `at` with a number or a command; None if there is none."""
     best: tuple[int, int] | None = None
     start = end = -1
     depth = 0
@@ -338,7 +337,7 @@ def _last_run(text: str, at: int) -> tuple[int, int] | None:
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """The run without the signs of prose at its ends: bullets, dashes, commas, brackets that do not match."""
+    """Start and end of the run without the marks of prose at its ends: bullets, dashes, commas, unmatched brackets."""
     if scale := _SCALE.match(text, end):
         end = scale.end()
     while start < end and (
@@ -361,7 +360,7 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _is_doubted(before: str, after: str) -> bool:
-    """Whether the expression between the two is negated, hedged or one of a list."""
+    """True if the expression between the two is negated, hedged or one of a list."""
     before, after = before[-120:], after[:60]
     sentence = re.split(r"[.!?\n](?=\s)|\n", before)[-1]
     clause = _CLAUSE.split(before)[-1]
@@ -385,7 +384,7 @@ def _is_part(before: str, after: str) -> bool:
 
 
 def _last_side(expression: str) -> str:
-    """What stands behind the last `=` of a calculation or of a name; an equation of another kind stays whole.
+    """The text after the last `=` of a calculation or after a name; another equation stays whole.
 
     >>> _last_side("90 + 6 = 96"), _last_side("x = 7"), _last_side("2x = 10"), _last_side("12 = 13")
     (' 96', ' 7', '2x = 10', '12 = 13')

@@ -1,4 +1,4 @@
-"""How a mathematics problem is put to a model: the wordings of the field, by name."""
+"""Prompts for mathematics problems: the wordings of the field, by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tinyzero_trl.task import FormatFn, Row
 BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
 
 PLAIN = "Question:\n{problem}\nAnswer:\nLet's think step by step.\n"
-"""Source: SimpleRL-Zoo (arXiv 2503.18892), the simple prompt for models that follow instructions poorly."""
+"""Source: SimpleRL-Zoo (arXiv 2503.18892), the simple prompt, for models that follow instructions poorly."""
 
 R1 = (
     "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. The Assistant "
@@ -21,7 +21,7 @@ R1 = (
 
 
 def base(row: Row) -> Row:
-    """Plain text for base models, which leaves the form of the answer open."""
+    """Plain text for base models that does not prescribe the form of the answer."""
     return {"prompt": PLAIN.replace("{problem}", row["problem"]), "prefill": ""}
 
 
@@ -31,7 +31,7 @@ def none(row: Row) -> Row:
 
 
 def boxed(row: Row) -> Row:
-    """Chat messages without a system prompt; the instruction stands behind the problem, as SimpleRL-Zoo has it."""
+    """Chat messages without a system prompt; the instruction follows the problem, as in SimpleRL-Zoo."""
     return {"prompt": messages_of(row["problem"], None, "{problem}\n" + BOXED), "prefill": ""}
 
 
@@ -41,12 +41,12 @@ def qwen_math(row: Row) -> Row:
 
 
 def r1(row: Row) -> Row:
-    """The plain transcript of R1-Zero, which ends inside an open thought."""
+    """The plain text of R1-Zero, which ends inside an open `<think>`."""
     return {"prompt": R1.replace("{problem}", row["problem"]), "prefill": "<think>"}
 
 
 def deepseek_distill(row: Row) -> Row:
-    """Chat messages for R1's distilled models: no system prompt, and the answer opens its thought, as their card asks."""
+    """Chat messages for R1's distilled models: no system prompt, and the answer starts with `<think>`, as their card recommends."""
     thought = {"role": "assistant", "content": "<think>\n"}
     return {"prompt": [*boxed(row)["prompt"], thought], "prefill": "<think>\n"}
 
@@ -62,13 +62,12 @@ FORMATS: dict[str, FormatFn] = {
 
 
 def format_math(example: Row, system_prompt: str | None, instruction: str, tokenizer: Any) -> Row:
-    """{"prompt", "problem", "answer"} with the prompt as text, in the tokenizer's chat template where it has one.
+    """{"prompt", "problem", "answer"} with the prompt as text, in the tokenizer's chat template if it has one.
 
-    instruction: holds `{problem}` once; other braces, as in `\\boxed{}`, stand for themselves. Without a chat template
-    system prompt and instruction are joined by an empty line. A BOS that the tokenizer will put in front again when it
-    reads the text is left out.
+    instruction: has `{problem}` once; other braces, as in `\\boxed{}`, are kept. Without a chat template, system prompt and
+    instruction are joined by an empty line. The prompt has no BOS if the tokenizer adds one when it reads the text.
 
-    Raises: ValueError where `instruction` has no `{problem}`.
+    Raises: ValueError if `instruction` has no `{problem}`.
     """
     messages = messages_of(example["problem"], system_prompt, instruction)
     if tokenizer.chat_template is None:
@@ -82,9 +81,9 @@ def format_math(example: Row, system_prompt: str | None, instruction: str, token
 
 
 def messages_of(problem: str, system_prompt: str | None, instruction: str) -> list[dict[str, str]]:
-    """The chat that puts `problem`. Raises: ValueError where `instruction` has not exactly one `{problem}`."""
+    """The chat messages for `problem`. Raises: ValueError if `instruction` does not have exactly one `{problem}`."""
     if instruction.count("{problem}") != 1:
         raise ValueError(f"an instruction holds {{problem}} exactly once, got {instruction!r}")
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    # Not str.format: instructions of the field hold \boxed{}, and problems any braces.
+    # str.format would fail on the braces of \boxed{} and of problems.
     return [*system, {"role": "user", "content": instruction.replace("{problem}", problem)}]

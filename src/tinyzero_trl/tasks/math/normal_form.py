@@ -1,7 +1,7 @@
-r"""An answer, spelled as `spelling` has it -> its normal form, by taking text apart: no algebra, no sympy, microseconds.
+r"""Parses an answer in the spelling of `spelling` into its normal form, a Form: no algebra, no sympy, microseconds.
 
-Left out: `x \in`, `(p,q) =`, percent signs, units behind a number, thousands separators, a `x =` in front, parentheses around one thing.
-`1/2`, `0.5`, `1e-1`, `1\frac{1}{2}` and their like become a fraction; words lose their case; lists lose their order, tuples and intervals keep it.
+Removed: `x \in`, `(p,q) =`, percent signs, units after a number, thousands separators, `x =` in front, parentheses around one part.
+Numbers such as `1/2`, `0.5`, `1e-1` and `1\frac{1}{2}` become fractions, words lower case; lists lose their order, tuples and intervals keep it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from tinyzero_trl.tasks.math.spelling import cleaned
 from tinyzero_trl.tasks.math.units import scaled, without_unit
 
 MAX_DIGITS = 60
-"""Digits of a number that is worked out; longer ones are text."""
+"""Most digits of a number that becomes a fraction; longer ones stay text."""
 MAX_EXPONENT = 60
-"""Of ten, in `1e5` and `3 \\times 10^{5}`."""
+"""Largest exponent of ten, in `1e5` and `3 \\times 10^{5}`."""
 
 _FUNCTIONS = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|lg|exp|sqrt|max|min|sup|inf|lim|gcd|lcm|det|dim|deg|frac|binom|sum|prod|int|pm|mp|lfloor|lceil"
 _AND = re.compile(r"\\text\s*\{\s*(?:,?\s*(?:and|or))\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])", re.IGNORECASE)
@@ -30,17 +30,17 @@ NAMED = (
     rf"|\([a-zA-Z]\s*\\circ\s*[a-zA-Z]\){_ARGUMENTS}|\\text\s*\{{[a-zA-Z' ]{{1,40}}\}}|\\(?:max|min)(?=\s*=)"
     r"|\|[A-Z]{2,3}\||\|[A-Z]\s*\\c[au]p\s*[A-Z]\||\[[A-Z]{3,8}\]|(?:m\s*)?\\(?:angle|triangle|overline|widehat|measuredangle)\s*\{?\s*[A-Z]{1,8}\s*\}?)"
 )
-"""What an answer may be the value of: `x`, `f^{-1}(2)`, `y_{\\max}`, `|AB|`, `[ABC]`; no function of a name."""
+"""Names before an equals sign: `x`, `f^{-1}(2)`, `y_{\\max}`, `|AB|`, `[ABC]`; not functions such as `sin x`."""
 _NAME = re.compile(rf"^\s*({NAMED}(?:\s*:\s*[a-zA-Z][a-zA-Z0-9_{{}}]*)?)\s*=(?!=)\s*")
 _SAME = re.compile(r"^\s*[a-zA-Z]\s*=(?!=)")
-"""The second name of `x = y = 5`."""
+"""A second name, as in `x = y = 5`."""
 _NAME_LAST = re.compile(rf"^\s*([^=]*[0-9][^=]*?)\s*=\s*({NAMED})\s*$")
-"""`96 = y`."""
+"""A name after the value, as in `96 = y`."""
 _SAID = re.compile(
     r"\s*\\text\s*\{\s*(?:the )?(?:final )?(?:answer|ans)\.?(?:\s+is)?\s*:?\s*\}\s*[:=]?\s*", re.IGNORECASE
 )
 _OF = re.compile(r"^\s*(?:[a-zA-Z]\w*\s*\\in(?![a-zA-Z])|\([a-zA-Z_0-9, ]*[a-zA-Z][a-zA-Z_0-9, ]*\)\s*=)\s*")
-"""What says of a set, tuple or interval whose it is: `x \\in`, `(p,q) =`."""
+"""Names before a set, tuple or interval: `x \\in`, `(p,q) =`."""
 _SUM = r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
 _NUMBER = re.compile(rf"\+?({_SUM})(?:[eE]([-+]?[0-9]+)|\*10\^(?:\{{?([-+]?[0-9]+)\}}?))?(?:_\{{10\}})?")
 _POWER_OF_TEN = re.compile(r"(-?)\(?10\)?\^\{?(-?[0-9]{1,2})\}?")
@@ -48,9 +48,9 @@ _RATIO = re.compile(rf"(-?)\+?(?:\\frac\{{({_SUM})\}}\{{({_SUM})\}}|({_SUM})/({_
 _MIXED = re.compile(r"(-?)([0-9]+)(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|\x00([0-9]+)/([0-9]+))")
 _THOUSANDS = re.compile(r"(?<![0-9.])([0-9]{1,3}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+))(?![0-9/])")
 _BLANKS = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
-"""A blank between two digits stays: they are not one number."""
+"""Blanks, except between two digits, which are two numbers."""
 SUBSCRIPT = re.compile(r"_\{[^{}]*\}")
-"""`k = 1` below a sum is no equation."""
+"""Subscripts: `k = 1` below a sum is not an equation."""
 _WORD = re.compile(r"[A-Za-z][A-Za-z .'-]*[A-Za-z.]|[A-Za-z]")
 
 
@@ -59,40 +59,40 @@ class Form:
     """One answer in its normal form."""
 
     text: str
-    """What `canonical` gives."""
+    """Result of `canonical`: equal for equal answers."""
     source: str
-    """The same for sympy: cleaned LaTeX that keeps its order and its parentheses."""
+    """The answer for sympy: cleaned LaTeX with its order and parentheses."""
     value: Fraction | None = None
-    """What it is worth, where it is a plain number."""
+    """The value of a plain number; None for other answers."""
     parts: tuple[Form, ...] = ()
-    """Of a list, tuple, set or interval."""
+    """Parts of a list, tuple, set or interval."""
     brackets: str = ""
-    """Around `parts`: `()`, `[)`, `{}` and so on; empty for a bare list."""
+    """Brackets around `parts`: `()`, `[)`, `{}` and so on; empty for a bare list."""
     name: str = ""
-    """Of `name = ...`."""
+    """Name before the equals sign, as in `x = 5`."""
     unit: str = ""
-    """One of `units.UNITS`, where it has one."""
+    """Name of the unit (`units.UNITS`), or ""."""
     is_percent: bool = False
     is_word: bool = False
-    """A word or a letter, not a formula."""
+    """True for a word or a letter, not a formula."""
     is_text: bool = False
-    """A word in `\\text`: no product of its letters."""
+    """True for a word in `\\text`, which is not a product of its letters."""
     cleaned: str = ""
-    """All of the answer as `spelling` has it; empty for a part of one."""
+    """The whole answer in the spelling of `spelling`; empty for a part."""
 
     @property
     def is_equation(self) -> bool:
-        """Whether it has an equals sign, be it behind a name."""
+        """True if there is an equals sign, also one after a name."""
         return bool(self.name) or "=" in SUBSCRIPT.sub("", self.source)
 
     @property
     def equation(self) -> str:
-        """`source` with its name in front, where it has one."""
+        """`source` with the name in front, if there is one."""
         return f"{self.name}={self.source}" if self.name else self.source
 
 
 def canonical(answer: str) -> str:
-    r"""The normal form of `answer`: equal for two answers that are the same but for spelling; majority vote groups by it.
+    r"""The normal form of `answer` as text, equal for answers that differ only in spelling; majority voting groups by it.
 
     >>> canonical(r"\dfrac{1}{2}"), canonical("$0.50$"), canonical(r"x = \frac12"), canonical("1,234 apples")
     ('1/2', '1/2', '1/2', '1234')
@@ -102,7 +102,7 @@ def canonical(answer: str) -> str:
 
 @lru_cache(maxsize=2**12)
 def form_of(answer: str) -> Form:
-    """The normal form of `answer`; never raises. Linear in its length but for a few short look-aheads."""
+    """The normal form of `answer`; never raises. Takes linear time except for a few short look-aheads."""
     text = cleaned(answer)
     return replace(_form(text, 0), cleaned=text)
 
@@ -142,7 +142,7 @@ def _form(text: str, depth: int) -> Form:
 
 def _listed(parts: list[str], brackets: str, depth: int) -> Form:
     forms = [_form(part, depth + 1) for part in parts if part.strip()]
-    # A bare "3, 4 and 5" repeats nothing and has no order, and a set neither.
+    # A bare list ("3, 4 and 5") and a set have no order.
     keeps_order = brackets not in ("", "{}")
     texts = [form.text for form in forms]
     text = ",".join(texts if keeps_order else sorted(texts))
@@ -199,7 +199,7 @@ def _value(text: str) -> Fraction | None:
 
 
 def _brackets(text: str) -> tuple[str, str]:
-    """The pair around all of `text`, or two empty texts."""
+    """The brackets around the whole `text`, or two empty strings."""
     for opening in ("\\{", "(", "["):
         if text.startswith(opening):
             for closing in ("\\}",) if opening == "\\{" else (")", "]"):
@@ -220,7 +220,7 @@ def _closes_last(text: str) -> bool:
 
 
 def _split(text: str, separators: str = ",;") -> list[str]:
-    """`text` at its separators outside all brackets; one part where brackets do not match."""
+    """`text` split at separators outside all brackets; not split if brackets do not match."""
     parts, start, depth = [], 0, 0
     for at, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
@@ -232,7 +232,7 @@ def _split(text: str, separators: str = ",;") -> list[str]:
 
 
 def split_at(text: str, separator: re.Pattern[str]) -> list[str]:
-    """`text` at each `separator` that stands outside all brackets."""
+    """`text` split at each `separator` outside all brackets."""
     parts, start, depth, at = [], 0, 0, 0
     for found in separator.finditer(text):
         between = text[at : found.start()]

@@ -1,11 +1,11 @@
-r"""What one side may also be read as where the other side is of that kind; text only.
+r"""Other readings of an answer or a gold, tried if the other side is of that kind; text only.
 
-- A decimal comma in an answer to a gold with a decimal point: `1000,99` is `1000.99`, and `1,2` is not `6/5`. Not where the comma may separate thousands (`1,234`) and
-  not in golds, where `1,2` is a list.
-- A letter behind a number and a blank as a unit, in an answer to a gold that is a number: `30 s` is `30`; `30s` is a product.
-- Inequalities, set builders, unions as the set of numbers they describe (`sets`).
-- The letter of a choice that stands before its text: `(E) 5` is `E`, where the gold is.
-- What a function is, under another name: `h(t) = 5t` and `y = 5x` are `g(x) = 5x`.
+- A comma in an answer as a decimal point, if the gold has a decimal point: `1000,99` is `1000.99`, but `1,2` is not `6/5`. Not if the
+  comma may separate thousands (`1,234`), and not in golds, where `1,2` is a list.
+- A letter after a number and a blank as a unit, if the gold is a number: `30 s` is `30`, but `30s` is a product.
+- Inequalities, set builders and unions as the set of numbers that they describe (`sets`).
+- A choice with its text as its letter, if the gold is that letter: `(E) 5` is `E`.
+- A function under another name: `h(t) = 5t` and `y = 5x` are `g(x) = 5x`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _DECIMAL_COMMA = re.compile(r"[-+]?(?:[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})|(?:0|[0-9]
 _LETTER_UNIT = re.compile(r"([-+]?[0-9][0-9.,]*)\s+([mgsh])")
 _CHOSEN = re.compile(r"\(?([A-J])(?:\)|[.:])\s*\S.*", re.DOTALL)
 _FUNCTION = re.compile(r"[a-zA-Z]\w*'*\(\s*(\\?[a-zA-Z]+)\s*\)|[a-zA-Z]_([a-z])")
-"""`f(x)` and `a_n`."""
+"""Names of functions: `f(x)` and `a_n`."""
 _LETTER = re.compile(r"\\?[a-zA-Z]+")
 
 
 def alike(gold: Form, form: Form, *, written: str) -> tuple[Form, Form]:
-    """The two, or what one of them may also be read as. written: the answer as the response has it."""
-    from tinyzero_trl.tasks.math.sets import as_sets  # its patterns are compiled at its import: not at ours
+    """Gold and answer, or another reading of one or both. written: the answer as the response has it."""
+    from tinyzero_trl.tasks.math.sets import as_sets  # here, because its import compiles patterns
 
     if (sets := as_sets(gold.cleaned, form.cleaned)) is not None:
         return form_of(sets[0]), form_of(sets[1])
@@ -41,7 +41,7 @@ def alike(gold: Form, form: Form, *, written: str) -> tuple[Form, Form]:
 
 
 def _as_functions(gold: Form, form: Form) -> tuple[Form, Form]:
-    """The two with one name, where both say what a function is: of `g(x)`, of `h(t)`, of `y`."""
+    """Gold and answer with the same name, if both define a function: `g(x)`, `h(t)` or `y`."""
     one, other = _FUNCTION.fullmatch(gold.name), _FUNCTION.fullmatch(form.name)
     if one is not None and other is not None:
         mine, theirs = one[1] or one[2], other[1] or other[2]
@@ -61,7 +61,7 @@ def _letters(source: str) -> set[str]:
 
 
 def _exchanged(source: str, one: str, other: str) -> str:
-    """`source` with the names `one` and `other` in each other's place.
+    """`source` with the names `one` and `other` exchanged.
 
     >>> _exchanged("5t + x", "x", "t")
     '5x + t'

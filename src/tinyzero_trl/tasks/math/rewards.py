@@ -1,4 +1,4 @@
-"""The rewards of mathematics that ask the verifier: accuracy, and what scales it by length."""
+"""Rewards of mathematics from the verdict: accuracy, and accuracy scaled by length."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tinyzero_trl.tasks.math.verdict import verify
 
 
 def accuracy(response: str, *, answer: str, is_truncated: bool = False) -> float:
-    """1.0 where solved, else 0.0; as evaluation does, also for a response that ran into the token limit.
+    """1.0 for a right answer, else 0.0; as in evaluation, also for a response that reached the token limit.
 
-    Goes wrong: a right number by a wrong way earns it, and multiple-choice and yes-no problems pay for guessing; leave
-    them out of the data. What the verifier gets wrong is measured in docs/math-verifier.md.
+    Misleads: a right number with wrong reasoning earns it, and multiple-choice and yes-no problems reward guesses; leave them
+    out of the data. The errors of the verifier are measured in docs/math-verifier.md.
     """
     return float(verify(response, answer=answer, is_truncated=is_truncated).outcome is Outcome.correct)
 
@@ -30,12 +30,11 @@ def cosine(
     wrong_short: float = -0.5,
     wrong_long: float = 0.0,
 ) -> float | None:
-    """Right: from correct_short to correct_long as tokens go from 0 to max_tokens; wrong: from wrong_short to wrong_long.
+    """For 0 to max_tokens tokens: from correct_short to correct_long if right, from wrong_short to wrong_long if wrong.
 
-    The formula is `shaping.cosine_scaled` (arXiv 2502.03373, eq. 1); max_tokens is the run's max_completion_length where
-    the recipe does not set it. None where the tokens are not known (outside training).
-    Goes wrong: with a weight of its own beside accuracy, being wrong at length is the way out of a penalty, and models
-    pad; the paper adds `repetition` for that.
+    The formula is `shaping.cosine_scaled` (arXiv 2502.03373, eq. 1). max_tokens is the run's max_completion_length unless the recipe
+    sets it. None outside training, where the tokens are not known.
+    Misleads: beside accuracy, a long wrong response has the smaller penalty, and models pad; the paper adds `repetition` against it.
     """
     if completion_ids is None:
         return None
@@ -51,7 +50,7 @@ def cosine(
 def attempt(
     response: str, *, answer: str, completion_ids: Sequence[int] | None = None, is_truncated: bool = False
 ) -> Attempt | None:
-    """What `length` compares; None where the tokens are not known (outside training)."""
+    """Correctness and length, which `length` compares; None outside training, where the tokens are not known."""
     if completion_ids is None:
         return None
     verdict = verify(response, answer=answer, is_truncated=is_truncated)
@@ -61,6 +60,6 @@ def attempt(
 length = GroupReward(measure=attempt, compare=relative_length)
 """Kimi k1.5's length reward over the completions of one prompt: see `shaping.relative_length`.
 
-Goes wrong: from the first step on it pays for short answers, before there are right ones; Kimi k1.5 switches it on late.
-In a group without a right answer all it teaches is brevity.
+Misleads: from the first step it rewards short answers, before there are right ones; Kimi k1.5 switches it on late. In a group
+without a right answer it teaches nothing but brevity.
 """

@@ -1,7 +1,7 @@
-r"""Sets of real numbers in an answer -> one spelling as a union of intervals; text only, exact where their ends are rational.
+r"""Turns a set of real numbers in an answer into one spelling, a union of intervals; text only, exact if the ends are rational.
 
-Read are intervals, `\mathbb{R}`, sets of numbers, inequalities about one bare name, `x \ne 3`, unions and intersections of these (`\cup`, `\cap`, "or",
-"and", `\setminus`) and set builders. Not read is `x^2 < 4`: that would pay for the problem's own words.
+It reads intervals, `\mathbb{R}`, sets of numbers, inequalities about one bare name, `x \ne 3`, their unions and intersections (`\cup`, `\cap`,
+"or", "and", `\setminus`) and set builders. It does not read `x^2 < 4`, which would reward an answer that repeats the problem.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fractions import Fraction
 from tinyzero_trl.tasks.math.normal_form import form_of, split_at
 
 MAX_PIECES = 16
-"""Intervals of one set."""
+"""Most intervals of one set."""
 
 _GREEK = r"\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon|(?:var)?phi|chi|psi|omega|ell)(?![a-zA-Z])"
 _NAME = rf"(?:[a-zA-Z]|{_GREEK})\s*(?:_(?:\{{[0-9a-zA-Z]{{1,8}}\}}|[0-9a-zA-Z]))?(?:\s*\((?:[a-zA-Z]|{_GREEK})\s*\))?"
@@ -23,7 +23,7 @@ _IS_SET = re.compile(
     r"[<>]|\\\{|\\(?:in|[lgn]e|c[au]p|setminus|emptyset|mathbb|lor|land|vee|wedge)(?![a-zA-Z])|^\s*[(\[].*,.*[)\]]\s*$",
     re.DOTALL,
 )
-"""Signs without which a text describes no set."""
+"""Signs of a set; a text without any of them describes none."""
 _MEMBER = re.compile(rf"\s*({_NAME})\s*\\in(?![a-zA-Z])\s*")
 _BUILDER = re.compile(
     rf"\\\{{\s*({_NAME})\s*(?:\\in\s*\\mathbb\s*\{{?R\}}?\s*)?(?:\||:|\\colon(?![a-zA-Z]))\s*(.*)\\\}}", re.DOTALL
@@ -49,7 +49,7 @@ class End:
 
     text: str
     value: Fraction | float | None
-    """None where it is no rational number and not infinite."""
+    """None if the end is neither rational nor infinite."""
     is_open: bool
 
 
@@ -61,14 +61,14 @@ class Numbers:
     names: frozenset[str]
     """The names in its inequalities."""
     is_sure: bool
-    """It is nothing else; `(1,2)` may be a point, `\\{1,2\\}` a list."""
+    """False if it may be something else: `(1,2)` may be a point, `\\{1,2\\}` a list."""
 
     @property
     def is_exact(self) -> bool:
         return all(end.value is not None for piece in self.pieces for end in piece)
 
     def spelled(self) -> str:
-        """The set as LaTeX: the same for the same set where it is exact."""
+        """The set as LaTeX; equal sets have the same text if they are exact."""
         if not self.pieces:
             return r"\emptyset"
         return r"\cup ".join(
@@ -80,9 +80,9 @@ class Numbers:
 
 
 def as_sets(gold: str, answer: str) -> tuple[str, str] | None:
-    """Both as unions of intervals, where both are sets of numbers, one of them is nothing else, and they are about one name; else None.
+    """Both as unions of intervals if both are sets of numbers about one name, and one of them surely is; else None.
 
-    gold, answer: as `spelling.cleaned` has them.
+    gold, answer: results of `spelling.cleaned`.
     """
     if not (_IS_SET.search(gold) and _IS_SET.search(answer)):
         return None
@@ -93,7 +93,7 @@ def as_sets(gold: str, answer: str) -> tuple[str, str] | None:
 
 
 def read(text: str) -> Numbers | None:
-    r"""The set that `text` describes, or None where it is none of those above.
+    r"""The set that `text` describes, or None if it is none of those in the head of this file.
 
     >>> read(r"x<2\text{ or }x\ge 9").spelled(), read(r"\{t : 1 < t < 5/2\}").spelled(), read("x^2<4")
     ('(-\\infty,2)\\cup [9,\\infty)', '(1,5/2)', None)
@@ -116,7 +116,7 @@ def _conjunction(text: str) -> Numbers | None:
         return None
     members = [_one(part) for part in written]
     if len(members) == 1 and members[0] is None:
-        # `x < 2, x > 9`: one of them where nothing is both.
+        # `x < 2, x > 9` means one of them, as no number is both.
         written = split_at(text, re.compile(","))
         members = [_one(part) for part in written[: MAX_PIECES + 1]]
         if not 2 <= len(members) <= MAX_PIECES or any(member is None or not member.names for member in members):
@@ -206,7 +206,7 @@ def _everything() -> tuple[End, End]:
 
 
 def _interval(low: End, high: End, names: frozenset[str], *, is_sure: bool) -> Numbers | None:
-    """None where nothing can lie between the ends: then it is no interval."""
+    """The interval, or None if nothing lies between its ends."""
     if low.value is not None and high.value is not None and not low.value < high.value:
         return None
     return Numbers(((low, high),), names, is_sure)
@@ -230,7 +230,7 @@ def _united(parts: list[Numbers]) -> Numbers | None:
 
 
 def _merged(pieces: list[tuple[End, End]], names: frozenset[str], *, is_sure: bool) -> Numbers | None:
-    """The union of `pieces`, in order and joined where they meet, if all ends are exact; else as it is written."""
+    """The union of `pieces`: sorted and joined where they meet if all ends are exact, else as written."""
     if len(names) > 1 or len(pieces) > MAX_PIECES:
         return None
     if not Numbers(tuple(pieces), names, is_sure).is_exact:
@@ -252,7 +252,7 @@ def _meet(high: End, low: End) -> bool:
 
 
 def _intersected(parts: list[Numbers]) -> Numbers | None:
-    """The intersection of `parts`; None if it cannot be told."""
+    """The intersection of `parts`; None if ends cannot be compared."""
     names = frozenset().union(*(part.names for part in parts))
     if len(names) > 1:
         return None
@@ -272,7 +272,7 @@ def _overlap(one: tuple[End, End], other: tuple[End, End]) -> tuple[End, End] | 
 
 
 def _larger(one: End, other: End, neutral: float, sign: int) -> End | None:
-    """The end that leaves less; sign: 1 for low ends, -1 for high ones. None where the two cannot be compared."""
+    """The end of the smaller interval. sign: 1 for low ends, -1 for high ones. None if the two cannot be compared."""
     if one.value == neutral:
         return other
     if other.value == neutral or one == other:

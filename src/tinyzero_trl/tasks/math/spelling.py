@@ -1,8 +1,8 @@
-r"""An answer's characters and macros -> one spelling of each, by rewriting text; no structure is looked at.
+r"""Gives the characters and macros of an answer one spelling each, by rewriting text without parsing it.
 
 Unified: Unicode and ASCII, `\dfrac` and `\frac12`, `\times` and `\cdot`, `\leqslant` and `<=`, `\mathrm` and `\text`, `0.\overline{3}` and
-`0.333...`, `{}^7C_3` and `\binom{7}{3}`, money signs and units. Left out: delimiters, spacing, sizes, colours, degree signs. Written out: products
-that have no sign, `7(8)` and `2^4 5^2`, which math-verify would read as mixed or longer numbers.
+`0.333...`, `{}^7C_3` and `\binom{7}{3}`, money signs and units. Removed: delimiters, spacing, sizes, colours, degree signs. Written out: products
+without a sign, `7(8)` and `2^4 5^2`, which math-verify would read as mixed or longer numbers.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ _MONEY = re.compile(
 _MONEY_BEHIND = re.compile(r"\s*(-?[0-9.][0-9.,{}!\\]*?)\s*([€£¥₹¢])\s*")
 
 _TWICE = re.compile(r"\\\\(?=[a-zA-Z{}])")
-"""A command escaped twice, as by JSON in JSON; in a matrix it is a new row."""
+"""A backslash escaped twice, as by JSON in JSON; in a matrix it starts a new row."""
 _REPEATING = re.compile(
     r"(?<![0-9.])([0-9]{0,12})\.([0-9]{0,12})\\(?:overline|bar|dot)\s*(?:\{\s*([0-9]{1,12})\s*\}|([0-9]))(?![0-9])"
     r"|(?<![0-9.a-zA-Z)])([0-9]{0,12})\.()\(([0-9]{1,12})\)(?![0-9])"
@@ -95,7 +95,7 @@ _REPEATING = re.compile(
 _GOING_ON = re.compile(
     r"(?<![0-9.])([0-9]{0,12})\.([0-9]{0,12}?)(?:([0-9])\3{2,12}|([0-9]{2,6})\4{1,5})\s*(?:\.\.\.|\\[lc]?dots)"
 )
-"""`0.1666...` and `0.4545...`."""
+"""Repeating decimals such as `0.1666...` and `0.4545...`."""
 
 _MACROS = {
     **dict.fromkeys(
@@ -116,7 +116,7 @@ _MACROS = {
     **dict.fromkeys(["neq", "ne"], r"\ne "),
     **{"bmod": r"\mod ", "div": "/", "lt": "<", "gt": ">", "phi": r"\varphi ", "epsilon": r"\varepsilon ", "inf": r"\infty ", "lg": r"\log_{10} ", "degree": r"^\circ "},
 }  # fmt: skip
-"""The spelling of each command that has no argument of its own."""
+"""The spelling of each command that has no argument."""
 _MACRO = re.compile(r"\\([a-zA-Z]+)")
 
 _ANY = r"(?![a-zA-Z])"
@@ -229,7 +229,7 @@ _SPELLINGS: tuple[tuple[str, str, str | Callable[[re.Match[str]], str]], ...] = 
         # Delimiters and spacing.
         ("", r"(?<!\\)\\[,;:! ]|(?<!\\)\\\s|~|\\\(|\\\)|\\\[|\\\]|\\?\$", " "),
 )  # fmt: skip
-"""(what a text must have, the pattern, its spelling), in this order; each is linear but for short look-aheads."""
+"""(text that must occur, pattern, replacement), applied in this order; each takes linear time except for short look-aheads."""
 _ROOTS = {"√": "", "∛": "[3]", "∜": "[4]"}
 _BEYOND_ASCII: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+"), lambda match: "^{" + match[0].translate(_SUPERSCRIPTS) + "}"),
@@ -240,13 +240,13 @@ _BEYOND_ASCII: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]
     ),
     (re.compile("[€£¥₹]"), " "),
 )
-"""Characters that stand for LaTeX of more than one."""
+"""Characters whose LaTeX depends on their neighbours."""
 _PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
-"""Plain numbers, which have one spelling already."""
+"""Plain numbers, which have only one spelling."""
 
 
 def cleaned(answer: str) -> str:
-    r"""`answer` in one spelling; never raises.
+    r"""The answer in one spelling; never raises.
 
     >>> cleaned(r"\left(\dfrac12, 0.\overline{3}\right)"), cleaned("€5"), cleaned("7(8)"), cleaned("2³·√3")
     ('(\\frac{1}{2}, \\frac{3}{9})', '5\\text{ euro}', '7*(8)', '2^3*\\sqrt{3}')
@@ -278,7 +278,7 @@ def cleaned(answer: str) -> str:
 
 @lru_cache(maxsize=1)
 def _compiled() -> list[tuple[str, re.Pattern[str], str | Callable[[re.Match[str]], str]]]:
-    """`_SPELLINGS` with their patterns compiled: not at import, which takes a twentieth of a second for them."""
+    """`_SPELLINGS` with compiled patterns; not compiled at import, because that takes 0.05 s."""
     return [(needed, re.compile(pattern), spelling) for needed, pattern, spelling in _SPELLINGS]
 
 
@@ -290,7 +290,7 @@ def _currency(sign: str) -> str:
 
 
 def _fraction_of(match: re.Match[str]) -> str:
-    """The fraction that a repeating decimal is.
+    """The fraction of a repeating decimal.
 
     >>> _REPEATING.sub(_fraction_of, r"0.1\\overline{6}")
     '\\\\frac{15}{90}'

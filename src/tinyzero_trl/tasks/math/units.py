@@ -1,4 +1,4 @@
-"""Units of an answer: taken off, and compared where both sides have a known one."""
+"""Units of an answer: removes them, and compares them if both sides have a known one."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ degc celsius; degf fahrenheit; degk kelvin kelvins k
 dollar dollars usd; cent cents; euro euros eur; yen jpy; rupee rupees inr; yuan; peso pesos; franc francs; ruble rubles
 penny pennies; nickel nickels; dime dimes; quarter quarters
 """
-"""The spellings of a unit, its own first."""
+"""The spellings of each unit; the first is its name."""
 UNITS = {unit: names.split()[0] for names in re.split("[;\n]", _UNITS.strip()) for unit in names.split()}
-"""Units of which two different ones are never the same answer; others are not looked at."""
+"""Name of a unit by spelling. Two different names are never the same answer; other words are ignored."""
 
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-"""Words behind a number that multiply it."""
+"""Words after a number that multiply it."""
 
 _UNIT = re.compile(r"(?<=[0-9a-zA-Z})])\s*\\text\s*\{([^{}]*)\}((?:\s*\^\s*\{?[0-9]\}?)?)\s*\.?\s*$")
 _PLAIN_UNIT = re.compile(
@@ -48,7 +48,7 @@ _CHANGES = re.compile(
     r"may|might|beyond|excluded|modulus|quarters?|degrees? off|to the)\b|n['’]t\b",
     re.IGNORECASE,
 )
-"""Words behind a number that are no unit: they change it, or take it back."""
+"""Words after a number that are not units: they change the number or take it back."""
 _CLOSE = frozenset(
     [
         "mm",
@@ -87,7 +87,7 @@ _CLOSE = frozenset(
         "ms",
     ]
 )
-"""Units that may follow a number without a blank; `5pt` is a product."""
+"""Units that may follow a number without a blank; `5pt` would be a product."""
 _TWO_WORDS = re.compile(r"\b(light|nautical|fluid)[ -](?=years?\b|miles?\b|ounces?\b)", re.IGNORECASE)
 _MONEY = frozenset(("dollar", "cent", "euro", "yen", "rupee", "lb"))
 _SCALED = re.compile(
@@ -98,7 +98,7 @@ _POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 
 
 def scaled(text: str) -> str:
-    r"""`text` with a word such as "million" worked out where it begins with a number and that word.
+    r"""`text` with a word such as "million" multiplied out if it begins with a number and that word.
 
     >>> scaled(r"31\text{ million}"), scaled("2.5 thousand dollars"), scaled("31 knots")
     ('31*10^{6}', '2.5*10^{3}\\text{ dollars}', '31 knots')
@@ -114,10 +114,10 @@ def scaled(text: str) -> str:
 
 
 def without_unit(text: str) -> tuple[str, str]:
-    r"""`text` without the unit at its end, and the unit's one spelling where its words are all in `UNITS`, else "".
+    r"""(`text` without the unit at its end, the name of the unit if all its words are in `UNITS`, else "").
 
-    `\text{...}` and words behind a blank are units, unless a word among them changes the number ("or more"); right behind a number
-    only those of `UNITS`, of two letters or more.
+    `\text{...}` and words after a blank are units unless a word among them changes the number ("or more"); directly after a number,
+    only those of `UNITS` with two letters or more are.
 
     >>> without_unit(r"5 \text{ centimeters}"), without_unit("60 apples"), without_unit("5cm"), without_unit("5m")
     (('5', 'cm'), ('60', ''), ('5', 'cm'), ('5m', ''))
@@ -136,7 +136,7 @@ def without_unit(text: str) -> tuple[str, str]:
 
 
 def _known(unit: str, power: str) -> str:
-    """The spelling that is the same for the same unit, or "" where a word of it is not known."""
+    """The name of a unit, the same for all its spellings; "" if a word of it is not known."""
     words = re.sub(r"\bper\b", "/", _TWO_WORDS.sub(r"\1", unit.strip().rstrip(".")), flags=re.IGNORECASE)
     spelled, ahead = [], ""
     for word in re.findall(r"/|\^\s*\{?[0-9]|[a-zA-Z.]+", words):
@@ -156,13 +156,13 @@ def _known(unit: str, power: str) -> str:
             return ""
     digit = re.search(r"[0-9]", power)
     if spelled[:1] == ["/"]:
-        return ""  # of a thing that is not named
+        return ""  # a rate without its unit, as in "per hour"
     joined = "".join(spelled).replace("km/h", "kph").replace("mi/h", "mph")
     return joined + (f"^{digit[0]}" if digit and joined else "")
 
 
 def agree(one: str, other: str) -> bool:
-    """True unless two units, each as `without_unit` spells it, are known to differ; an absent one agrees with all.
+    """True unless two units, by the names of `without_unit`, are known to differ; "" agrees with all.
 
     >>> agree("cm", ""), agree("cm", "m"), agree("deg", "degc"), agree("dollar", "dollar/h")
     (True, False, True, True)

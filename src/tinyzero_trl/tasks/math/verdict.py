@@ -1,19 +1,20 @@
-r"""Whether a response's final answer is the right one: text first, sympy in other processes where text does not decide.
+r"""Decides if the final answer of a response equals the gold: by text, or by sympy in worker processes if text does not decide.
 
-The answer is found by the rule of `final_answer`. What then counts as the same answer:
+The answer is found by the rule of `final_answer`. Rules for equality:
 
-- numbers, exactly: `0.5`, `1/2`, `\frac12`, `5e-1`, `1,234` and `1234`; nearly only where the gold is a fraction that no decimal
-  equals, within 1e-6 relatively: `0.333333` is `1/3`, `0.33` is not;
-- percent: `50\%` is `50`, and `0.5`; but `0.5` as the gold is not `50`;
-- units may be left out or added, but a known one must not be another (`UNITS`): `5 cm` is not `5 m`;
-- a name in front may be left out or added: `x = 5` is `5`; where both sides name all their parts, these go by name: `x=1, y=2` is not
-  `x=2, y=1`. Chains (`0=0=1`) and equations of numbers (`12 = 13`) are no answer;
-- a bare list or a set in any order, a tuple or interval in its own; a bare list is also a tuple in this order, but not an interval
-  with its ends (`[1,2]`); what the gold has not as many of as the answer is wrong, so "3 or 4" is not 3;
-- what one side may also be read as (`readings`): a decimal comma, inequalities and unions as the set of numbers they are, a function under another name;
-- words in any case, single letters in theirs;
-- a number to a base (`11_2`) only where the gold has that base; the base may be left out;
-- what math-verify calls equal within six decimals and 1e-6 relatively: `6 \cdot 7` is `42`, `\frac{\sqrt{4}}{2}` is `1`, `i^6` is `-1`; what is equal to 0 is exactly so.
+- Numbers are compared exactly: `0.5`, `1/2`, `\frac12` and `5e-1` are equal, and so are `1,234` and `1234`. Only if the gold is a
+  fraction that no decimal equals, a relative difference of 1e-6 is allowed: `0.333333` is `1/3`, `0.33` is not.
+- Percent: `50\%` is `50` and `0.5`, but with the gold `0.5`, `50` is wrong.
+- Units may be left out or added, but two known units must be the same (`UNITS`): `5 cm` is not `5 m`.
+- A name in front may be left out or added: `x = 5` is `5`. If both sides name all their parts, these are compared by name: `x=1, y=2` is
+  not `x=2, y=1`. Chains (`0=0=1`) and equations of numbers (`12 = 13`) are not answers.
+- A bare list or a set may have any order, a tuple or an interval not. A bare list equals a tuple in the same order, but not an interval
+  with closed ends (`[1,2]`). The number of parts must be the same: "3 or 4" is not 3.
+- Other readings (`readings`): a decimal comma, inequalities and unions as sets of numbers, a function under another name.
+- Words are compared without case, single letters with case.
+- A number with a base (`11_2`) needs a gold with this base; the base may be left out.
+- Other expressions are equal if math-verify calls them equal within six decimals, and 1e-6 relatively: `6 \cdot 7` is `42`,
+  `\frac{\sqrt{4}}{2}` is `1`, `i^6` is `-1`. Equality to 0 is exact.
 """
 
 from __future__ import annotations
@@ -31,34 +32,33 @@ from tinyzero_trl.tasks.math.workers import UndecidedError, compare
 __all__ = ["canonical", "gold_fault", "verify"]
 
 RELATIVE = Fraction(1, 10**6)
-"""How far a decimal may be from a fraction that has none, of that fraction."""
+"""Largest relative difference of a decimal from a fraction that no decimal equals."""
 MAX_DEPTH = 12
-"""Brackets open at once in an answer that sympy reads."""
+"""Most brackets open at once in an answer that sympy reads."""
 MAX_NUMBER = 100
-"""Digits in a row."""
+"""Most digits in a row in an answer that sympy reads."""
 
 _DIGITS = re.compile(rf"[0-9]{{{MAX_NUMBER}}}")
 _HUGE = re.compile(
     r"\^\s*\{?\s*-?[0-9]{6}|\^\s*\{?\s*\(?[0-9]+\s*\)?\s*\^|!\s*\)*\s*!|[0-9]{5}\s*\)*\s*!|\^\s*\{?\s*[0-9]+\s*\}?\s*\)\s*!|e\+?[0-9]{4}"
 )
-"""Powers, towers and factorials that no answer needs and that sympy may work out for ever."""
+"""Powers, towers and factorials that no answer needs and that sympy may compute for ever."""
 _ILLEGAL = re.compile(r"[\x00-\x08\x0b-\x1f\ud800-\udfff@#`\"?]|__|\\(?:boxed|fbox|input|write|def|begin\{verbatim)")
 _DOTS = re.compile(r"\\[lcvd]?dots|\.\.\.")
-"""Something left out, which the library drops."""
+"""Dots for something left out, which math-verify ignores."""
 _APART = re.compile(r"(?<![\^_])[0-9] [0-9]")
-"""Two numbers with nothing between them."""
+"""Two numbers with a blank between them."""
 _CAPITALS = re.compile(r"\\(?:Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega)(?![a-zA-Z])")
 _TIME = re.compile(r"[0-9]\s*:\s*[0-9]{2}")
 _BASE = re.compile(r"([0-9A-Z]+)_\{?([0-9]+)\}?")
 
 
 def verify(response: str, *, answer: str, is_truncated: bool = False) -> Verdict:
-    r"""What became of `response`: `correct` exactly when its final answer is the same as `answer`, by the rules above.
+    r"""The verdict on `response`: `correct` exactly if its final answer equals `answer` by the rules in the head of this file.
 
-    answer: the gold, bare, as data sets have it. is_truncated: it ran into the token limit; it then counts as `truncated`
-    unless it has its box or answer block. `illegal_expression` is an answer that these rules refuse to read; one whose comparison
-    takes too long, eats the memory or ends in an error of the library is `undecided`.
-    Bounded for any text: sympy has `workers.CPU_SECONDS` in a process of its own.
+    answer: the bare gold. is_truncated: the response reached the token limit; without a box or answer block it is then `truncated`.
+    An answer that the rules refuse to read is an `illegal_expression`; one whose comparison takes too long, fills the memory or ends
+    in an error of the library is `undecided`. The time is bounded for any text: sympy has `workers.CPU_SECONDS` in another process.
 
     >>> verify(r"<think>...</think> So it is $\boxed{\tfrac{1}{2}}$.", answer="0.5").outcome
     <Outcome.correct: 'correct'>
@@ -87,7 +87,7 @@ def verify(response: str, *, answer: str, is_truncated: bool = False) -> Verdict
 
 
 def is_beyond(answer: str) -> bool:
-    """Whether `answer` is outside what sympy is asked about: too deep, too large, or no mathematics."""
+    """True if sympy must not read `answer`: too deep, too large, or not mathematics."""
     if _DIGITS.search(answer) or _HUGE.search(answer) or _ILLEGAL.search(answer):
         return True
     depth = deepest = 0
@@ -99,14 +99,14 @@ def is_beyond(answer: str) -> bool:
 
 
 def sources(gold: Form, form: Form) -> tuple[str, str]:
-    """The two for sympy: with the names in front where both are equations, else without."""
+    """Gold and answer for sympy: with their names in front if both are equations, else without."""
     if gold.is_equation and form.is_equation:
         return gold.equation, form.equation
     return gold.source, form.source
 
 
 def same_by_text(gold: Form, form: Form) -> bool | None:
-    """Whether the two are the same answer, or None where text does not decide."""
+    """True if the two are the same answer, False if not, None if text does not decide."""
     if not gold.text or not form.text:
         return False
     if not agree(gold.unit, form.unit):
@@ -114,7 +114,7 @@ def same_by_text(gold: Form, form: Form) -> bool | None:
     if gold.parts or form.parts:
         return _same_parts(gold, form)
     if gold.is_equation and form.is_equation and gold.name != form.name:
-        # Of `K = 8` and `x = 8` the names do not matter; of `y = 2x` and `x = 2y` they do.
+        # The names do not matter in `K = 8` and `x = 8`, but they do in `y = 2x` and `x = 2y`.
         return gold.value == form.value if gold.value is not None and form.value is not None else None
     if gold.text == form.text:
         return True
@@ -134,7 +134,7 @@ def same_by_text(gold: Form, form: Form) -> bool | None:
 
 
 def _is_other_by_marks(gold: Form, form: Form) -> bool:
-    """Whether the two differ in what the library drops: primes, a transpose, Greek capitals, a time's colon, the order of a word's letters."""
+    """True if the two differ in marks that math-verify ignores: primes, a transpose, Greek capitals, the colon of a time, the order of letters."""
     one, other = gold.source, form.source
     if one.count("'") != other.count("'") or "^T" in one or "^T" in other:
         return True  # for sympy, `AB^T` is `BA^T`
@@ -142,12 +142,12 @@ def _is_other_by_marks(gold: Form, form: Form) -> bool:
         return True
     if (_TIME.search(one) is None) != (_TIME.search(other) is None) or max(one.count(":"), other.count(":")) > 1:
         return True
-    # Three to one is no number of things, three to four may be a fraction.
+    # A ratio such as 3:1 is not a whole number, but 3:4 may be a fraction.
     if (":" in one) != (":" in other) and any(
         side.value is not None and side.value.denominator == 1 for side in (gold, form)
     ):
         return True
-    # `xyz` and `zyx` are one product; `ABCD` names points in order, and letters that do not follow each other in the alphabet are a word.
+    # `xyz` and `zyx` are the same product, but `ABCD` names points in order, and letters that are not neighbours in the alphabet are a word.
     letters = "".join(sorted(gold.text))
     is_product = letters in "abcdefghijklmnopqrstuvwxyz" and not (one.isupper() or gold.is_text or form.is_text)
     is_order_told = len(letters) > 2 or gold.is_text or form.is_text
@@ -159,7 +159,7 @@ def _same_numbers(gold: Form, form: Form) -> bool:
     assert form.value is not None
     if gold.value == form.value:
         return True
-    # A whole number is no rounded fraction: 714286 is not 5000000/7.
+    # A whole number is not a rounded fraction: 714286 is not 5000000/7.
     if not _is_decimal(gold.value) and _is_decimal(form.value) and form.value.denominator > 1:
         return abs(gold.value - form.value) <= RELATIVE * abs(gold.value)
     if gold.is_percent and not form.is_percent:
@@ -168,7 +168,7 @@ def _same_numbers(gold: Form, form: Form) -> bool:
 
 
 def _is_decimal(value: Fraction) -> bool:
-    """Whether a decimal is worth exactly this: no prime but 2 and 5 divides its denominator."""
+    """True if a decimal can have exactly this value: only 2 and 5 divide its denominator."""
     return 10 ** value.denominator.bit_length() % value.denominator == 0
 
 
@@ -203,18 +203,18 @@ def _same_parts(gold: Form, form: Form) -> bool | None:
 
 
 def _has_ends(form: Form) -> bool:
-    """Whether it is an interval with an end of its own; `(1,2)` may be a point."""
+    """True for an interval with a closed end; `(1,2)` may be a point."""
     return form.brackets in ("[)", "(]") or (form.brackets == "[]" and len(form.parts) == 2)
 
 
 def _names_all(form: Form) -> bool:
-    """Whether each part has a name of its own: `x=1, y=2`, and not `x=1, x=2`."""
+    """True if each part has another name: `x=1, y=2`, but not `x=1, x=2`."""
     names = {part.name for part in form.parts}
     return len(names) == len(form.parts) > 1 and "" not in names
 
 
 def gold_fault(answer: object) -> str | None:
-    """What keeps `answer` from being a gold that any response could meet, or None; for the preparation of data."""
+    """The reason why no response could equal the gold `answer`, or None; used when data is prepared."""
     if not isinstance(answer, str):
         return f"the answer must be text, not {type(answer).__name__}"
     if not answer.strip():

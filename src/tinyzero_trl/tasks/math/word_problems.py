@@ -1,7 +1,7 @@
-"""Arithmetic word problems of one or two steps, made here: exact answers, and as many as a tiny model needs.
+"""Makes arithmetic word problems of one or two steps with exact answers, as many as a tiny model needs.
 
-A problem is a story and its numbers. Names and things follow from these by a hash, so that the same story with the same
-numbers is always the same text, and splits by text never share a problem under other names.
+A problem is a story with numbers. A hash of both picks the names and things, so that the same story with the same numbers is always
+the same text, and two splits never share a problem under other names.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ SOURCE = "generated"
 NAMES = ("Ann", "Ben", "Eva", "Leo", "Mia", "Tom", "Ida", "Max")
 THINGS = ("apples", "books", "coins", "pens", "cards", "eggs", "nuts", "stamps")
 MAX_VALUE = 200
-"""Of every number on the way to an answer."""
+"""Largest value of every step."""
 MAX_MISSES = 10_000
-"""Draws in a row that break a story's rule; one in three does."""
+"""Most draws in a row that break a story's rule; about one in three does."""
 
 
 @dataclass(frozen=True)
 class Story:
-    """A text with two or three numbers, and what is to be worked out with them."""
+    """A text with two or three numbers, and the steps that solve it."""
 
     text: str
-    """`{A}` and `{B}` are names, `{x}` is a thing, `{a}`, `{b}`, `{c}` numbers."""
+    """`{A}` and `{B}` are names, `{x}` is a thing, `{a}`, `{b}` and `{c}` are numbers."""
     steps: Callable[[int, int, int], tuple[tuple[int, str, int], ...]]
     """Numbers -> left, operator, right of each step."""
     numbers: tuple[tuple[int, int], ...]
@@ -53,7 +53,7 @@ _VALUE = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a 
 
 
 def generate(draw: random.Random) -> Iterator[Row]:
-    """Problems without end, all stories equally often; rows {"problem", "answer", "source", "level"}."""
+    """An endless stream of rows {"problem", "answer", "source", "level"}, with all stories equally often."""
     while True:
         story = draw.choice(STORIES)
         numbers = _numbers(story, draw)
@@ -67,7 +67,7 @@ def generate(draw: random.Random) -> Iterator[Row]:
 
 
 def steps_of(problem: str) -> list[str]:
-    """The lines `left operator right = value` that solve a problem made here.
+    """The lines `left operator right = value` that solve a problem of `generate`.
 
     Raises: ValueError for any other text.
 
@@ -82,7 +82,7 @@ def steps_of(problem: str) -> list[str]:
 
 
 def _numbers(story: Story, draw: random.Random) -> tuple[int, int, int]:
-    """Numbers in the story's ranges whose steps all stay from 1 to `MAX_VALUE`; 0 for a third that it has not."""
+    """Numbers in the story's ranges with all steps from 1 to `MAX_VALUE`; 0 for a third number that the story does not have."""
     for _ in range(MAX_MISSES):
         drawn = [draw.randint(low, high) for low, high in story.numbers]
         numbers = (drawn[0], drawn[1], drawn[2] if len(drawn) == 3 else 0)

@@ -1,4 +1,4 @@
-"""Comparisons that need sympy, in processes of their own: one that hangs, dies or eats the memory costs its answer only."""
+"""Runs comparisons by sympy in worker processes: one that hangs, crashes or fills the memory costs its own verdict and no other."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ __all__ = ["UndecidedError", "compare", "counts", "workers"]
 
 logger = logging.getLogger(__name__)
 NUM_WORKERS = 2
-"""Processes for each process that asks: while one that was killed starts again, the other goes on."""
+"""Workers of each process that compares: while one that was killed starts again, the other goes on."""
 CPU_SECONDS = 1.0
-"""Processor time of one comparison; of 99 in 100 ordinary ones it is below 0.1."""
+"""Most processor time of one comparison, in seconds; 99 of 100 ordinary ones take less than 0.1."""
 WALL_SECONDS = 300.0
-"""Time of one comparison by the clock, for one that waits instead of working. Far above what a busy machine makes of `CPU_SECONDS`: the clock must
-decide no verdict."""
+"""Most time of one comparison by the clock, in seconds, for one that waits instead of working. It is far longer than `CPU_SECONDS` take on
+a busy machine, so that the clock decides no verdict."""
 MEMORY_GIB = 2.0
-"""Address space of a worker."""
+"""Largest address space of a worker, in GiB."""
 TASKS_PER_WORKER = 2000
-"""After which a worker is replaced: sympy's caches and math-verify's grow."""
+"""Comparisons after which a worker is replaced, because the caches of sympy and math-verify grow."""
 MAX_ATTEMPTS = 3
-"""Of one comparison whose worker died for another reason than its limits."""
+"""Most attempts of one comparison whose worker died for another reason than its limits."""
 MAX_RENEWALS = 10
-"""Pools that one comparison asks, where each is gone before it answers: what is killed from outside takes every thread's."""
+"""Most pools that one comparison tries if each dies before it answers; a kill from outside ends the comparisons of all threads."""
 
 counts: Counter[str] = Counter()
-"""What became of the comparisons of this process: `compared`, `too_long`, `died`, `failed`, and `restarts` of the pool."""
+"""Number of comparisons of this process by result: `compared`, `too_long`, `died`, `failed`; and `restarts` of the pool."""
 
 
 class Workers:
-    """A pool that starts with its first comparison, and again whenever it is gone; any thread may ask."""
+    """A pool that starts with its first comparison, and again when it has died; any thread may use it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,12 +51,12 @@ class Workers:
     def compare(self, gold: str, answer: str) -> tuple[bool, bool]:
         """`equivalence.compare` in a worker.
 
-        Raises: UndecidedError where it took more than its limits, its workers died `MAX_ATTEMPTS` times, or the library failed.
+        Raises: UndecidedError if it exceeded its limits, its workers died `MAX_ATTEMPTS` times, or the library failed.
         """
         from pebble import ProcessExpired
 
         if multiprocessing.current_process().daemon:
-            # It may start no process, and whoever made it daemonic may end it.
+            # A daemonic process cannot start processes; its parent may end it.
             return compare_here(gold, answer)
         num_deaths = 0
         for _ in range(MAX_RENEWALS):
@@ -78,7 +78,7 @@ class Workers:
                 counts["failed"] += 1
                 raise
             except (BrokenProcessPool, CancelledError, RuntimeError, OSError):
-                self._drop(pool)  # an idle worker that was killed from outside breaks a Pebble pool for good
+                self._drop(pool)  # an idle worker was killed from outside, after which a Pebble pool takes no calls
             else:
                 counts["compared"] += 1
                 return is_legal, is_equal
@@ -125,7 +125,7 @@ workers = Workers()
 
 
 def compare(gold: str, answer: str) -> tuple[bool, bool]:
-    """(the answer is an expression, and it equals the gold); the same pair is compared once, the samples of a group repeat.
+    """(True if the answer is an expression, True if it equals the gold). A pair is compared once, as the completions of a group repeat.
 
     Raises: UndecidedError.
     """

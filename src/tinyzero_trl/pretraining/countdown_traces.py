@@ -1,8 +1,8 @@
-"""Synthetic countdown thoughts: what the tiny base model is pre-trained on (`recipes/countdown/sft-tiny.yaml`).
+"""Writes synthetic countdown thoughts, on which the tiny base model is pre-trained (`recipes/countdown/sft-tiny.yaml`).
 
-A thought is a list of attempts, each written out, evaluated step by step and judged. The writer knows arithmetic but not how to search: it
-draws legal expressions blindly, often gives up after a few, sometimes believes a wrong attempt, sometimes answers without checking anything.
-These are the four habits that reinforcement learning can change, so each has a probability of its own in `Habits`.
+A thought is a list of attempts, each evaluated step by step and judged. The writer knows arithmetic but cannot search: it draws legal
+expressions blindly, often gives up after a few, sometimes believes a wrong attempt, and sometimes answers without checking.
+Reinforcement learning can change these four habits, so `Habits` has a probability for each.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from typing import Any
 
 from tinyzero_trl.task import Row
 
-# Intermediate values stay inside what a model of a million parameters learns to write without a slip.
 MAX_VALUE = 300
+"""Largest intermediate value: a model of a million parameters learns to calculate with these numbers without errors."""
 
 
 @dataclass(frozen=True)
 class Habits:
-    """How the writer of the traces behaves; every field is a probability but the last."""
+    """The behaviour of the writer; all fields but the last are probabilities."""
 
     skips_checking: float = 0.25
-    """A trace answers its first idea without evaluating it."""
+    """The thought answers its first expression without evaluating it."""
     knows: float = 0.02
-    """An attempt is a solution on purpose instead of a blind draw."""
+    """An attempt is a solution instead of a blind draw."""
     repeats: float = 0.20
-    """An attempt may be one that was tried before."""
+    """An attempt is drawn from all expressions, also those tried before."""
     believes_wrong: float = 0.15
     """A wrong value is judged `yes` and answered."""
     doubts_right: float = 0.05
     """The right value is judged `no`."""
     gives_up: Sequence[float] = (0.8,) * 14 + (0.05,) * 6
-    """Chance to stop after a wrong attempt; each trace draws one of these for its whole length."""
+    """Probability to stop after a wrong attempt; each thought draws one of these values."""
     max_attempts: int = 12
-    """Attempts after which every trace stops."""
+    """Most attempts of a thought."""
 
 
 HABITS = tuple(field.name for field in fields(Habits))
-"""What a recipe may say about the writer."""
+"""Keys of a recipe about the writer."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Attempt:
 
 
 def _apply(left: int, operator: str, right: int) -> int | None:
-    """The value of one step, or None where it leaves the non-negative integers up to MAX_VALUE."""
+    """The value of one step, or None if it is not an integer from 0 to MAX_VALUE."""
     if operator == "+":
         value = left + right
     elif operator == "-":
@@ -73,9 +73,9 @@ def _apply(left: int, operator: str, right: int) -> int | None:
 
 @lru_cache(maxsize=65536)
 def attempts(nums: tuple[int, ...]) -> tuple[Attempt, ...]:
-    """Every legal expression over three numbers, each once up to the order of a sum or a product.
+    """All legal expressions over three numbers, without those that differ only in the order of a sum or product.
 
-    `(a op b) op c` and `c op (a op b)`, where every intermediate value is an integer from 0 to MAX_VALUE.
+    They are `(a op b) op c` and `c op (a op b)` with intermediate values that are integers from 0 to MAX_VALUE.
     """
     found: dict[str, Attempt] = {}
     for a, b, c in set(permutations(nums)):
@@ -127,12 +127,12 @@ def thought(rng: random.Random, *, nums: Sequence[int], target: int, habits: Hab
 
 
 def draw(rows: Sequence[Row], *, num_rows: int, rng: random.Random) -> list[Row]:
-    """That many different problems."""
+    """`num_rows` different problems at random."""
     return rng.sample(rows, num_rows)
 
 
 def traces(rows: Sequence[Row], *, seed: int, **habits: Any) -> Iterator[str]:
-    """One thought a row; deterministic in (rows, seed). `habits` are fields of `Habits`."""
+    """One thought for each row, determined by rows and seed. `habits` are fields of `Habits`."""
     rng = random.Random(seed)
     chosen = Habits(**habits)
     for row in rows:

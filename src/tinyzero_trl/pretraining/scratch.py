@@ -1,4 +1,4 @@
-"""A tokenizer and a decoder made from nothing: what `sft.py` trains where no base model is to be had."""
+"""Makes a tokenizer and a decoder with random weights, which `sft.py` trains if there is no base model to start from."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
-# Shorter pieces of a prompt (`, `, ` + `) occur in thoughts too and are left to BPE.
 MIN_SENTENCE_LENGTH = 8
+"""Fewest characters of a sentence that becomes one token: shorter pieces (`, `, ` + `) also occur in thoughts and are left to BPE."""
 
 
 def fixed_sentences(prompts: Sequence[str]) -> list[str]:
-    """The texts between the numbers of a prompt that stand in every one of the prompts, in order of first occurrence."""
+    """The texts between the numbers of a prompt that all prompts share, in order of occurrence."""
     pieces = [re.split(r"\d+", prompt) for prompt in prompts]
     shared = set.intersection(*map(set, pieces))
     return [piece for piece in dict.fromkeys(pieces[0]) if piece in shared and len(piece) >= MIN_SENTENCE_LENGTH]
@@ -25,11 +25,11 @@ def fixed_sentences(prompts: Sequence[str]) -> list[str]:
 def train_tokenizer(
     texts: Sequence[str], *, sentences: Sequence[str], vocab_size: int, max_length: int
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer in which every digit is one token and each of the given sentences is one.
+    """A byte-level BPE tokenizer in which each digit and each of the given sentences is one token.
 
-    The sentences are what a prompt says every time, so a prompt costs 20 tokens and not 200. Digits and line starts are cut before merging; a
-    newline joins what follows it (`\\n</think>`), so a prompt that ends in `<think>` is tokenized alike with and without a completion behind it.
-    Every byte is in the alphabet: any text can be encoded.
+    All prompts have these sentences, so that a prompt takes 20 tokens instead of 200. Text is split at digits and line starts before
+    merging, and a newline belongs to the text after it (`\\n</think>`), so that a prompt that ends in `<think>` has the same tokens with
+    and without a completion. The alphabet has every byte, so that any text can be encoded.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -62,9 +62,9 @@ def train_tokenizer(
 
 
 def new_llama(tokenizer: PreTrainedTokenizerFast, *, max_length: int, seed: int, **shape: int) -> LlamaForCausalLM:
-    """A randomly initialised Llama of the given shape (`hidden_size`, `intermediate_size`, ...) with tied embeddings.
+    """A Llama with random weights and tied embeddings in the given shape (`hidden_size`, `intermediate_size`, ...).
 
-    Llama and not Qwen2: `AutoTokenizer` replaces the tokenizer of any `model_type: qwen2` folder by its own (transformers 5.17).
+    It is not a Qwen2, because `AutoTokenizer` replaces the tokenizer of a folder with `model_type: qwen2` (transformers 5.17).
     """
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 

@@ -1,4 +1,4 @@
-"""The text a tiny base model is made of: problems of several tasks with synthetic thoughts, in stages, dealt into even batches."""
+"""Makes the training text of a tiny base model: problems of several tasks with synthetic thoughts, in stages, in batches of like length."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 TRACES = {"countdown": countdown_traces, "math": math_traces, "multiplication": multiplication_traces}
-"""By task, the module whose `draw` picks problems and whose `traces` thinks about them."""
+"""By task, the module whose `draw` picks problems and whose `traces` writes thoughts about them."""
 
-# Documents the tokenizer is trained on; its alphabet of merges is small, and more text would not change it.
 TOKENIZER_TEXTS = 20_000
-# Batches between which examples are sorted by length: enough that a batch is even, few enough that batches stay varied.
+"""Most documents that train the tokenizer; it has few merges, which more text would not change."""
 DEAL_BATCHES = 64
+"""Batches whose examples are sorted by length together: enough for batches of like length, few enough for varied batches."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """One document: what is given and what is to be learnt."""
+    """One document: the given text, and the text to learn."""
 
     prompt: str
     completion: str
@@ -89,7 +89,7 @@ def stage(
     format_name: str,
     seed: int,
 ) -> list[Text]:
-    """The documents of one stage, shuffled: for each task `num_rows` of them, in the habits its share spells out."""
+    """The documents of one stage, shuffled: `num_rows` of each task, written with the habits in its share."""
     rng = random.Random(seed + 1)
     drawn = {
         task: TRACES[task].draw(rows_by_task[task], num_rows=share["num_rows"], rng=rng)
@@ -106,9 +106,9 @@ def stage(
 
 
 def start(cfg: Any, texts: Sequence[Text], begun: CheckedModel | None) -> tuple[Any, Any]:
-    """The model and tokenizer that training starts with.
+    """The model and tokenizer with which training starts.
 
-    begun: what `model.model_name_or_path` names; None makes both anew, in the shape of `scratch`, for `texts`.
+    begun: the model of `model.model_name_or_path`; None makes both new for `texts`, in the shape of `scratch`.
     """
     if begun is not None:
         return adapters.whole(begun.location, dtype="float32"), begun.tokenizer
@@ -118,7 +118,7 @@ def start(cfg: Any, texts: Sequence[Text], begun: CheckedModel | None) -> tuple[
 
 
 def tokenizer_for(texts: Sequence[Text], *, vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer for these documents: what their prompts share is one token a sentence, the thoughts are merged by BPE."""
+    """A tokenizer for these documents: each sentence that their prompts share is one token, and thoughts are merged by BPE."""
     openings = {text.prompt[: _first_digit(text.prompt)] for text in texts[:2000]}
     sentences: dict[str, None] = {}
     for opening in sorted(openings):  # one opening a task: prompts of different tasks share little
@@ -132,7 +132,7 @@ def tokenizer_for(texts: Sequence[Text], *, vocab_size: int, max_length: int) ->
 
 
 def examples(texts: Sequence[Text], tokenizer: Any) -> list[dict[str, list[int]]]:
-    """Token ids, with a loss on the completion and its end of text only."""
+    """Token ids and labels; the loss counts only the completion and its end of text."""
     prompts = tokenizer([text.prompt for text in texts], return_attention_mask=False)["input_ids"]
     completions = tokenizer([text.completion + tokenizer.eos_token for text in texts], return_attention_mask=False)
     return [
@@ -142,7 +142,7 @@ def examples(texts: Sequence[Text], tokenizer: Any) -> list[dict[str, list[int]]
 
 
 def dealt(rows: Sequence[dict[str, list[int]]], *, batch_size: int, seed: int) -> Iterable[dict[str, list[int]]]:
-    """The rows in batches of like length, the batches in random order; an incomplete last deal is left out."""
+    """The rows in batches of like length, with batches in random order; rows beyond the last full deal are left out."""
     rng = random.Random(seed)
     hand = batch_size * DEAL_BATCHES
     for start in range(0, len(rows) - hand + 1, hand):

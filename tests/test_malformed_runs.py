@@ -125,8 +125,8 @@ def test_a_checkpoint_with_a_broken_manifest_is_passed_over_for_an_older_one(
         changed_json(file, **change)
     folder = resumed(run)
     assert folder.resume_from == run / "checkpoint-3"
-    assert folder.notes[0].startswith("passed over checkpoint-6 has a damaged manifest (")
-    assert reason in folder.notes[0]
+    assert folder.warnings[0].startswith("passed over checkpoint-6 has a damaged manifest (")
+    assert reason in folder.warnings[0]
     assert locate(str(run)).path == str(run / "checkpoint-3")
     with pytest.raises(ConfigError, match="checkpoint-6 has a damaged manifest"):
         resumed(run / "checkpoint-6")
@@ -138,7 +138,7 @@ def test_folders_that_are_no_checkpoints_are_none(run: Path, resumed: Callable[[
     (run / "checkpoint-99999999999999999999").mkdir()
     folder = resumed(run)
     assert folder.resume_from == run / "checkpoint-6"
-    assert folder.notes == ("passed over checkpoint-99999999999999999999 was not finished (it has no manifest)",)
+    assert folder.warnings == ("passed over checkpoint-99999999999999999999 was not finished (it has no manifest)",)
 
 
 # ---- run.yaml

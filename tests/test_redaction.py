@@ -225,6 +225,13 @@ def test_a_traceback_that_quotes_a_secret_is_printed_without_it() -> None:
     assert CANARY not in run.stderr
 
 
+def test_the_name_of_an_environment_variable_is_no_secret_but_a_default_beside_it_is() -> None:
+    words = ["trainer.hub_token=${oc.env:MY_TOKEN}", "trainer.push_to_hub_token=${oc.env:MY_TOKEN,abcdefgh}"]
+    shown = redaction.redacted_command(words)
+    assert "trainer.hub_token=${oc.env:MY_TOKEN}" in shown
+    assert "abcdefgh" not in shown
+
+
 def test_the_folder_of_a_shell_is_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PWD", "/home/somebody/project")
     monkeypatch.setenv("OLDPWD", "/home/somebody/elsewhere")

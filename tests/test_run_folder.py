@@ -57,14 +57,14 @@ def test_what_is_passed_over_is_said_with_the_reason(tmp_path: Path) -> None:
     (path / "checkpoint-2" / "weights").write_text("v")
     folder = run_folder.choose(compose([TINY, f"trainer.resume_from_checkpoint={path}"]))
     assert folder.resume_from == path / "checkpoint-1"
-    assert folder.notes == ("passed over checkpoint-2 has a changed weights (its sha256 differs)",)
+    assert folder.warnings == ("passed over checkpoint-2 has a changed weights (its sha256 differs)",)
     with pytest.raises(ConfigError, match="has a changed weights"):
         run_folder.choose(compose([TINY, f"trainer.resume_from_checkpoint={path}/checkpoint-2"]))
     for step in (1, 2):
         (path / f"checkpoint-{step}" / manifest.MANIFEST).unlink()
     folder = run_folder.choose(compose([TINY, f"trainer.resume_from_checkpoint={path}"]))
     assert folder.resume_from is None
-    assert folder.notes[-1].endswith("has no usable checkpoint: starting from step 0")
+    assert folder.warnings[-1].endswith("has no usable checkpoint: starting from step 0")
 
 
 @pytest.mark.parametrize(
@@ -205,14 +205,14 @@ def test_packages_that_changed_since_the_run_began_are_named(tmp_path: Path, mon
     now = record.packages()
     monkeypatch.setattr(run_folder, "packages", lambda: now | {"trl": "9.9", "new": "1"})
     with run_folder.opened(cfg, num_processes=1, data={}, seeds={}) as folder:
-        assert folder.notes == (
+        assert folder.warnings == (
             f"the run began with other versions, so its numbers may differ: new absent -> 1, trl {now['trl']} -> 9.9",
         )
     monkeypatch.undo()
     path = recorded(tmp_path / "same")
     cfg = compose([TINY, f"trainer.resume_from_checkpoint={path}"])
     with run_folder.opened(cfg, num_processes=1, data={}, seeds={}) as folder:
-        assert folder.notes == ()
+        assert folder.warnings == ()
 
 
 def contents(path: Path) -> dict[str, bytes]:

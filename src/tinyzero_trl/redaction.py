@@ -202,6 +202,8 @@ NAMED = re.compile(
     r"""(?P<name>['"]?[\w.%-]+['"]?)(?P<sign>\s*=\s*|\s*:\s+|:(?=['"]))(?P<value>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,{}\[\]\s][^,{}\[\]]*)"""
 )
 """`name: value` and `name=value` inside the braces of an override."""
+REFERENCE = re.compile(r"\$\{oc\.env:\s*\w+\s*\}")
+"""A value that names an environment variable, and so holds no secret itself."""
 
 
 def is_secret(key: str) -> bool:
@@ -246,7 +248,7 @@ def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:
 def redacted_word(word: str) -> str:
     """A word of a command line, `key=value`, with its secrets blanked."""
     key, equals, value = word.partition("=")
-    if equals and value not in ("", "null") and is_secret(key):
+    if equals and value not in ("", "null") and is_secret(key) and not REFERENCE.fullmatch(value):
         return f"{key}={REDACTED}"
     if equals and value[:1] in ("{", "["):
         value = NAMED.sub(
@@ -286,7 +288,7 @@ def secrets_in_words(words: Sequence[str]) -> set[str]:
         if value[:1] in ("{", "["):
             named += [(match["name"], match["value"]) for match in NAMED.finditer(value)]
         for name, given in named:
-            if is_secret(name) and given[:1] not in ("", "{", "["):
+            if is_secret(name) and given[:1] not in ("", "{", "[") and not REFERENCE.fullmatch(given):
                 found |= {given, given.strip("'\" ")}
         found |= set(_in_text(word))
     return found - {"", "null", "true", "false", "True", "False"}

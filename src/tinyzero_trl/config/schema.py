@@ -190,7 +190,7 @@ def _described(hint: Any) -> Any:
     if origin is typing.Literal:
         return ["literal", list(arguments)]
     if origin is list or origin is dict:
-        return [origin.__name__, [_described(argument) for argument in arguments]]
+        return ["list" if origin is list else "dict", [_described(argument) for argument in arguments]]
     if hint is None or hint is type(None):
         return "none"
     if isinstance(hint, type) and PLAIN.get(hint.__name__) is hint:

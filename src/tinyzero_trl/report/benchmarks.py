@@ -35,7 +35,7 @@ class BenchmarkRow:
     """Share of responses without an answer in the newer evaluation."""
     length: float
     """Mean tokens of a response in the newer evaluation."""
-    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
     """Warnings, each a line."""
 
 
@@ -59,9 +59,9 @@ def read_benchmarks(folder: Path, *, missing: list[str]) -> list[BenchmarkRow]:
             comparison = None
             if len(sides) == 2:
                 comparison = _compared(*(sides[side] for side in (base, trained)))
-            notes = list(scores.warnings(newest))
+            warnings = list(scores.warnings(newest))
             if comparison and (line := too_small(comparison)):
-                notes.append(line)
+                warnings.append(line)
             metrics = newest["metrics"]
             rows.append(
                 BenchmarkRow(
@@ -80,7 +80,7 @@ def read_benchmarks(folder: Path, *, missing: list[str]) -> list[BenchmarkRow]:
                     truncated=metrics["outcome/truncated"]["value"],
                     no_answer=metrics["outcome/no_answer"]["value"],
                     length=metrics["length/mean"]["value"],
-                    notes=tuple(notes),
+                    warnings=tuple(warnings),
                 )
             )
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -36,7 +36,7 @@ class RunFolder:
     """The run folder."""
     resume_from: Path | None
     """A usable checkpoint; None for a run that starts at step 0."""
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     """Lines to print: checkpoints that were passed over and why, packages that changed."""
     is_finished: bool = False
     """True if the run ended before and the config asks for nothing more."""
@@ -172,7 +172,7 @@ def _begun(folder: RunFolder, cfg: DictConfig, **sources: Mapping[str, Any]) -> 
     # Without a checkpoint everything is done again, including the evaluation before the first step.
     step = int(folder.resume_from.name.split("-")[1]) if folder.resume_from else -1
     seconds = cut_metrics(folder.path, step=step)
-    return replace(folder, seconds_before=seconds, notes=(*folder.notes, *([changed] if changed else [])))
+    return replace(folder, seconds_before=seconds, warnings=(*folder.warnings, *([changed] if changed else [])))
 
 
 def announce(folder: RunFolder) -> None:
@@ -185,8 +185,8 @@ def announce(folder: RunFolder) -> None:
             flush=True,
         )
     else:
-        for note in folder.notes:
-            print(f"resume: {note}", flush=True)
+        for line in folder.warnings:
+            print(f"resume: {line}", flush=True)
         start = f", continuing {folder.resume_from.name}" if folder.resume_from else ""
         print(f"run folder: {folder.path}{start}", flush=True)
 
@@ -244,11 +244,11 @@ def _newest_run(cfg: DictConfig, outputs: Path) -> Path:
 def _continued(path: Path, cfg: DictConfig, num_processes: int, trusts_code: bool) -> RunFolder:
     resuming.check_same_run(path, cfg)
     found = manifest.newest_usable(path)
-    notes = tuple(f"passed over {line}" for line in found.passed_over)
+    warnings = tuple(f"passed over {line}" for line in found.passed_over)
     is_finished = resuming.is_finished(path, cfg)
     if found.path is None:
         start = "" if is_finished else ": starting from step 0"
-        return RunFolder(path, None, (*notes, f"{path} has no usable checkpoint{start}"), is_finished=is_finished)
+        return RunFolder(path, None, (*warnings, f"{path} has no usable checkpoint{start}"), is_finished=is_finished)
     resuming.check_world(found.path, num_processes)
     manifest.check_trusted(found.path, trusts_code=trusts_code)
-    return RunFolder(path, found.path, notes, is_finished=is_finished)
+    return RunFolder(path, found.path, warnings, is_finished=is_finished)

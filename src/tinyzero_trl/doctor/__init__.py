@@ -1,9 +1,9 @@
-"""`tinyzero doctor`: what this machine and this environment are, what is wrong with them, and the command that mends it.
+"""`tinyzero doctor`: describes this machine and environment, and names each problem with the command that repairs it.
 
     machine.py   host(): GPUs, cores, memory, disks            ─┐
     packages.py  installed() against wanted(), tried_imports() ─┴─> a Finding for each row ─> table, or JSON; exit code
 
-No package has to work for it, rich and packaging included: versions are read from files, imports are tried in other processes.
+It needs no working package, not even rich or packaging: versions are read from files, imports run in another process.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _show(rows: Sequence[Finding], num_problems: int) -> None:
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Column, Table
-    except Exception:  # a broken rich may raise anything; its row is in the list
+    except Exception:  # a broken rich may raise anything, and has a row of its own
         for row in rows:
             print(row.status, row.subject, row.found, row.wanted, row.command, sep=" | ")
         return
@@ -81,5 +81,5 @@ def _show(rows: Sequence[Finding], num_problems: int) -> None:
             console.print(f"\n[bold]{heading}[/]")
         for row in commands:
             console.print(f"  # {escape(row.subject)}", style="dim")
-            print(f"  {row.command}")  # never folded: a person copies it
+            print(f"  {row.command}")  # not by rich, which would fold a line that a person copies
     console.print("\n" + (f"[bold red]{num_problems} to mend[/]" if num_problems else "[green]Nothing is wrong.[/]"))

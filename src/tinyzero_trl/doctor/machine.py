@@ -1,4 +1,4 @@
-"""GPUs, cores, memory and disks: asked of the system alone, as any library may be broken, and compared with what a run needs."""
+"""Finds GPUs, cores, memory and disks, and compares them with the needs of a run. Uses no library, as any may be broken."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from typing import Literal
 
 GIB = 2**30
 SECONDS_TO_ANSWER = 20
-"""After which nvidia-smi counts as hung; a driver that initialises takes up to ten."""
+"""Seconds after which nvidia-smi counts as hung; a driver that initialises takes up to ten."""
 MIN_SHM_GIB = 1.0
-"""NCCL and vLLM's workers exchange data there; Docker gives 64 MiB unless told otherwise."""
+"""Least size of /dev/shm, where NCCL and vLLM's workers exchange data; Docker's default is 64 MiB."""
 MIN_RUNS_GIB = 2.0
-"""A tiny run with its checkpoints is 0.2 GiB; below this no run is safe from a full disk."""
+"""Least free space for runs: a tiny run with its checkpoints takes 0.2 GiB, others take more."""
 MIN_MODELS_GIB = 20.0
-"""Qwen2.5-7B is 15 GiB."""
+"""Free space for models below which there is a note; Qwen2.5-7B takes 15 GiB."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the table: what is there, what would be right, and the command that mends it."""
+    """One row of the table: what was found, what would be right, and the command that repairs it."""
 
     subject: str
     """A package, a device, a limit."""
     found: str
-    """What is there, with its unit."""
+    """Its state, with the unit."""
     status: Literal["ok", "note", "problem"] = "ok"
     """`note`: works, but is not as tested or not as fast as it could be; `problem`: breaks a run."""
     wanted: str = ""
-    """What would be right, or why this is not; empty where all is well."""
+    """The right state, or the reason why this one is not; empty if all is well."""
     command: str = ""
-    """What to type so that it is right; a problem always has one."""
+    """The command that repairs it; a problem always has one."""
 
     def __post_init__(self) -> None:
         assert self.status == "ok" or self.wanted, f"{self.subject}: say what is wrong"
-        assert self.status != "problem" or self.command, f"{self.subject}: say what mends it"
+        assert self.status != "problem" or self.command, f"{self.subject}: say what repairs it"
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,19 @@ class Host:
     driver_cuda: str | None
     """Newest CUDA version the driver runs, or None."""
     driver_fault: str | None
-    """First line of what nvidia-smi answered where it failed, or None."""
+    """First line of nvidia-smi's output if it failed, or None."""
     num_cores: int
     """Cores this process may use: its affinity or its cgroup's quota, whichever is less."""
     memory_gib: float
     shm_gib: float | None
-    """Size of /dev/shm; None where there is none, as on macOS."""
+    """Size of /dev/shm; None without one, as on macOS."""
     free_gib: Mapping[str, float]
-    """Free disk space by folder: where runs are written, where models are kept, where temporary files go."""
+    """Free disk space for runs, for models and for temporary files."""
     environment: Mapping[str, str]
 
 
 def host() -> Host:
-    """This machine, in less than a second where there is no GPU."""
+    """This machine; takes less than a second without a GPU."""
     env = os.environ
     hub = env.get("HF_HOME") or str(Path("~/.cache/huggingface").expanduser())
     folders = {"runs (outputs/)": "outputs", "models (HF_HOME)": hub, "temporary files": env.get("TMPDIR") or "/tmp"}
@@ -82,7 +82,7 @@ def host() -> Host:
 
 
 def gpus() -> tuple[tuple[Gpu, ...], str | None, str | None]:
-    """NVIDIA's GPUs, the newest CUDA version their driver runs, and what went wrong in asking; nothing where there is no driver."""
+    """(NVIDIA's GPUs, newest CUDA version of their driver, error of nvidia-smi); nothing if there is no driver."""
     if shutil.which("nvidia-smi") is None:
         return (), None, None
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
@@ -101,7 +101,7 @@ def gpus() -> tuple[tuple[Gpu, ...], str | None, str | None]:
 def parsed_gpus(listing: str) -> tuple[Gpu, ...]:
     """The GPUs of nvidia-smi's lines `name, MiB, driver`."""
     fields = [[part.strip() for part in line.rsplit(",", 2)] for line in listing.splitlines()]
-    # A card that shares the host's memory answers "[N/A]".
+    # A card that shares the host's memory has "[N/A]" here.
     return tuple(
         Gpu(name, float(mib) / 1024 if mib.replace(".", "").isdigit() else 0.0, driver) for name, mib, driver in fields
     )
@@ -118,7 +118,7 @@ def num_cores() -> int:
 
 
 def memory_gib() -> float:
-    """Memory of the machine (GiB), or of the container where that is less; 0 where the system does not say."""
+    """Memory of the machine (GiB), or of the container if that is less; 0 if the system does not say."""
     total = 0.0
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
@@ -128,7 +128,7 @@ def memory_gib() -> float:
 
 
 def _free_gib(folder: Path) -> float:
-    """Free space of the disk that holds `folder`, or will."""
+    """Free space (GiB) of the disk of `folder`, which need not exist yet."""
     folder = folder.absolute()
     return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free / GIB
 

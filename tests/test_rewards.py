@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyzero_trl.rewards import columns_of, exact_format, for_trl, reward_fault
+from tinyzero_trl.rewards import columns_of, exact_format, for_trl, why_not_a_reward
 from tinyzero_trl.tasks.countdown import equation, graded
 
 SOLVED = "1 + 2 = 3</think><answer>1 + 2</answer>"
@@ -197,7 +197,7 @@ def _with_state(completions, trainer_state, log_metric, log_extra, **kwargs):
 )
 @pytest.mark.parametrize("completions", [TEXTS, MESSAGES], ids=["text", "messages"])
 def test_a_reward_written_for_trl_gets_the_batch_as_trl_passes_it(reward, expected, completions):
-    assert reward_fault(reward) is None
+    assert why_not_a_reward(reward) is None
     seen = {}
     extra = {
         "completion_ids": [[1]] * 3,
@@ -278,5 +278,5 @@ async def _yielding_async(response):
     ],
 )
 def test_what_is_no_reward_is_refused_in_one_line(reward, message):
-    assert message in str(reward_fault(reward))
-    assert "\n" not in str(reward_fault(reward))
+    assert message in str(why_not_a_reward(reward))
+    assert "\n" not in str(why_not_a_reward(reward))

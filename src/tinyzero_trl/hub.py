@@ -31,8 +31,8 @@ def reached() -> tuple[bool, str]:
         return False, "HF_HUB_OFFLINE is set"
     given = os.environ.get("HF_HUB_ETAG_TIMEOUT", "")
     seconds = float(given) if given.isdigit() and int(given) else SECONDS
-    fault = _fault_of(constants.ENDPOINT, seconds)
-    if fault is None:
+    reason = _why_not_reached(constants.ENDPOINT, seconds)
+    if reason is None:
         return True, ""
     constants.HF_HUB_OFFLINE = True
     os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that this one starts
@@ -40,10 +40,10 @@ def reached() -> tuple[bool, str]:
         from datasets import config
 
         config.HF_HUB_OFFLINE = True
-    return False, f"{constants.ENDPOINT} does not answer: {fault}"
+    return False, f"{constants.ENDPOINT} does not answer: {reason}"
 
 
-def _fault_of(endpoint: str, seconds: float) -> str | None:
+def _why_not_reached(endpoint: str, seconds: float) -> str | None:
     """The reason why `endpoint` does not answer; None if it gives any answer."""
     import httpx
     from huggingface_hub import get_session

@@ -22,7 +22,7 @@ from tinyzero_trl.task import Outcome
 from tinyzero_trl.tasks.math import TASK, workers
 from tinyzero_trl.tasks.math.equivalence import compare
 from tinyzero_trl.tasks.math.final_answer import find_answer
-from tinyzero_trl.tasks.math.verdict import canonical, gold_fault, verify
+from tinyzero_trl.tasks.math.verdict import canonical, verify, why_not_a_gold
 
 needs_sympy = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed")
 SOLVED = Outcome.correct
@@ -473,7 +473,7 @@ def test_a_quarter_of_a_batch_that_hangs_leaves_the_rest_its_verdicts():
 
 @pytest.mark.parametrize("file", ["math_train_7k.jsonl", "aime_1983_2023.jsonl", "gsm8k_train.jsonl"])
 def test_every_gold_of_the_real_data_meets_itself(file, no_workers):
-    assert [gold for gold in golds(file) if gold_fault(gold)] == []
+    assert [gold for gold in golds(file) if why_not_a_gold(gold)] == []
 
 
 def golds(file: str) -> list[str]:
@@ -590,11 +590,11 @@ def test_ten_megabytes_are_not_read_and_two_cost_linear_time():
 
 @pytest.mark.parametrize("gold", [12, None, [], "", "  ", "1" * 2000])
 def test_a_gold_that_no_answer_can_meet_has_a_fault(gold):
-    assert gold_fault(gold)
+    assert why_not_a_gold(gold)
 
 
 def test_a_usual_gold_has_no_fault():
-    assert all(gold_fault(gold) is None for gold, _ in SAME)
+    assert all(why_not_a_gold(gold) is None for gold, _ in SAME)
 
 
 def test_majority_vote_groups_by_one_spelling():

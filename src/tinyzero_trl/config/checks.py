@@ -14,7 +14,7 @@ from tinyzero_trl.config.rewards import parameters
 from tinyzero_trl.config.sections import DATA_KEYS
 from tinyzero_trl.failures import ConfigError, first_line, nearest
 from tinyzero_trl.models import CheckedModel, check_prompts, fitted, prompts_ids
-from tinyzero_trl.rewards import FROM_TRL, columns_of, is_for_trl, reward_fault
+from tinyzero_trl.rewards import FROM_TRL, columns_of, is_for_trl, why_not_a_reward
 from tinyzero_trl.task import FormatFn, RewardFn, Row, Task, loaded, prompts, resolve
 from tinyzero_trl.tasks import find_task
 
@@ -50,7 +50,7 @@ def parts(cfg: DictConfig) -> Parts:
             for name in cfg.rewards
         }
         for name, reward in named.items():
-            if fault := reward_fault(reward):
+            if fault := why_not_a_reward(reward):
                 raise ConfigError(f"reward {name} {fault}")
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error

@@ -17,7 +17,7 @@ from tinyzero_trl.data.rows import CARD
 from tinyzero_trl.evaluation import BENCHMARKS, chosen, load
 from tinyzero_trl.failures import explained
 from tinyzero_trl.models import ModelLocation, load_path, tokens
-from tinyzero_trl.rewards import columns_of, for_trl, reward_fault
+from tinyzero_trl.rewards import columns_of, for_trl, why_not_a_reward
 from tinyzero_trl.task import Task, loaded, prompts, resolve
 from tinyzero_trl.tasks import find_task
 
@@ -160,7 +160,7 @@ def check_rewards(task: Task, rows: Dataset) -> int:
     if task.solve is None:
         return 0
     reward = task.rewards[task.solved]
-    if reason := reward_fault(reward):
+    if reason := why_not_a_reward(reward):
         raise ValueError(f"reward {task.solved} {reason}")
     batch = for_trl(reward, name=task.solved)
     sample = rows.select(range(min(NUM_CHECKED, len(rows)))).to_list()

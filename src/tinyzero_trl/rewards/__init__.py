@@ -7,7 +7,7 @@ A GroupReward compares the responses to one prompt. `verdict` asks the task if a
 any task may use. Import `tinyzero_trl.rewards.pool` only where it is needed, because it loads a library.
 """
 
-from tinyzero_trl.rewards.batch import BatchReward, columns_of, exact_format, for_trl, ladder, reward_fault, text_of
+from tinyzero_trl.rewards.batch import BatchReward, columns_of, exact_format, for_trl, ladder, text_of, why_not_a_reward
 from tinyzero_trl.rewards.scoring import (
     FROM_TRAINER,
     FROM_TRL,
@@ -52,9 +52,9 @@ __all__ = [
     "reasoning_steps",
     "relative_length",
     "repetition",
-    "reward_fault",
     "score_response",
     "tag_count",
     "text_of",
     "verdict_of",
+    "why_not_a_reward",
 ]

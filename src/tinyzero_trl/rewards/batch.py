@@ -52,7 +52,7 @@ def columns_of(reward: RewardFn) -> tuple[str, ...]:
     return tuple(key for key, one in named if one.default is inspect.Parameter.empty and key not in given)
 
 
-def reward_fault(reward: Any) -> str | None:
+def why_not_a_reward(reward: Any) -> str | None:
     """The reason why `reward` is not a reward, to follow its name; None if it is f(response, *, columns) or written for TRL."""
     if not callable(reward):
         return f"is a {type(reward).__name__}, and a reward is a function: def reward(response, *, column, ...)"

@@ -145,7 +145,7 @@ def split_of(row: Row) -> str:
     return split_of_key(key_of(row))
 
 
-def fault_of(row: Row) -> str | None:
+def why_not_a_problem(row: Row) -> str | None:
     """The reason why `row` is not a Countdown problem, or None. It does not check that there is a solution."""
     nums, target = row["nums"], row["target"]
     if not isinstance(nums, list) or not 2 <= len(nums) <= 6:
@@ -158,7 +158,7 @@ def fault_of(row: Row) -> str | None:
     return None
 
 
-PROBLEMS = Problems(columns=("nums", "target"), fault=fault_of, key=key_of)
+PROBLEMS = Problems(columns=("nums", "target"), fault=why_not_a_problem, key=key_of)
 
 
 def load(

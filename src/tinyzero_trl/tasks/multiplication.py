@@ -112,7 +112,7 @@ def split_of(row: Row) -> str:
     return split_of_key(key_of(row))
 
 
-def fault_of(row: Row) -> str | None:
+def why_not_a_problem(row: Row) -> str | None:
     """The reason why `row` is not a multiplication problem, or None."""
     for column in ("a", "b"):
         # type() and not isinstance: True is an int.
@@ -121,7 +121,7 @@ def fault_of(row: Row) -> str | None:
     return None
 
 
-PROBLEMS = Problems(columns=("a", "b"), fault=fault_of, key=key_of)
+PROBLEMS = Problems(columns=("a", "b"), fault=why_not_a_problem, key=key_of)
 
 
 def load(

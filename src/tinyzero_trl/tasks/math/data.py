@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl.data import CARD, Problems, load_rows, read_source
 from tinyzero_trl.task import Row
-from tinyzero_trl.tasks.math.verdict import gold_fault
+from tinyzero_trl.tasks.math.verdict import why_not_a_gold
 from tinyzero_trl.tasks.math.word_problems import generate
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_fault_of_gold = lru_cache(maxsize=2**16)(gold_fault)  # DAPO repeats each of its problems a hundred times
+_why_not_a_gold = lru_cache(maxsize=2**16)(why_not_a_gold)  # DAPO repeats each of its problems a hundred times
 
 _GSM8K = re.compile(r"####\s*(.+?)\s*\Z", re.DOTALL)
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
@@ -106,7 +106,7 @@ def key_of(row: Row) -> str:
     return _IRRELEVANT.sub("", row["problem"]).casefold()
 
 
-def fault_of(row: Row) -> str | None:
+def why_not_a_problem(row: Row) -> str | None:
     """The reason why `row` is not a problem, or None."""
     for column in ("problem", "answer"):
         if not isinstance(row[column], str) or not row[column].strip():
@@ -114,7 +114,7 @@ def fault_of(row: Row) -> str | None:
     return None
 
 
-PROBLEMS = Problems(columns=("problem", "answer", "source", "level"), fault=fault_of, key=key_of)
+PROBLEMS = Problems(columns=("problem", "answer", "source", "level"), fault=why_not_a_problem, key=key_of)
 
 
 def load_one(
@@ -172,7 +172,7 @@ def mapped(rows: Sequence[Row], source: str, where: Columns, filters: Filters) -
         if not _is_kept(problem, level, values.get("pass_rate"), filters):
             continue
         answer = bare(_answer_text(values["answer"]))
-        if not problem or _fault_of_gold(answer):
+        if not problem or _why_not_a_gold(answer):
             num_unfit += 1
             continue
         kept.append({"problem": problem, "answer": answer, "source": source, "level": level})

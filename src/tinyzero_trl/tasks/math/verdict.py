@@ -29,7 +29,7 @@ from tinyzero_trl.tasks.math.readings import alike
 from tinyzero_trl.tasks.math.units import agree
 from tinyzero_trl.tasks.math.workers import UndecidedError, compare
 
-__all__ = ["canonical", "gold_fault", "verify"]
+__all__ = ["canonical", "verify", "why_not_a_gold"]
 
 RELATIVE = Fraction(1, 10**6)
 """Largest relative difference of a decimal from a fraction that no decimal equals."""
@@ -213,7 +213,7 @@ def _names_all(form: Form) -> bool:
     return len(names) == len(form.parts) > 1 and "" not in names
 
 
-def gold_fault(answer: object) -> str | None:
+def why_not_a_gold(answer: object) -> str | None:
     """The reason why no response could equal the gold `answer`, or None; used when data is prepared."""
     if not isinstance(answer, str):
         return f"the answer must be text, not {type(answer).__name__}"

@@ -193,8 +193,8 @@ def _described(hint: Any) -> Any:
         return ["list" if origin is list else "dict", [_described(argument) for argument in arguments]]
     if hint is None or hint is type(None):
         return "none"
-    if isinstance(hint, type) and PLAIN.get(hint.__name__) is hint:
-        return hint.__name__
+    if plain := next((name for name, kind in PLAIN.items() if kind is hint), None):
+        return plain
     if isinstance(hint, type):
         return ["enum" if issubclass(hint, enum.Enum) else "class", [hint.__module__, hint.__qualname__]]
     return "any"

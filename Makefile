@@ -35,7 +35,7 @@ WITHOUT_COMPILER := TORCH_BISECT_BACKEND=eager
 # Tests not marked `alone` are of one process and one thread each. More than four only import TRL at the same time.
 # nproc takes OMP_NUM_THREADS for the number of cores.
 SIDE_BY_SIDE = --dist worksteal -n $(shell n=$$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
-# With vLLM a file at a time in each of two processes: servers are shared within a file. (pytest-xdist's groups do nothing under pytest 9.2.)
+# With vLLM a file at a time in each of two processes; the files that share a server go to one of them (tests/generation/conftest.py).
 FILE_BY_FILE = --dist loadfile -n 2
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

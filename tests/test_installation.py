@@ -36,7 +36,7 @@ def source(tmp_path_factory) -> Path:
     if listed.returncode:
         pytest.skip("the source tree is no git repository")
     for name in filter(None, listed.stdout.split("\0")):
-        if name.startswith(("src/", "recipes/")) or "/" not in name:
+        if (REPO / name).is_file() and (name.startswith(("src/", "recipes/")) or "/" not in name):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes((REPO / name).read_bytes())
     return folder

@@ -19,12 +19,13 @@ HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(
     not HAS_VLLM, reason="vLLM is not on the path; make test runs these by themselves where it could install it"
 )
+SHARE_A_SERVER = ("test_rounds", "test_server", "test_server_faults")
 VLLM_TESTS = {
-    *("test_rounds", "test_server", "test_server_faults"),
+    *SHARE_A_SERVER,
     *("test_colocated", "test_engines_run", "test_killed_server", "test_two_servers"),
     *("test_broadcast", "test_http_client", "test_server_pool"),
 }
-"""Files of which each keeps to one worker (--dist loadfile): the first three share a server, the next start what they need themselves."""
+"""Files of tests with vLLM; those that share no server start what they need themselves."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +34,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(needs_vllm)
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.alone)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file at a time to each worker, and the files that share a server to one: its start takes half a minute."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "server" if Path(file).stem in SHARE_A_SERVER else file
+
+    return ByServer(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,8 @@ if __name__ == "__main__":
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL sends a ping as a trainer is made; 0 allows it
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-from tinyzero_trl import config, estimate
+from tinyzero_trl import config, estimate, generation
 from tinyzero_trl.failures import exit_code_of
-from tinyzero_trl.generation import engines
 from tinyzero_trl.launch import end_with_launcher
 from tinyzero_trl.models import init_arguments, policy_arguments, settle_adapter
 from tinyzero_trl.runs import folder as run_folder
@@ -51,7 +50,7 @@ def train(words: Sequence[str]) -> int:
         settle_adapter(cfg, run.start.location, folder.path)
         run.args.output_dir = str(folder.path)
         run.args.model_init_kwargs = init_arguments(cfg)
-        with engines.engine(cfg, folder.path) as vllm_generation:
+        with generation.engine(cfg, folder.path) as vllm_generation:
             trainer = TinyZeroTrainer(
                 **policy_arguments(cfg),
                 reward_funcs=config.reward_functions(cfg, run.rewards),
@@ -59,7 +58,7 @@ def train(words: Sequence[str]) -> int:
                 train_dataset=run.train_rows,
                 eval_dataset=run.eval_rows,
                 processing_class=run.start.tokenizer,
-                rollout_func=engines.rollout_function(cfg),
+                rollout_func=generation.rollout_function(cfg),
                 vllm_generation=vllm_generation,
                 task=run.task,
                 seconds_before=folder.seconds_before,

@@ -1,7 +1,7 @@
-"""Batched sampling from a causal language model, without a row computed that has finished.
+"""Batched sampling from a causal language model, in which finished rows cost nothing.
 
-`model.generate` computes every row of a batch until the longest has ended and copies the whole key-value cache at every token. Thoughts differ
-in length tenfold, so here a finished row leaves the batch, and the cache grows in place.
+`model.generate` computes every row of a batch until the longest has ended, and copies the whole key-value cache at every token. Thoughts
+differ in length tenfold, so here a finished row leaves the batch, and the cache grows in place.
 Axes: see tinyzero_trl.algorithms; A = rows that are still in the batch, L = prompt tokens and those sampled so far.
 """
 
@@ -103,13 +103,13 @@ def sample(
 ) -> Sampled:
     """One completion for each prompt, drawn from the model's own distribution (temperature 0: the likeliest token).
 
-    Training never truncates (top_p 1, no top-k), so that the log-probabilities are those a trainer computes. Below 1, top_p
-    leaves the likeliest tokens whose probabilities come to it (nucleus sampling), for evaluation as others do it.
-    seeds: one for each prompt; a completion is a function of model, prompt and seed, but for the rounding of a forward pass, which depends on
-    the batch it is in. Temperature 0 reads none.
+    Training never truncates the distribution (top_p 1, no top-k), so that the log-probabilities are those of the trainer. top_p below 1
+    keeps only the likeliest tokens with this total probability (nucleus sampling), for evaluation by common settings.
+    seeds: one for each prompt. A completion is a function of model, prompt and seed, except for the rounding of a forward pass, which
+    depends on the batch. Temperature 0 needs no seeds.
     stop: strings that end a completion.
     on_progress: called with (prompts done, new tokens) after each batch.
-    Raises: NumericFailure where the model's log-probabilities are not numbers.
+    Raises: NumericFailure if the model's log-probabilities are not numbers.
     """
     if temperature > 0 and seeds is None:
         raise ValueError("sampling needs a seed for each prompt")
@@ -206,13 +206,13 @@ def _sample_batch(
 
 
 def _nucleus(logps_BV: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Log-probabilities of the same shape after the tail is cut: the smallest set of likeliest tokens that comes to `top_p` stays.
+    """Log-probabilities of the smallest set of likeliest tokens with total probability `top_p`; -inf for the others.
 
     Source: Holtzman et al. (arXiv 1904.09751), eq. 2-3.
     """
     sorted_BV, order_BV = logps_BV.sort(-1, descending=True)
     probabilities_BV = sorted_BV.exp()
-    # A token stays while those before it have not come to top_p; the likeliest has none before it.
+    # A token stays if the likelier ones have less than top_p together.
     is_cut_BV = probabilities_BV.cumsum(-1, dtype=torch.float64) - probabilities_BV >= top_p
     cut_BV = logps_BV.masked_fill(is_cut_BV.gather(-1, order_BV.argsort(-1)), -torch.inf)
     return torch.log_softmax(cut_BV, dim=-1)

@@ -114,12 +114,13 @@ def wanted(root: Path, found: Mapping[str, Installed]) -> Wanted:
 
     file = root / "constraints.txt"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    pairs = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
+    pairs = [line.partition("==")[::2] for line in lines if "==" in line and not line.startswith("#")]
     pins = {name_of(name): version.strip() for name, version in pairs}
     python, always, extras = ">=3.11", [], {}
     if (root / "pyproject.toml").is_file():
         project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        python, always, extras = project["requires-python"], project["dependencies"], project["optional-dependencies"]
+        python, always = project["requires-python"], project["dependencies"]
+        extras = project.get("optional-dependencies", {})
     elif "tinyzero-trl" in found:
         for line in found["tinyzero-trl"].requires:
             extra = re.search(r"extra == ['\"]([\w-]+)['\"]", line)

@@ -1,11 +1,11 @@
 """Countdown: write an expression that uses each of the given numbers exactly once and equals the target.
 
->>> row = {"nums": [3, 5, 40], "target": 42}
->>> format_base(row)["prompt"].splitlines()[1][:91]
-'User: Using every one of the numbers [3, 5, 40] exactly once, write an expression that equa'
->>> verify("<think> 40 + 5 = 45, 45 - 3 = 42, yes </think> <answer>40 + 5 - 3</answer>", **row).outcome
+>>> row = {"nums": [44, 19, 35], "target": 98}  # the first of HUB_SOURCE
+>>> print(format_base(row)["prompt"].splitlines()[1])  # doctest: +ELLIPSIS
+User: Using every one of the numbers [44, 19, 35] exactly once, write an expression that equals 98. Only +, -, *, / ...
+>>> verify("<think> 44 + 19 = 63, 63 + 35 = 98, yes </think> <answer>44 + 19 + 35</answer>", **row).outcome
 <Outcome.correct: 'correct'>
->>> verify("<think> 40 + 3 = 43, maybe </think> <answer>40 + 3</answer>", **row).outcome
+>>> verify("<think> twice 49 </think> <answer>2 * 49</answer>", **row).outcome
 <Outcome.wrong_numbers: 'wrong_numbers'>
 """
 

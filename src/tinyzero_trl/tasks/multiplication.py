@@ -1,8 +1,8 @@
 """Multiplication: the product of two integers.
 
 >>> row = {"a": 123, "b": 45}
->>> format_base(row)["prompt"].splitlines()[1][:45]
-'User: What is 123 * 45? Give the product, dig'
+>>> print(format_base(row)["prompt"].splitlines()[1])
+User: What is 123 * 45? Give the product, digits only, in <answer> </answer>, for example <answer>1234</answer>.
 >>> verify("<think> 123 * 45 = 4920 + 615 = 5535 </think> <answer>5535</answer>", **row).outcome
 <Outcome.correct: 'correct'>
 >>> verify("<think> about that </think> <answer>5,535</answer>", **row).outcome

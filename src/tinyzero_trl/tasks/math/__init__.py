@@ -1,9 +1,10 @@
 r"""Mathematics: problems with one final answer, compared with the gold by text and by sympy.
 
-    >>> row = {"problem": "What fraction of 12 is 4?", "answer": "\\frac{1}{3}", "source": "example", "level": "1"}
-    >>> FORMATS["boxed"](row)["prompt"][0]["content"]
-    'What fraction of 12 is 4?\nPlease reason step by step, and put your final answer within \\boxed{}.'
-    >>> verify(r"4 of 12 is $\frac{4}{12}$, so it is $\boxed{4/12}$.", answer=row["answer"]).outcome
+    >>> row = {"problem": "Evaluate $\\log_3\\frac{1}{\\sqrt3}$.", "answer": "-\\frac12", "source": HUB_SOURCE, "level": "3"}
+    >>> print(FORMATS["boxed"](row)["prompt"][0]["content"])
+    Evaluate $\log_3\frac{1}{\sqrt3}$.
+    Please reason step by step, and put your final answer within \boxed{}.
+    >>> verify(r"It is $3^x = 3^{-1/2}$, so $\boxed{x = -0.5}$.", answer=row["answer"]).outcome
     <Outcome.correct: 'correct'>
     >>> verify("The answer is 3.", answer=row["answer"]).outcome
     <Outcome.wrong_value: 'wrong_value'>

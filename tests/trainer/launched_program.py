@@ -1,7 +1,7 @@
 """One process of several, which does all that FOLDER/todo.json says: `program.py FOLDER`.
 
-Runs of grpo.py one after the other, TRL's trainer beside ours (parity.json), what bfloat16 loses of sums (sums.json, DeepSpeed), merged adapters (ZeRO-3), and under ddp a run stopped by a signal and the
-advantages of every algorithm (advantages.pt): in one process group, so that the libraries are imported and it is made once.
+Runs of grpo.py one after the other, TRL's trainer beside ours (parity.json), what bfloat16 loses of sums (sums.json, DeepSpeed), merged adapters (ZeRO-3), and under ddp a run stopped by a signal, the
+advantages of every algorithm (advantages.pt) and a value model (learned.*): in one process group, so that the libraries are imported and it is made once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 def main(folder: Path) -> None:
     # Not at the top: the processes in which rewards are computed import this file.
+    import critic_program
     import estimators_program
     import lora_program
     import parity_program
@@ -68,6 +69,7 @@ def main(folder: Path) -> None:
         advantages = estimators_program.all_advantages(Accelerator(cpu=True))
         if PartialState().is_main_process:
             torch.save(advantages, folder / "advantages.pt")
+        torch.save(critic_program.learned(todo["model"], ranks=(int(rank),)), folder / f"learned.{rank}")
     PartialState().wait_for_everyone()
     AcceleratorState.destroy_process_group = end
     PartialState().destroy_process_group()

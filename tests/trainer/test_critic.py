@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from critic_program import learned, rows
 from transformers import AutoModel
 
 from tinyzero_trl.algorithms.ppo import value_loss
@@ -27,23 +26,6 @@ def settings(**changes: Any) -> CriticSettings:
 
 def logged(trainer: Any, key: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
-
-
-def rows(lengths: list[int], *, seed: int = 0, reward: float = 1.0) -> dict[str, torch.Tensor]:
-    """A batch of the learner: prompts of 3 tokens, completions of the given lengths, and a target for every token."""
-    generator = torch.Generator().manual_seed(seed)
-    size = (len(lengths), max(lengths))
-    mask = (torch.arange(size[1]) < torch.tensor(lengths)[:, None]).long()
-    ids = torch.randint(6, 200, size, generator=generator)
-    returns = torch.rand(size, generator=generator) * reward
-    return {
-        "prompt_ids": torch.randint(6, 200, (size[0], 3), generator=generator),
-        "prompt_mask": torch.ones(size[0], 3, dtype=torch.long),
-        "completion_ids": torch.where(mask.bool(), ids, 1),
-        "completion_mask": mask,
-        "values": torch.zeros(size),
-        "returns": torch.where(mask.bool(), returns, torch.nan),
-    }
 
 
 @pytest.fixture
@@ -240,45 +222,10 @@ def test_the_critics_of_two_processes_stay_the_same(config: str, launched: Calla
     assert [entry["grad_norm"] > 0 for entry in entries if "reward" in entry] == [False, True, True]
 
 
-RANK = """
-import sys, torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModel
-from tinyzero_trl.trainer.critic import ValueLearner, ValueModel
-
-model, folder, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-learner = ValueLearner(
-    ValueModel(AutoModel.from_pretrained(model, dtype=torch.float32)),
-    learning_rate=1e-3, clip_range=10.0, max_grad_norm=0.1, rows_at_once=64,
-)
-for batch in range(2):
-    learner.learn([load_file(f"{folder}/rows.{batch}.{rank}")], num_minibatches=2)
-save_file({"weights": torch.cat([value.flatten() for value in learner.model.state_dict().values()])}, f"{folder}/out.{rank}")
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()  # a process that leaves while the threads of its group run may abort
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.alone
-def test_two_processes_learn_what_one_learns_from_the_rows_of_both(
-    learner: Any, tiny_llama: Path, tmp_path: Path
-) -> None:
-    from safetensors.torch import load_file, save_file
-
-    (tmp_path / "rank.py").write_text(RANK)
-    batches = [(rows([9, 1, 5, 7], seed=1), rows([2, 3], seed=2)), (rows([4, 4], seed=3), rows([1, 2], seed=4))]
-    batches[1][1]["returns"].fill_(torch.nan)  # this process has no rewards at all
-    one = learner(max_grad_norm=0.1)
-    for number, parts in enumerate(batches):
-        one.learn(list(parts), num_minibatches=2)
-        for rank, part in enumerate(parts):
-            save_file(part, tmp_path / f"rows.{number}.{rank}")
-    ranks = [
-        subprocess.Popen([sys.executable, tmp_path / "rank.py", tiny_llama, tmp_path, str(rank)]) for rank in range(2)
-    ]
-    assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]
-    two = [load_file(tmp_path / f"out.{rank}")["weights"] for rank in range(2)]
+def test_two_processes_learn_what_one_learns_from_the_rows_of_both(launched: Callable[[str], Path]) -> None:
+    folder = launched("ddp")
+    two = [torch.load(folder / f"learned.{rank}", weights_only=True) for rank in range(2)]
     assert torch.equal(*two)
-    assert torch.allclose(two[0], flat(one.model), atol=1e-5)
+    assert torch.allclose(two[0], learned(folder / "model", ranks=(0, 1)), atol=1e-5)

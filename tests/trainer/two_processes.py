@@ -98,7 +98,8 @@ def launch(config: str, program: Path, *arguments: Any) -> subprocess.CompletedP
     # A port of its own: another launch on this machine may hold accelerate's default one.
     options = [f"--config_file=recipes/accelerate_configs/{config}.yaml", f"--main_process_port={free_port()}"]
     launcher = [Path(sys.executable).with_name("accelerate"), "launch", "--num_processes=2", *options]
-    command = [*map(str, [*launcher, program, *arguments])]
+    before = [Path(__file__).with_name("without_shm.py")] if config.startswith("zero") else []
+    command = [*map(str, [*launcher, *before, program, *arguments])]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

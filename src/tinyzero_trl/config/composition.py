@@ -1,4 +1,4 @@
-"""One recipe and a command line -> one checked run; every mistake is a ConfigError of one line."""
+"""One recipe and a command line -> one config, its names and types checked; a mistake is one ConfigError of one line."""
 
 from __future__ import annotations
 
@@ -350,5 +350,4 @@ def _one_line(error: Exception, files: Sequence[Layer]) -> str:
             said = re.sub(hydras, ours, said)
         where = next((shown(file.path) for file in files if f"In '{file.group}/{file.name}'" in text), "command line")
         return f"{where}: {key.group(1)}: {said}"
-    override = getattr(error, "override", None) or getattr(error.__cause__, "override", None)
-    return (f"{override.lstrip('+')}: " if override else "") + " ".join(text.split())[:400]
+    return " ".join(text.split())[:400]

@@ -108,12 +108,18 @@ def recipe_folders(config_dir: str | None = None) -> tuple[Path, ...]:
 
 def list_recipes(*folders: Path) -> list[Recipe]:
     """Every recipe of these folders, or of the package and ./recipes, by task and name; a file that cannot be read is listed with its fault."""
-    found: dict[tuple[str, str], Path] = {}
-    for folder in folders or recipe_folders():
-        for path in folder.glob("*/*.yaml"):
-            if path.parent.name not in NOT_TASKS:
-                found.setdefault((path.parent.name, path.stem), path)
-    return [recipe_at(path) for path in sorted(found.values(), key=lambda path: (path.parent.name, path.name))]
+    files = _files(folders or recipe_folders()).values()
+    return [recipe_at(path) for path in sorted(files, key=lambda path: (path.parent.name, path.name))]
+
+
+def _files(folders: Sequence[Path]) -> dict[tuple[str, str], Path]:
+    """Recipe files by task and name; a folder called like a key of a run holds none."""
+    return {
+        (path.parent.name, path.stem): path
+        for folder in reversed(folders)
+        for path in folder.glob("*/*.yaml")
+        if path.parent.name not in (*NOT_TASKS, *KEYS)
+    }
 
 
 def recipe_at(path: Path) -> Recipe:
@@ -148,7 +154,7 @@ def program_of(name: str) -> str:
 
 
 def names_recipe(words: Sequence[str]) -> bool:
-    """True if a command line names a recipe, `+<task>=<recipe>` or a path."""
+    """True if a command line names a recipe: `+<task>=<recipe>`, or the path of a YAML file."""
     return any(_is_path(word) or _is_choice(word) for word in words)
 
 
@@ -175,12 +181,7 @@ def choose(words: Sequence[str], *, program: str, folders: tuple[Path, ...] | No
     """
     words, config_dir = without_config_dir(words)
     places = recipe_folders(config_dir) if folders is None else folders
-    names = {
-        (item.parent.name, item.stem): item
-        for place in reversed(places)
-        for item in sorted(place.glob("*/*.yaml"))
-        if item.parent.name not in NOT_TASKS
-    }
+    names = _files(places)
     tasks = sorted({task for task, _ in names})
     available = ", ".join(f"+{task}={name}" for task, name in sorted(names) if program_of(name) == program)
     chosen: list[str] = []

@@ -14,7 +14,20 @@ import pytest
 import tinyzero_trl
 
 PACKAGE = Path(tinyzero_trl.__file__).parent
-GROUND = ("answer", "expression", "failures", "hub", "installation", "intervals", "redaction", "seeding", "task")
+GROUND = (
+    *(
+        "answer",
+        "expression",
+        "failures",
+        "hub",
+        "installation",
+        "intervals",
+        "redaction",
+        "rollout",
+        "seeding",
+        "task",
+    ),
+)
 """Files that every room may import: the standard library and little more."""
 FLOORS = (
     GROUND,

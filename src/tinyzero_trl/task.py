@@ -54,6 +54,10 @@ DECIDED = tuple(outcome for outcome in Outcome if outcome is not Outcome.undecid
 """The outcomes of a verifier that cannot give up."""
 
 
+MAX_SHOWN = 60
+"""Characters of an answer that an explanation shows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The result of a verifier."""
@@ -63,13 +67,27 @@ class Verdict:
     """The value of the answer, if it is legal."""
     answer: str | None = None
     """The answer as written, if there is exactly one."""
+    explanation: str = field(default="", compare=False)
+    """Why it is not correct, in a few words for a person: "uses 19 twice", "5/2 is not 72"; empty if there is nothing to say."""
 
 
 def without_answer(parts: Parts, *, is_truncated: bool) -> Verdict:
     """The verdict on a response without an answer by the rule of `answer.py`."""
     if is_truncated:
-        return Verdict(Outcome.truncated)
-    return Verdict(Outcome.bad_format if parts.has_answer_tag else Outcome.no_answer)
+        return Verdict(Outcome.truncated, explanation="cut off before there was an answer")
+    if parts.has_answer_tag:
+        return Verdict(Outcome.bad_format, explanation="not one thought and then one answer block")
+    return Verdict(Outcome.no_answer, explanation="no answer block")
+
+
+def shortened(text: str) -> str:
+    """The text in one line of at most 60 characters, for an explanation.
+
+    >>> shortened("1 +\\n2"), len(shortened("9" * 99))
+    ('1 + 2', 60)
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_SHOWN else line[: MAX_SHOWN - 3] + "..."
 
 
 @dataclass(frozen=True)

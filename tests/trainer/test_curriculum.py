@@ -16,7 +16,7 @@ from tinyzero_trl.rewards import for_trl
 from tinyzero_trl.seeding import generator_of
 from tinyzero_trl.tasks import TASKS
 from tinyzero_trl.trainer import TinyZeroTrainer
-from tinyzero_trl.trainer.problems import FLOOR, ROW_INDEX, drawn, easy_first, middling
+from tinyzero_trl.trainer.problems import FLOOR, drawn, easy_first, middling
 
 TASK = TASKS["countdown"]
 NUM_ROWS, GROUP = 24, 4
@@ -71,9 +71,9 @@ def make(build: Any) -> Any:
         trainer.seen = []
         whole = trainer._record
 
-        def record(inputs: list[dict[str, Any]], scored: dict[str, Any]) -> torch.Tensor:
-            trainer.seen += [row[ROW_INDEX] for row in inputs[::GROUP]]
-            return whole(inputs, scored)
+        def record(scored: dict[str, Any]) -> torch.Tensor:
+            trainer.seen += [rollout.row_index for rollout in trainer._rollouts[::GROUP]]
+            return whole(scored)
 
         trainer._record = record
         return trainer

@@ -16,10 +16,10 @@ import torch
 from tinyzero_trl.config import check_method, compose
 from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.generation.transformers_rollout import transformers_rollout
+from tinyzero_trl.rollout import ROW_INDEX
 from tinyzero_trl.tasks import TASKS
 from tinyzero_trl.trainer import TinyZeroTrainer
 from tinyzero_trl.trainer.batches import groups_with_signal, joined, rows_in, rows_of
-from tinyzero_trl.trainer.problems import ROW_INDEX
 
 GROUP = 4
 

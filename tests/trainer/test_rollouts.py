@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,15 @@ import pytest
 
 from tinyzero_trl.generation.transformers_rollout import transformers_rollout
 from tinyzero_trl.rewards import for_trl
+from tinyzero_trl.task import Outcome, Verdict
 from tinyzero_trl.tasks import TASKS
 from tinyzero_trl.tasks.math.workers import UndecidedError
 from tinyzero_trl.trainer import TinyZeroTrainer
-from tinyzero_trl.trainer.recording import Generated
 
 TASK = TASKS["countdown"]
 COLUMNS = {
     "step", "problem", "prompt", "prefill", "completion", "num_prompt_tokens", "num_completion_tokens", "is_truncated",
-    "reward", "reward/equation", "reward/graded", "outcome", "advantage", "row", "generation", "seed", "weights_step",
+    "reward", "reward/equation", "reward/graded", "outcome", "explanation", "advantage", "row", "generation", "seed", "weights_step",
 }  # fmt: skip
 
 
@@ -58,11 +59,38 @@ def test_every_rollout_of_every_step_is_in_a_shard_with_its_outcome_and_advantag
     assert [row["step"] for row in table] == [2] * 16
     assert [row["problem"] for row in table] == [index // 4 for index in range(16)]
     assert [row["outcome"] for row in table] == ["wrong_value", "correct"] * 8
+    assert [row["explanation"] for row in table] == ["3 is not 9", ""] * 8
     assert [row["reward"] for row in table] == pytest.approx([0.05, 1.5] * 8)
     assert {row["advantage"] > 0 for row in table if row["outcome"] == "correct"} == {True}
     assert {row["prompt"] for row in table if row["problem"] == 0} == {table[0]["prompt"]}
     assert json.loads(table[0]["row"]) == {"nums": [6, 3], "target": 9}
     assert not table[0]["is_truncated"]
+
+
+def test_a_response_is_verified_once_and_rewards_get_the_verdict(build: Any, solved: Any) -> None:
+    verified: list[str] = []
+    seen: list[Any] = []
+
+    def verify(response: str, **columns: Any) -> Verdict:
+        verified.append(response)
+        return TASK.verify(response, **columns)
+
+    def of_verdict(response: str, *, verdict: Verdict | None = None) -> float:
+        seen.append(verdict)
+        return float(verdict is not None and verdict.outcome is Outcome.correct)
+
+    trainer = build(
+        TinyZeroTrainer,
+        task=dataclasses.replace(TASK, verify=verify),
+        rows=rows(),
+        reward_funcs=[*rewards(), for_trl(of_verdict, name="of_verdict")],
+        rollout_func=solved,
+        max_steps=1,
+    )
+    trainer.train()
+    assert len(verified) == len(seen) == 16
+    (shard,) = (Path(trainer.args.output_dir) / "rollouts").iterdir()
+    assert [row["reward/of_verdict"] for row in pq.read_table(shard).to_pylist()] == [0.0, 1.0] * 8
 
 
 def test_a_response_that_was_cut_off_or_not_decided_earns_what_its_verdict_says(build: Any, monkeypatch: Any) -> None:
@@ -186,7 +214,7 @@ def test_a_greedy_rollout_beside_is_not_recorded_and_changes_no_seed(build: Any)
     assert greedy[0] == greedy[1]
     assert greedy[0][0] == greedy[0][1]
     assert trainer.next_row_seeds(4) == before
-    assert trainer._generated == Generated()
+    assert trainer._rollouts == []
 
 
 def test_tokens_per_second_are_those_of_the_batch_itself(build: Any, solved: Any) -> None:

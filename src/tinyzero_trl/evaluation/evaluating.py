@@ -231,6 +231,7 @@ def verified(
         outcome=str(verdict.outcome),
         is_correct=verdict.outcome == "correct",
         answer=verdict.answer,
+        explanation=verdict.explanation,
     )
 
 

@@ -54,6 +54,8 @@ class Sample:
     """True if the outcome is `correct`."""
     answer: str | None
     """The answer as written, if the response has exactly one."""
+    explanation: str = ""
+    """Why it is not correct, in a few words; empty in files from before this column."""
 
 
 def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
@@ -222,10 +224,11 @@ def read_samples(path: Path) -> list[Sample]:
         raise ValueError(f"{path} is not an evaluation: it has no {SAMPLES}")
     try:
         names = pq.read_schema(file).names
-        if missing := [name for name in _COLUMNS if name not in names]:
+        columns = {name: kind for name, kind in _columns_of_file().items() if name != "explanation" or name in names}
+        if missing := [name for name in columns if name not in names]:
             raise ValueError(f"it has no column {', '.join(missing)}")
-        table = pq.read_table(file, columns=list(_COLUMNS)).cast(pa.schema(list(_columns_of_file().items())))
-        if empty := [name for name in _COLUMNS if name != "answer" and table[name].null_count]:
+        table = pq.read_table(file, columns=list(columns)).cast(pa.schema(list(columns.items())))
+        if empty := [name for name in columns if name != "answer" and table[name].null_count]:
             raise ValueError(f"column {', '.join(empty)} has empty cells")
         rows = table.to_pylist()
         samples = [Sample(**{**row, "row": json.loads(row["row"])}) for row in rows]

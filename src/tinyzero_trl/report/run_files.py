@@ -45,6 +45,8 @@ class Response:
     """Outcome of the verdict."""
     num_tokens: int
     """Tokens of the completion."""
+    explanation: str
+    """Why it is not correct, in a few words; empty if the file does not say it."""
 
 
 @dataclass
@@ -176,7 +178,10 @@ def _shards(files: RunFiles, kind: str, columns: tuple[str, ...]) -> list[tuple[
     for path in sorted((files.folder / "rollouts").glob(f"{kind}-*.parquet")):
         digits = path.stem.removeprefix(f"{kind}-").split(".")[0]
         try:
-            table = pq.read_table(path, columns=list(columns)).select(columns).cast(schema)
+            table = pq.read_table(path, columns=list(columns))
+            if "explanation" in columns and "explanation" not in table.column_names:  # of an older version
+                table = table.append_column("explanation", pa.array([""] * len(table), pa.string()))
+            table = table.select(columns).cast(schema)
             if (
                 not digits.isascii()
                 or not digits.isdigit()
@@ -213,7 +218,7 @@ def _read_evaluations(files: RunFiles) -> dict[str, dict[str, list[Sample]]]:
 def _responses(files: RunFiles, evaluated: Mapping[str, Mapping[str, list[Sample]]]) -> dict[str, list[Response]]:
     """The first response to each problem at every step with one, oldest first, by problem."""
     found: dict[str, dict[int, Response]] = defaultdict(dict)
-    columns = ("row", "prefill", "completion", "outcome", "num_completion_tokens")
+    columns = ("row", "prefill", "completion", "outcome", "num_completion_tokens", "explanation")
     for step, table in _shards(files, "eval", columns):
         for text, *rest in zip(*(table[name] for name in columns), strict=True):
             try:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 LOW, HIGH = -100.0, 100.0
 """The range of a valid reward."""
-FROM_TRAINER = ("completion_ids", "is_truncated")
-"""Columns that only training has: the token ids of the completion, and if it reached the token limit. A reward that reads one
-gives the parameter a default."""
+FROM_TRAINER = ("completion_ids", "is_truncated", "verdict")
+"""Columns that only training has: the token ids of the completion, if it reached the token limit, and the task's verdict on it.
+A reward that reads one gives the parameter a default."""
 FROM_TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 """Arguments that TRL passes to a reward besides the columns of the rows, each for a whole batch."""
 AT_ONCE = 64

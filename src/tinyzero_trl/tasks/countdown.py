@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from tinyzero_trl.answer import split_response
 from tinyzero_trl.data import Problems, load_rows, split_of_key
 from tinyzero_trl.expression import parse
 from tinyzero_trl.rewards import exact_format, ladder
-from tinyzero_trl.task import Outcome, Row, Task, Verdict, without_answer
+from tinyzero_trl.task import Outcome, Row, Task, Verdict, shortened, without_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -107,23 +108,50 @@ def verify(response: str, *, nums: Sequence[int], target: int, is_truncated: boo
         return without_answer(parts, is_truncated=is_truncated)
     expression = parse(parts.answer)
     if expression is None:
-        return Verdict(Outcome.illegal_expression, None, parts.answer)
+        why = f"{shortened(parts.answer)!r} is no expression of + - * / and whole numbers"
+        return Verdict(Outcome.illegal_expression, None, parts.answer, why)
     if sorted(expression.numbers) != sorted(nums):
-        return Verdict(Outcome.wrong_numbers, expression.value, parts.answer)
+        return Verdict(Outcome.wrong_numbers, expression.value, parts.answer, _misuse(expression.numbers, nums))
     if expression.needs_sign and expression.value == target < 0:
-        return Verdict(Outcome.illegal_expression, None, parts.answer)
-    outcome = Outcome.correct if expression.value == target else Outcome.wrong_value
-    return Verdict(outcome, expression.value, parts.answer)
+        return Verdict(
+            Outcome.illegal_expression, None, parts.answer, "needs a minus in front of a number or parenthesis"
+        )
+    if expression.value == target:
+        return Verdict(Outcome.correct, expression.value, parts.answer)
+    why = f"{shortened(str(expression.value))} is not {target}"
+    return Verdict(Outcome.wrong_value, expression.value, parts.answer, why)
 
 
-def equation(response: str, *, nums: Sequence[int], target: int) -> float:
+def _misuse(used: Sequence[int], nums: Sequence[int]) -> str:
+    """The first number that is used too often or not given, and the first that is left out.
+
+    >>> _misuse([19, 19, 3], [19, 36, 3]), _misuse([5], [3])
+    ('uses 19 twice, leaves out 36', 'uses 5, which is not given, leaves out 3')
+    """
+    counts, given = Counter(used), Counter(nums)
+    extra, missing = list((counts - given).elements()), list((given - counts).elements())
+    found = []
+    if extra:
+        number = extra[0]
+        times = {1: "once", 2: "twice"}.get(counts[number], f"{counts[number]} times")
+        found.append(
+            f"uses {shortened(str(number))} {times}"
+            if number in given
+            else f"uses {shortened(str(number))}, which is not given"
+        )
+    if missing:
+        found.append(f"leaves out {missing[0]}")
+    return ", ".join(found)
+
+
+def equation(response: str, *, nums: Sequence[int], target: int, verdict: Verdict | None = None) -> float:
     """1.0 for a right answer, else 0.0."""
-    return float(verify(response, nums=nums, target=target).outcome is Outcome.correct)
+    return float((verdict or verify(response, nums=nums, target=target)).outcome is Outcome.correct)
 
 
-def graded(response: str, *, nums: Sequence[int], target: int) -> float:
+def graded(response: str, *, nums: Sequence[int], target: int, verdict: Verdict | None = None) -> float:
     """0, 0.1 or 1: see `rewards.ladder`."""
-    return ladder(verify(response, nums=nums, target=target))
+    return ladder(verdict or verify(response, nums=nums, target=target))
 
 
 def difficulty(row: Row) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from tinyzero_trl.answer import split_response
 from tinyzero_trl.data import Problems, load_rows, split_of_key
 from tinyzero_trl.rewards import exact_format, ladder
-from tinyzero_trl.task import Outcome, Row, Task, Verdict, without_answer
+from tinyzero_trl.task import Outcome, Row, Task, Verdict, shortened, without_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,19 +81,22 @@ def verify(response: str, *, a: int, b: int, is_truncated: bool = False) -> Verd
     if parts.answer is None:
         return without_answer(parts, is_truncated=is_truncated)
     if len(parts.answer) > MAX_DIGITS or not _INTEGER.fullmatch(parts.answer):
-        return Verdict(Outcome.illegal_expression, None, parts.answer)
+        why = f"{shortened(parts.answer)!r} is no whole number in plain digits"
+        return Verdict(Outcome.illegal_expression, None, parts.answer, why)
     value = int(parts.answer)
-    return Verdict(Outcome.correct if value == a * b else Outcome.wrong_value, Fraction(value), parts.answer)
+    if value == a * b:
+        return Verdict(Outcome.correct, Fraction(value), parts.answer)
+    return Verdict(Outcome.wrong_value, Fraction(value), parts.answer, f"{shortened(str(value))} is not {a * b}")
 
 
-def product(response: str, *, a: int, b: int) -> float:
+def product(response: str, *, a: int, b: int, verdict: Verdict | None = None) -> float:
     """1.0 for a right answer, else 0.0."""
-    return float(verify(response, a=a, b=b).outcome is Outcome.correct)
+    return float((verdict or verify(response, a=a, b=b)).outcome is Outcome.correct)
 
 
-def graded(response: str, *, a: int, b: int) -> float:
+def graded(response: str, *, a: int, b: int, verdict: Verdict | None = None) -> float:
     """0, 0.1 or 1: see `rewards.ladder`."""
-    return ladder(verify(response, a=a, b=b))
+    return ladder(verdict or verify(response, a=a, b=b))
 
 
 def difficulty(row: Row) -> str:

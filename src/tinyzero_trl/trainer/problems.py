@@ -14,8 +14,6 @@ from trl.trainer.utils import RepeatSampler
 from tinyzero_trl.config import CurriculumSettings
 from tinyzero_trl.seeding import generator_of
 
-ROW_INDEX = "row_index"
-"""Column of the training data, added here: the number of the row."""
 SUCCESS = "success"
 RATE = 0.5
 """Weight of a group's share of solved completions against what its problem had before: a policy changes within a few visits."""
@@ -60,7 +58,7 @@ class Problems:
     """
 
     def __init__(self, dataset: Any, curriculum: CurriculumSettings, *, seed: int):
-        """dataset: the training rows, with the column ROW_INDEX."""
+        """dataset: the training rows."""
         self.dataset = dataset
         self.curriculum = curriculum
         self.seed = seed

@@ -1,4 +1,4 @@
-"""Rollouts as records: verified, measured, and written row by row in parquet shards.
+"""Rollouts made of completions: verified, scored, measured, and written row by row in parquet shards.
 
 Axes: see tinyzero_trl.algorithms.
 """
@@ -11,7 +11,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,15 @@ import pyarrow.parquet as pq
 from tinyzero_trl import storage
 from tinyzero_trl.intervals import Estimate, share
 from tinyzero_trl.rewards import text_of, verdict_of
-from tinyzero_trl.task import Outcome, Task, Verdict
-from tinyzero_trl.trainer.problems import ROW_INDEX
+from tinyzero_trl.rollout import NOT_RAW, ROW_INDEX, Rollout
+from tinyzero_trl.task import Task
 
 logger = logging.getLogger(__name__)
-NOT_RAW = ("prompt", "prefill", ROW_INDEX)
-"""Columns of a row that are not the task's own."""
-
-Record = dict[str, Any]
-"""One rollout: the columns of rollouts/*.parquet by name."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """This process's completions of the batch under way, as the engine gave them."""
+    """This process's completions as the engine gave them last."""
 
     prompt_ids: Sequence[Sequence[int]] = ()
     completion_ids: Sequence[Sequence[int]] = ()
@@ -44,110 +39,99 @@ class Generated:
     """Time of generation."""
 
 
-def verdict_on(task: Task, completion: Any, *, row: dict[str, Any], is_truncated: bool) -> Verdict:
-    """The task's verdict on a completion to a row, text or chat messages, with the row's prefill before it."""
-    response = (row.get("prefill") or "") + (text_of(completion) or "")
-    return verdict_of(task, response, row=row, is_truncated=is_truncated)
-
-
-def records_of(
+def verified(
     rows: Sequence[dict[str, Any]],
     generated: Generated,
     *,
     task: Task,
-    advantages: Sequence[float],
     seeds: Sequence[int] | None,
     is_truncated: Callable[[Sequence[int]], bool],
-    **origin: int | None,
-) -> list[Record]:
-    """This process's rollouts, verified. seeds: of each row, None where they are not ours. origin: columns that all of them share."""
-    records = []
-    for row, prompt_ids, ids, completion, advantage, seed in zip(
+    step: int,
+    generation: int,
+    weights_step: int | None,
+) -> list[Rollout]:
+    """A rollout of each row with the task's verdict, not scored yet. seeds: of each row, None where they are not ours."""
+    rollouts = []
+    for row, prompt_ids, ids, completion, seed in zip(
         rows,
         generated.prompt_ids,
         generated.completion_ids,
         generated.completions,
-        advantages,
         seeds or [None] * len(rows),
         strict=True,
     ):
+        prompt, prefill, text = row["prompt"], row.get("prefill") or "", text_of(completion) or ""
         was_cut = is_truncated(ids)
-        raw = {key: value for key, value in row.items() if key not in NOT_RAW}
-        prompt = row["prompt"]
-        records.append(
-            {
-                **origin,
-                "seed": seed,
-                "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
-                "prefill": row.get("prefill") or "",
-                "completion": text_of(completion) or "",
-                "num_prompt_tokens": len(prompt_ids),
-                "num_completion_tokens": len(ids),
-                "is_truncated": was_cut,
-                "outcome": str(verdict_on(task, completion, row=row, is_truncated=was_cut).outcome),
-                "advantage": advantage,
-                "row": json.dumps(raw, ensure_ascii=False, default=str),
-                **({ROW_INDEX: row[ROW_INDEX]} if ROW_INDEX in row else {}),
-            }
+        rollouts.append(
+            Rollout(
+                row={key: value for key, value in row.items() if key not in NOT_RAW},
+                prompt=prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
+                prefill=prefill,
+                completion=text,
+                num_prompt_tokens=len(prompt_ids),
+                num_completion_tokens=len(ids),
+                is_truncated=was_cut,
+                verdict=verdict_of(task, prefill + text, row=row, is_truncated=was_cut),
+                step=step,
+                generation=generation,
+                seed=seed,
+                weights_step=weights_step,
+                row_index=row.get(ROW_INDEX),
+            )
         )
-    return records
+    return rollouts
 
 
-def add_rewards(
-    records: Sequence[Record],
-    rewards_NF: Sequence[Sequence[float]],
+def scored(
+    rollouts: Sequence[Rollout],
+    rewards_BF: Sequence[Sequence[float]],
     *,
     weights: Sequence[float],
     names: Sequence[str],
-    num_generations: int,
-    first_problem: int,
-) -> None:
-    """Add to the records of all processes their problem, each reward, and their weighted sum; None where there is none (NaN)."""
-    for index, (record, rewards) in enumerate(zip(records, rewards_NF, strict=True)):
-        record["problem"] = first_problem + index // num_generations
-        known = [(reward, weight) for reward, weight in zip(rewards, weights, strict=True) if reward == reward]
-        record["reward"] = sum(reward * weight for reward, weight in known) if known else None
-        for name, reward in zip(names, rewards, strict=True):
-            record[f"reward/{name}"] = reward if reward == reward else None
+    advantages: Sequence[float],
+    problems: Sequence[int],
+) -> list[Rollout]:
+    """The rollouts with their problem, their rewards (None in the place of NaN), the weighted sum of these, and their advantage."""
+    found = []
+    for rollout, rewards, advantage, problem in zip(rollouts, rewards_BF, advantages, problems, strict=True):
+        known = [reward * weight for reward, weight in zip(rewards, weights, strict=True) if reward == reward]
+        by_name = {name: reward if reward == reward else None for name, reward in zip(names, rewards, strict=True)}
+        total = sum(known) if known else None
+        found.append(replace(rollout, problem=problem, rewards=by_name, reward=total, advantage=advantage))
+    return found
 
 
-def measured(records: Sequence[Record], *, task: Task, seconds: float) -> dict[str, float]:
-    """What the rollouts of a batch say about learning, as metrics. seconds: their generation took."""
-    num_by_outcome = Counter(record["outcome"] for record in records)
-    metrics = {"accuracy": num_by_outcome[Outcome.correct] / len(records)}
-    metrics |= {f"outcomes/{outcome}": num_by_outcome[outcome] / len(records) for outcome in task.outcomes}
+def measured(rollouts: Sequence[Rollout], *, task: Task, seconds: float) -> dict[str, float]:
+    """Metrics of a batch of rollouts: accuracy, outcomes, lengths, the task's behaviours, speed. seconds: their generation took."""
+    num_by_outcome = Counter(str(rollout.verdict.outcome) for rollout in rollouts)
+    metrics = {"accuracy": sum(rollout.is_solved for rollout in rollouts) / len(rollouts)}
+    metrics |= {f"outcomes/{outcome}": num_by_outcome[str(outcome)] / len(rollouts) for outcome in task.outcomes}
     for name, is_wanted in (("correct", True), ("wrong", False)):
-        lengths = [r["num_completion_tokens"] for r in records if is_solved(r) is is_wanted]
+        lengths = [rollout.num_completion_tokens for rollout in rollouts if rollout.is_solved is is_wanted]
         metrics[f"length/{name}"] = _mean(lengths)
-    rows = [json.loads(record["row"]) for record in records]
     for name, behaviour in task.behaviours.items():
         values = [
-            behaviour(record["prefill"] + record["completion"], **{column: row[column] for column in task.columns})
-            for record, row in zip(records, rows, strict=True)
+            behaviour(rollout.response, **{column: rollout.row[column] for column in task.columns})
+            for rollout in rollouts
         ]
         metrics[name] = _mean([value for value in values if not math.isnan(value)])
-    num_tokens = sum(record["num_completion_tokens"] for record in records)
+    num_tokens = sum(rollout.num_completion_tokens for rollout in rollouts)
     return {**metrics, "tokens_per_second": num_tokens / max(seconds, 1e-9)}
 
 
-def is_solved(record: Record) -> bool:
-    """True for a correct response."""
-    return bool(record["outcome"] == Outcome.correct)
-
-
-def accuracy_of(records: Sequence[Record]) -> Estimate:
+def accuracy_of(rollouts: Sequence[Rollout]) -> Estimate:
     """Share of correct responses, the mean over problems, with its 95 % interval.
 
     The problem is the unit of the interval, however many responses it has.
     """
     rates: dict[int, list[float]] = defaultdict(list)
-    for record in records:
-        rates[record["problem"]].append(float(is_solved(record)))
+    for rollout in rollouts:
+        rates[rollout.problem].append(float(rollout.is_solved))
     return share([_mean(values) for values in rates.values()])
 
 
-def held_out_metrics(sampled: Sequence[Record], greedy: Sequence[Record]) -> dict[str, float]:
-    """Intervals of an evaluation's accuracy, sampled and, where there are such records, greedy; metric_for_best_model takes any of them."""
+def held_out_metrics(sampled: Sequence[Rollout], greedy: Sequence[Rollout]) -> dict[str, float]:
+    """Intervals of an evaluation's accuracy, sampled and, where there are such rollouts, greedy; metric_for_best_model takes any of them."""
     estimate = accuracy_of(sampled)
     metrics = {"eval_accuracy_low": estimate.low, "eval_accuracy_high": estimate.high}
     if greedy:
@@ -156,7 +140,7 @@ def held_out_metrics(sampled: Sequence[Record], greedy: Sequence[Record]) -> dic
             "eval_greedy_accuracy": estimate.value,
             "eval_greedy_accuracy_low": estimate.low,
             "eval_greedy_accuracy_high": estimate.high,
-            "eval_greedy_length": _mean([record["num_completion_tokens"] for record in greedy]),
+            "eval_greedy_length": _mean([rollout.num_completion_tokens for rollout in greedy]),
         }
     return metrics
 
@@ -179,7 +163,7 @@ class Shards:
         self.folder = run / "rollouts"
         self._last = (-1, 0)
 
-    def write(self, mode: str, step: int, records: list[Record]) -> None:
+    def write(self, mode: str, step: int, rollouts: Sequence[Rollout]) -> None:
         """Write one shard; several of the same training step are numbered."""
         # steps_per_generation below gradient_accumulation_steps generates several times for one step.
         part = self._last[1] + 1 if mode == "train" and self._last[0] == step else 0
@@ -189,7 +173,9 @@ class Shards:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with storage.replacing(target) as file:
-                pq.write_table(pa.Table.from_pylist(records), file, compression="zstd")
+                pq.write_table(
+                    pa.Table.from_pylist([rollout.columns() for rollout in rollouts]), file, compression="zstd"
+                )
         except OSError as error:  # saving a checkpoint says so with its own exit code
             logger.warning("%s: %s", target.name, error)
 

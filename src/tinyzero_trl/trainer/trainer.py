@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +44,7 @@ from tinyzero_trl.config import (
 from tinyzero_trl.failures import ConfigError, DiskFull, ServerLost
 from tinyzero_trl.models import StopStrings, adapters, is_truncated, prompts_ids
 from tinyzero_trl.rewards import BatchReward
+from tinyzero_trl.rollout import ROW_INDEX, Rollout
 from tinyzero_trl.seeding import row_seeds
 from tinyzero_trl.task import Task
 from tinyzero_trl.trainer import checkpoints, logprobs, microbatches, recording, state, truncation
@@ -54,9 +56,9 @@ from tinyzero_trl.trainer.ending import Signals, TokenBudget
 from tinyzero_trl.trainer.microbatches import MEAN_OVER_ROWS, SUM_OVER_TOKENS, Cut, OptimizerStep
 from tinyzero_trl.trainer.non_finite import NonFiniteSteps, nan_where_not_finite
 from tinyzero_trl.trainer.offload import HostMemory, keep_state_on_host, on_host
-from tinyzero_trl.trainer.problems import ROW_INDEX, Problems, epoch_sampler
+from tinyzero_trl.trainer.problems import Problems, epoch_sampler
 from tinyzero_trl.trainer.progress import StepProgress
-from tinyzero_trl.trainer.recording import Generated, Record, Shards
+from tinyzero_trl.trainer.recording import Generated, Shards
 from tinyzero_trl.trainer.replay import ReplayBuffer, fill_in_old
 from tinyzero_trl.trainer.scoring import RewardWatch, out_of_range
 from tinyzero_trl.trainer.timing import StepClock
@@ -153,8 +155,10 @@ class TinyZeroTrainer(GRPOTrainer):
         self._reference_on_host = HostMemory()
         self._inputs: Rows = []
         self._generated = Generated()
-        self._eval_records: list[Record] = []
-        self._greedy_records: list[Record] = []
+        self._rollouts: list[Rollout] = []
+        """This process's rollouts of the batch under way, verified."""
+        self._eval_rollouts: list[Rollout] = []
+        self._greedy_rollouts: list[Rollout] = []
         self._num_eval_batches = 0
         self._optimizer_step = OptimizerStep()
         self._is_deferring_logps = False
@@ -308,7 +312,7 @@ class TinyZeroTrainer(GRPOTrainer):
         if not self.model.training:
             scored = roll_out(inputs)
             if self.evaluation.greedy and self.task is not None:
-                self._greedy_records += self._answered_greedily(inputs[:: self._group_size])
+                self._greedy_rollouts += self._answered_greedily(inputs[:: self._group_size])
             return scored
         if self.curriculum_settings.by is not None:
             num = len(inputs) * self.accelerator.num_processes // self.num_generations
@@ -346,7 +350,7 @@ class TinyZeroTrainer(GRPOTrainer):
         scored["advantages"] = self._advantages(scored, baseline_P)
         if self.task is not None:
             with self.clock.phase("scoring"):
-                scored["is_solved"] = self._record(inputs, scored)
+                scored["is_solved"] = self._record(scored)
         return scored
 
     def _generate(self, prompts: list[Any]) -> Any:
@@ -370,15 +374,13 @@ class TinyZeroTrainer(GRPOTrainer):
         if self.model.training:
             num_tokens = torch.tensor(sum(map(len, completion_ids)), device=self.accelerator.device)
             self.num_generated_tokens += int(self.accelerator.reduce(num_tokens, reduction="sum"))
-        if self.rollout_temperature is None:
-            columns = {key: [row[key] for row in self._inputs] for key in self._inputs[0]} if self._inputs else {}
+        if self.rollout_temperature is None and len(completions) == len(self._inputs):
+            columns = {key: [row[key] for row in self._inputs] for key in self._inputs[0]}
             for reward in self._batch_rewards():
-                if len(completions) == len(self._inputs):
-                    reward.submit(completions, columns)
+                reward.submit(completions, columns)
         seconds = time.perf_counter() - start
         self.clock.seconds["generation"] += seconds
-        if self.rollout_temperature is None:
-            self._generated = Generated(prompt_ids, completion_ids, completions, seconds)
+        self._generated = Generated(prompt_ids, completion_ids, completions, seconds)
         return generated
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
@@ -432,14 +434,22 @@ class TinyZeroTrainer(GRPOTrainer):
         return is_truncated(ids, ends=self._ends, stop=self.stop_strings)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
-        """Rewards of all processes, [N, F]; NaN where one is out of range. Ends a run that cannot learn from them."""
-        with self.clock.phase("scoring", "rewards"):
+        """Rewards of all processes, [N, F], from the verdict on each completion; NaN where one is out of range.
+
+        Ends a run that cannot learn from them.
+        """
+        with self.clock.phase("scoring"):
             # The verdict on a response that ran into the token limit is another; rewards have to know what is recorded.
-            inputs = [
+            given = [
                 {**row, "is_truncated": self.is_truncated(ids)}
                 for row, ids in zip(inputs, completion_ids_list, strict=True)
             ]
-            rewards_NF: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            if self.task is not None:
+                rollouts = self._verified(inputs)
+                given = [{**row, "verdict": one.verdict} for row, one in zip(given, rollouts, strict=True)]
+                self._rollouts = rollouts if self.rollout_temperature is None else self._rollouts
+            with self.clock.phase("rewards"):
+                rewards_NF: torch.Tensor = super()._calculate_rewards(given, prompts, completions, completion_ids_list)
         is_wrong_NF = out_of_range(rewards_NF)
         if is_wrong_NF.any():
             rewards_NF = rewards_NF.masked_fill(is_wrong_NF, torch.nan)
@@ -571,42 +581,47 @@ class TinyZeroTrainer(GRPOTrainer):
         self._add_metrics({"replay/groups": int(self._over_processes(num_replayed).sum())})
         return scored
 
-    def _record(self, rows: Rows, scored: Batch) -> torch.Tensor:
-        """Verify this process's responses, gather all of them, log their metrics and write their shard; returns which are correct, [B]."""
+    def _verified(self, rows: Rows) -> list[Rollout]:
+        """A rollout of each of this process's rows, of what was generated last."""
         assert self.task is not None
-        is_training = self.model.training
-        mine = recording.records_of(
+        return recording.verified(
             rows,
             self._generated,
             task=self.task,
-            advantages=mean_per_row(scored["advantages"], scored["completion_mask"]).tolist(),
-            seeds=self.batch_seeds,
+            seeds=self.batch_seeds if self.rollout_temperature is None else None,
             is_truncated=self.is_truncated,
-            step=self.state.global_step + is_training,
+            step=self.state.global_step + self.model.training,
             generation=self.batch_number,
             weights_step=self.weights_step,
         )
-        records = gather_object(mine)
-        recording.add_rewards(
-            records,
-            self.rewards_NF.tolist(),
+
+    def _record(self, scored: Batch) -> torch.Tensor:
+        """Complete this process's rollouts, gather all of them, log their metrics and write their shard; returns which are correct, [B]."""
+        assert self.task is not None
+        num_rows = len(self._rollouts)
+        first = self.accelerator.process_index * num_rows
+        before = self._eval_rollouts[-1].problem + 1 if not self.model.training and self._eval_rollouts else 0
+        mine = recording.scored(
+            self._rollouts,
+            self.rewards_NF[first : first + num_rows].tolist(),
             weights=self.reward_weights.tolist(),
             names=self.reward_func_names,
-            num_generations=self._group_size,
-            first_problem=self._eval_records[-1]["problem"] + 1 if not is_training and self._eval_records else 0,
+            advantages=mean_per_row(scored["advantages"], scored["completion_mask"]).tolist(),
+            problems=[before + row // self._group_size for row in range(first, first + num_rows)],
         )
-        self._add_metrics(recording.measured(records, task=self.task, seconds=self._generated.seconds))
-        if is_training:
+        rollouts: list[Rollout] = gather_object(mine)
+        self._add_metrics(recording.measured(rollouts, task=self.task, seconds=self._generated.seconds))
+        if self.model.training:
             self.problems.learn_success(
-                [recording.is_solved(record) for record in records],
-                problems=[record.get(ROW_INDEX, 0) for record in records],
+                [rollout.is_solved for rollout in rollouts],
+                problems=[rollout.row_index or 0 for rollout in rollouts],
                 num_generations=self.num_generations,
             )
             if self.is_world_process_zero():
-                self.shards.write("train", self.state.global_step + 1, records)
+                self.shards.write("train", self.state.global_step + 1, rollouts)
         else:
-            self._eval_records += records
-        return torch.tensor([recording.is_solved(record) for record in mine], device=self.accelerator.device)
+            self._eval_rollouts += rollouts
+        return torch.tensor([rollout.is_solved for rollout in mine], device=self.accelerator.device)
 
     # The update: loss -> guard -> step
 
@@ -730,8 +745,8 @@ class TinyZeroTrainer(GRPOTrainer):
     # Log and evaluate
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if not self.model.training and self._eval_records:
-            logs |= recording.held_out_metrics(self._eval_records, self._greedy_records)
+        if not self.model.training and self._eval_rollouts:
+            logs |= recording.held_out_metrics(self._eval_rollouts, self._greedy_rollouts)
         if self.non_finite.hides_loss and "loss" in logs:
             logs["loss"] = math.nan
             self.non_finite.hides_loss = False
@@ -746,7 +761,7 @@ class TinyZeroTrainer(GRPOTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's, at a temperature of its own, with a shard of its rollouts; every evaluation draws alike."""
         standing = self.args.temperature
-        self._num_eval_batches, self._greedy_records = 0, []
+        self._num_eval_batches, self._greedy_rollouts = 0, []
         if self.evaluation.temperature is not None:
             self.args.temperature = self.evaluation.temperature
         self.clock.seconds.clear()
@@ -756,22 +771,18 @@ class TinyZeroTrainer(GRPOTrainer):
         finally:
             self.args.temperature = standing
         self.clock.seconds.clear()
-        if self._eval_records and self.is_world_process_zero():
-            self.shards.write("eval", self.state.global_step, self._eval_records)
-        self._eval_records = []
+        if self._eval_rollouts and self.is_world_process_zero():
+            self.shards.write("eval", self.state.global_step, self._eval_rollouts)
+        self._eval_rollouts = []
         return metrics
 
-    def _answered_greedily(self, rows: Rows) -> list[Record]:
-        """Verdict and length of one greedy response to each row, over all processes."""
-        assert self.task is not None
+    def _answered_greedily(self, rows: Rows) -> list[Rollout]:
+        """One greedy response to each row, verified, over all processes."""
         with self._extra_rollout(temperature=0.0):
-            _, ids_of_rows, _, completions, *_ = self._generate([row["prompt"] for row in rows])
-        mine = []
-        for row, ids, completion in zip(rows, ids_of_rows, completions, strict=True):
-            verdict = recording.verdict_on(self.task, completion, row=row, is_truncated=self.is_truncated(ids))
-            mine.append({"outcome": str(verdict.outcome), "num_completion_tokens": len(ids)})
-        first = len(self._greedy_records)
-        return [{**record, "problem": first + index} for index, record in enumerate(gather_object(mine))]
+            self._generate([row["prompt"] for row in rows])
+            rollouts = gather_object(self._verified(rows))
+        first = len(self._greedy_rollouts)
+        return [replace(rollout, problem=first + index) for index, rollout in enumerate(rollouts)]
 
     # Save and resume
 

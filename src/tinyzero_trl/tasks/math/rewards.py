@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tinyzero_trl.rewards import Attempt, GroupReward, cosine_scaled, relative_length
-from tinyzero_trl.task import Outcome
+from tinyzero_trl.task import Outcome, Verdict
 from tinyzero_trl.tasks.math.verdict import verify
 
 
-def accuracy(response: str, *, answer: str, is_truncated: bool = False) -> float:
+def accuracy(response: str, *, answer: str, is_truncated: bool = False, verdict: Verdict | None = None) -> float:
     """1.0 for a right answer, else 0.0; as in evaluation, also for a response that reached the token limit.
 
     Misleads: a right number with wrong reasoning earns it, and multiple-choice and yes-no problems reward guesses; leave them
     out of the data. The errors of the verifier are measured in docs/math-verifier.md.
     """
-    return float(verify(response, answer=answer, is_truncated=is_truncated).outcome is Outcome.correct)
+    verdict = verdict or verify(response, answer=answer, is_truncated=is_truncated)
+    return float(verdict.outcome is Outcome.correct)
 
 
 def cosine(
@@ -24,6 +25,7 @@ def cosine(
     answer: str,
     completion_ids: Sequence[int] | None = None,
     is_truncated: bool = False,
+    verdict: Verdict | None = None,
     max_tokens: int = 1000,
     correct_short: float = 1.0,
     correct_long: float = 0.5,
@@ -38,8 +40,9 @@ def cosine(
     """
     if completion_ids is None:
         return None
+    verdict = verdict or verify(response, answer=answer, is_truncated=is_truncated)
     return cosine_scaled(
-        is_correct=verify(response, answer=answer, is_truncated=is_truncated).outcome is Outcome.correct,
+        is_correct=verdict.outcome is Outcome.correct,
         num_tokens=len(completion_ids),
         max_tokens=max_tokens,
         correct=(correct_short, correct_long),
@@ -48,12 +51,17 @@ def cosine(
 
 
 def attempt(
-    response: str, *, answer: str, completion_ids: Sequence[int] | None = None, is_truncated: bool = False
+    response: str,
+    *,
+    answer: str,
+    completion_ids: Sequence[int] | None = None,
+    is_truncated: bool = False,
+    verdict: Verdict | None = None,
 ) -> Attempt | None:
     """Correctness and length, which `length` compares; None outside training, where the tokens are not known."""
     if completion_ids is None:
         return None
-    verdict = verify(response, answer=answer, is_truncated=is_truncated)
+    verdict = verdict or verify(response, answer=answer, is_truncated=is_truncated)
     return Attempt(verdict.outcome is Outcome.correct, len(completion_ids))
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from tinyzero_trl.task import Outcome, Verdict
+from tinyzero_trl.task import Outcome, Verdict, shortened
 from tinyzero_trl.tasks.math.final_answer import MAX_ANSWER, find_answer
 from tinyzero_trl.tasks.math.normal_form import SUBSCRIPT, Form, canonical, form_of
 from tinyzero_trl.tasks.math.readings import alike
@@ -66,10 +66,13 @@ def verify(response: str, *, answer: str, is_truncated: bool = False) -> Verdict
     found = find_answer(response, is_truncated=is_truncated)
     if found.answer is None:
         if is_truncated:
-            return Verdict(Outcome.truncated)
-        return Verdict(Outcome.bad_format if found.is_malformed else Outcome.no_answer)
+            return Verdict(Outcome.truncated, explanation="cut off before there was an answer")
+        if found.is_malformed:
+            return Verdict(Outcome.bad_format, explanation="not one complete box or answer block")
+        return Verdict(Outcome.no_answer, explanation="no box and no answer block")
     if len(found.answer) > MAX_ANSWER:
-        return Verdict(Outcome.illegal_expression, None, found.answer[:MAX_ANSWER])
+        why = f"the answer has more than {MAX_ANSWER} characters"
+        return Verdict(Outcome.illegal_expression, None, found.answer[:MAX_ANSWER], why)
     gold, form = alike(form_of(answer[:MAX_ANSWER]), form_of(found.answer), written=found.answer)
     is_same = same_by_text(gold, form)
     if is_same is None:
@@ -80,10 +83,15 @@ def verify(response: str, *, answer: str, is_truncated: bool = False) -> Verdict
                 else compare(*sources(gold, form))
             )
         except UndecidedError:
-            return Verdict(Outcome.undecided, form.value, found.answer)
+            return Verdict(Outcome.undecided, form.value, found.answer, "the comparison took too long, or failed")
         if not is_legal:
-            return Verdict(Outcome.illegal_expression, form.value, found.answer)
-    return Verdict(Outcome.correct if is_same else Outcome.wrong_value, form.value, found.answer)
+            why = f"{shortened(found.answer)!r} is outside what is read as mathematics"
+            return Verdict(Outcome.illegal_expression, form.value, found.answer, why)
+    if is_same:
+        return Verdict(Outcome.correct, form.value, found.answer)
+    return Verdict(
+        Outcome.wrong_value, form.value, found.answer, f"{shortened(found.answer)} is not {shortened(answer)}"
+    )
 
 
 def is_beyond(answer: str) -> bool:

@@ -1,0 +1,93 @@
+"""A rollout: one completion to one prompt, what it was worth, and where it comes from. Its fields are the columns of rollouts/*.parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tinyzero_trl.task import Outcome, Verdict
+
+ROW_INDEX = "row_index"
+"""Column of the training data, added where a feature chooses among its rows: the number of the row."""
+NOT_RAW = ("prompt", "prefill", ROW_INDEX)
+"""Columns of a row that are not the task's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Made once after generation, verified once, scored from the verdict, recorded.
+
+    Token ids and log-probabilities are not here: they are tensors of the batch that is trained on.
+    """
+
+    row: Mapping[str, Any]
+    """The task's own columns; JSON in the file."""
+    prompt: str
+    """The prompt as text; chat messages as JSON."""
+    prefill: str
+    """What the prompt already put in the assistant's mouth."""
+    completion: str
+    """What the model wrote."""
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    """Length of the completion, end-of-text token included."""
+    is_truncated: bool
+    """It ran into the token limit."""
+
+    verdict: Verdict
+    """The task's; its outcome and explanation are columns."""
+
+    step: int
+    """Optimizer step that it is trained in, or after which it was an answer to a held-out problem."""
+    generation: int
+    """Number of the batch: training batches are counted through, those of an evaluation from 0."""
+    seed: int | None
+    """What it was drawn with; None where another rollout function draws."""
+    weights_step: int | None
+    """Optimizer steps behind the weights that wrote it; None where the rollout function does not say."""
+    row_index: int | None = None
+    """Number of the row in the training data, where a feature chooses among rows."""
+
+    problem: int = 0
+    """Number of the problem in its batch or evaluation."""
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+    """What each reward function gave, None where it gave nothing; columns `reward/<name>`."""
+    reward: float | None = None
+    """Their weighted sum; None where none gave anything."""
+    advantage: float = 0.0
+    """Mean over its tokens where each token has its own."""
+
+    @property
+    def response(self) -> str:
+        """Prefill and completion: what verifiers and rewards read."""
+        return self.prefill + self.completion
+
+    @property
+    def is_solved(self) -> bool:
+        """True for a correct response."""
+        return self.verdict.outcome == Outcome.correct
+
+    def columns(self) -> dict[str, Any]:
+        """The cells of its line in rollouts/*.parquet, by column."""
+        return {
+            "step": self.step,
+            "generation": self.generation,
+            "problem": self.problem,
+            "seed": self.seed,
+            "weights_step": self.weights_step,
+            "prompt": self.prompt,
+            "prefill": self.prefill,
+            "completion": self.completion,
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "num_completion_tokens": self.num_completion_tokens,
+            "is_truncated": self.is_truncated,
+            "outcome": str(self.verdict.outcome),
+            "explanation": self.verdict.explanation,
+            "reward": self.reward,
+            **{f"reward/{name}": value for name, value in self.rewards.items()},
+            "advantage": self.advantage,
+            "row": json.dumps(dict(self.row), ensure_ascii=False, default=str),
+            **({ROW_INDEX: self.row_index} if self.row_index is not None else {}),
+        }

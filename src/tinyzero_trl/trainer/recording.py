@@ -52,14 +52,9 @@ def verified(
 ) -> list[Rollout]:
     """A rollout of each row with the task's verdict, not scored yet. seeds: of each row, None where they are not ours."""
     rollouts = []
-    for row, prompt_ids, ids, completion, seed in zip(
-        rows,
-        generated.prompt_ids,
-        generated.completion_ids,
-        generated.completions,
-        seeds or [None] * len(rows),
-        strict=True,
-    ):
+    each_seed: Sequence[int | None] = seeds or [None] * len(rows)
+    parts = (generated.prompt_ids, generated.completion_ids, generated.completions, each_seed)
+    for row, prompt_ids, ids, completion, seed in zip(rows, *parts, strict=True):
         prompt, prefill, text = row["prompt"], row.get("prefill") or "", text_of(completion) or ""
         was_cut = is_truncated(ids)
         rollouts.append(

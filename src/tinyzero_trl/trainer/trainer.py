@@ -107,6 +107,14 @@ class TinyZeroTrainer(GRPOTrainer):
     rewards_NF: torch.Tensor
     """Rewards of the last batch, NaN where a function gave none."""
 
+    # TRL's own, set anew here.
+    beta: float
+    train_dataset: Any
+    vllm_importance_sampling_correction: bool
+    _buffered_inputs: Any
+    _pending_metrics: defaultdict[str, list[Any]]
+    _pending_extra_logs: defaultdict[str, list[Any]]
+
     def __init__(
         self,
         *args: Any,

@@ -15,18 +15,8 @@ import tinyzero_trl
 
 PACKAGE = Path(tinyzero_trl.__file__).parent
 GROUND = (
-    *(
-        "answer",
-        "expression",
-        "failures",
-        "hub",
-        "installation",
-        "intervals",
-        "redaction",
-        "rollout",
-        "seeding",
-        "task",
-    ),
+    *("answer", "expression", "failures", "hub", "installation", "intervals"),
+    *("redaction", "rollout", "seeding", "task"),
 )
 """Files that every room may import: the standard library and little more."""
 FLOORS = (

@@ -110,6 +110,16 @@ def test_problems_are_shown_over_time_and_most_were_learned(run):
     assert len(learned) >= 4
 
 
+def test_a_wrong_response_is_shown_with_why_it_is_wrong(run):
+    responses = [response for _, times in read_run(run).problems for response in times]
+    judged = [response for response in responses if response.label in ("base", "trained")]
+    assert all(bool(response.explanation) == (response.outcome != "correct") for response in judged)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert any(
+        f'<p class="explanation">{response.explanation}</p>' in page for response in judged if response.explanation
+    )
+
+
 def test_seconds_add_up_to_the_whole_run(run):
     files = read_run(run)
     seconds = dict(seconds_by_part(files))

@@ -27,14 +27,15 @@ class Rollout:
     prompt: str
     """The prompt as text; chat messages as JSON."""
     prefill: str
-    """What the prompt already put in the assistant's mouth."""
+    """Beginning of the response that the prompt already contains."""
     completion: str
-    """What the model wrote."""
+    """Text that the model generated, without the prefill."""
     num_prompt_tokens: int
+    """Tokens of the prompt."""
     num_completion_tokens: int
-    """Length of the completion, end-of-text token included."""
+    """Tokens of the completion, with the end token."""
     is_truncated: bool
-    """It ran into the token limit."""
+    """True if the completion ran into the token limit."""
 
     verdict: Verdict
     """The task's; its outcome and explanation are columns."""
@@ -44,7 +45,7 @@ class Rollout:
     generation: int
     """Number of the batch: training batches are counted through, those of an evaluation from 0."""
     seed: int | None
-    """What it was drawn with; None where another rollout function draws."""
+    """Seed it was drawn with; None if another rollout function draws."""
     weights_step: int | None
     """Optimizer steps behind the weights that wrote it; None where the rollout function does not say."""
     row_index: int | None = None
@@ -53,7 +54,7 @@ class Rollout:
     problem: int = 0
     """Number of the problem in its batch or evaluation."""
     rewards: Mapping[str, float | None] = field(default_factory=dict)
-    """What each reward function gave, None where it gave nothing; columns `reward/<name>`."""
+    """Number by reward function, None where it gave none; columns `reward/<name>`."""
     reward: float | None = None
     """Their weighted sum; None where none gave anything."""
     advantage: float = 0.0

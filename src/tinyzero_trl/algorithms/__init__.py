@@ -1,4 +1,4 @@
-"""How rewards become advantages: one estimator a file, each a pure function; `ALGORITHMS` is the table a recipe chooses from.
+"""Rewards to advantages: one estimator a file, each a pure function; `ALGORITHMS` is the table a recipe chooses from.
 
     rewards of N completions -> [P, G], a row for each prompt -> `Algorithm.advantages` -> [P, G], or [B, T] where each token has its own
 
@@ -37,9 +37,9 @@ class Algorithm:
     has_group_baseline: bool = False
     """A group whose rewards are all the same has advantages of exactly 0."""
     kl: Literal["loss", "reward"] = "loss"
-    """Where `trainer.beta` weighs the divergence from the reference model."""
+    """Place in which `trainer.beta` weighs the divergence from the reference model."""
     whitening: Literal["none", "batch"] = "none"
-    """What `advantage_whitening: null` means for it."""
+    """Meaning of `advantage_whitening: null`."""
     requires: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Values a recipe may give the keys of `trainer` that make the method what it is, as text."""
 

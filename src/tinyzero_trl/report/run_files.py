@@ -178,8 +178,10 @@ def _shards(files: RunFiles, kind: str, columns: tuple[str, ...]) -> list[tuple[
     for path in sorted((files.folder / "rollouts").glob(f"{kind}-*.parquet")):
         digits = path.stem.removeprefix(f"{kind}-").split(".")[0]
         try:
-            table = pq.read_table(path, columns=list(columns))
-            if "explanation" in columns and "explanation" not in table.column_names:  # of an older version
+            has_all = "explanation" in pq.read_schema(path).names
+            wanted = [name for name in columns if name != "explanation" or has_all]
+            table = pq.read_table(path, columns=wanted)
+            if len(wanted) < len(columns):  # written by an older version
                 table = table.append_column("explanation", pa.array([""] * len(table), pa.string()))
             table = table.select(columns).cast(schema)
             if (

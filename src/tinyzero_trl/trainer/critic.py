@@ -46,7 +46,7 @@ class Critic:
         """The rows of this optimizer step."""
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """What the estimator of PPO reads besides rewards: the value of every completion token, and the discounts."""
+        """Inputs of PPO's estimator besides rewards: the value of every completion token, and the discounts."""
         return {"values_BT": self.learner.values(batch), "gamma": self.settings.gamma, "lam": self.settings.lam}
 
     def set_targets(self, batch: Batch, estimate: Estimated, *, values_BT: torch.Tensor, num_prompts: int) -> bool:

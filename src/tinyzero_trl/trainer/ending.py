@@ -1,4 +1,4 @@
-"""What ends training before its last step: a signal, or a budget of generated tokens that is spent.
+"""Training ends before its last step at a signal, or when a budget of generated tokens is spent.
 
 Ctrl-C and SIGTERM end the step, save a sealed checkpoint and stop, on all processes at the same step.
 """

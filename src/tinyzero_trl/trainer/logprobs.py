@@ -18,7 +18,7 @@ from tinyzero_trl.trainer.microbatches import Cut
 
 
 def in_chunks(batch: Batch, cut: Cut, logps_of: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
-    """What `logps_of` gives for each chunk of the batch's rows, put together; [B, T], 0 at padding."""
+    """Log-probabilities of the batch by `logps_of`, computed chunk by chunk; [B, T], 0 at padding."""
     logps_BT = torch.zeros(batch["completion_ids"].shape, device=batch["completion_ids"].device)
     keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
     for rows, _ in cut.chunks():

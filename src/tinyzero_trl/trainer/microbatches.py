@@ -27,7 +27,7 @@ OVERHEAD = 0.01
 
 @dataclass
 class OptimizerStep:
-    """What the micro-steps of one optimizer step have in common."""
+    """State that the micro-steps of one optimizer step share."""
 
     number: int = -1
     """Optimizer steps before it."""

@@ -63,7 +63,7 @@ class Problems:
         self.curriculum = curriculum
         self.seed = seed
         self.known_R = torch.empty(0)
-        """What is known of each problem: its value in the column, or its success rate, NaN where it has not come; empty without a curriculum."""
+        """Value of each problem in the curriculum's column, or its success rate, NaN if it has not come yet; empty without a curriculum."""
         if curriculum.by == SUCCESS:
             self.known_R = torch.full((len(dataset),), torch.nan, dtype=torch.float64)
         elif curriculum.by is not None:
@@ -106,7 +106,7 @@ class Problems:
         return [dict(rows[problem]) for problem in mine]
 
     def metrics(self, problems: list[int]) -> dict[str, float]:
-        """What the curriculum knows of the problems it chose."""
+        """Metrics of the problems that the curriculum chose."""
         known = self.known_R[problems]
         if self.curriculum.by != SUCCESS:
             return {f"curriculum/{self.curriculum.by}": known.mean().item()}

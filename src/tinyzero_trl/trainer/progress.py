@@ -1,4 +1,4 @@
-"""What is shown while a run trains: one live line in a terminal, one plain line a step elsewhere."""
+"""Progress of a run: one live line in a terminal, one plain line a step elsewhere."""
 
 from __future__ import annotations
 

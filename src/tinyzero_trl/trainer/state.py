@@ -1,4 +1,4 @@
-"""What a resumed run needs beyond transformers' checkpoint, written per process beside it; and its files, checked before they are loaded.
+"""State that a resumed run needs beyond transformers' checkpoint: written per process beside it, checked before it is loaded.
 
 The state is nested dicts and lists of tensors, numbers, text and None. Nothing is pickled.
 """
@@ -32,7 +32,7 @@ def save_state(folder: Path, state: dict[str, Any], *, rank: int) -> None:
 
 
 def load_state(folder: Path, *, rank: int, device: torch.device) -> dict[str, Any] | None:
-    """What `save_state` wrote, tensors on `device` or the CPU as they were; None where there is none. Nothing is unpickled."""
+    """Returns the state that `save_state` wrote, tensors on `device` or the CPU as they were; None if there is none. Nothing is unpickled."""
     path = folder / f"{STATE}-{rank}.json"
     if not path.is_file():
         return None

@@ -69,7 +69,10 @@ Rows = list[dict[str, Any]]
 
 
 class Engine(Protocol):
-    """What the trainer asks of vLLM, beside what TRL asks of its own VLLMGeneration (generation/remote.py, generation/colocated.py)."""
+    """The interface of vLLM that the trainer calls itself; TRL calls `generate` and `sync_weights` of its VLLMGeneration.
+
+    generation/server_generation.py and generation/colocated.py implement it as subclasses of that class, which TRL constructs.
+    """
 
     weights_step: int
     """Optimizer steps behind the weights of the last rollout."""
@@ -173,7 +176,7 @@ class TinyZeroTrainer(GRPOTrainer):
         self._in_loss: Batch | None = None
         """The batch or chunk whose loss is being computed."""
         self._being_written: Path | None = None
-        """Where transformers puts a checkpoint's folder while it is written."""
+        """Folder that holds a checkpoint while it is written."""
         self._restored_loss: dict[str, float] | None = None
         """The loss since the last log, of a checkpoint: transformers sets its own to 0 as training begins."""
 

@@ -144,13 +144,9 @@ def schema_of(name: str, fields: typing.Iterable[Field]) -> type:
     return dataclasses.make_dataclass(name, made)
 
 
-def run_schema(program: str) -> Any:
-    """The typed node of a whole run of `grpo` or `sft`, with every default."""
-    return copy.deepcopy(_run_schema(program))
-
-
 @cache
-def _run_schema(program: str) -> Any:
+def run_schema(program: str) -> Any:
+    """The typed node of a whole run of `grpo` or `sft`, with every default; callers copy it before they change it."""
     fields = trl_fields()
     node = OmegaConf.structured(PretrainingConfig if program == "sft" else RunConfig)
     node.model = OmegaConf.structured(schema_of(MODEL, fields[MODEL]))

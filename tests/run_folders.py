@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from tinyzero_trl.evaluation import scores, verified
+from tinyzero_trl.evaluation import scores
 from tinyzero_trl.pretraining.countdown_traces import attempts
+from tinyzero_trl.rewards import verified
+from tinyzero_trl.rollout import Rollout
 from tinyzero_trl.tasks import TASKS
 
 COUNTDOWN = TASKS["countdown"]
@@ -78,8 +80,8 @@ def write_benchmarks(folder: Path, *, k: int = 4) -> Path:
                     length = draw.randrange(200, 3000)
                     samples.append(
                         verified(
-                            row,
                             math_task,
+                            row,
                             problem=problem,
                             sample=sample,
                             completion=text,
@@ -105,7 +107,7 @@ def _skill(progress: float) -> float:
     return 1 / (1 + math.exp(-7 * (progress - 0.4)))
 
 
-def _sample(draw: random.Random, row: dict[str, Any], problem: int, skill: float) -> scores.Sample:
+def _sample(draw: random.Random, row: dict[str, Any], problem: int, skill: float) -> Rollout:
     """A thought in the tiny model's manner: the more skill, the longer it goes on and the likelier it is right."""
     legal = attempts(tuple(sorted(row["nums"])))
     solutions = [attempt for attempt in legal if attempt.value == row["target"]]
@@ -121,8 +123,8 @@ def _sample(draw: random.Random, row: dict[str, Any], problem: int, skill: float
     is_truncated = draw.random() < 0.06
     completion = "\n" + "\n".join(lines) + ("" if is_truncated else f"\n</think>\n<answer>{answer}</answer>")
     return verified(
-        {**row, "prompt": f"... {row['nums']} ... {row['target']} ...\n<think>", "prefill": "<think>"},
         COUNTDOWN,
+        {**row, "prompt": f"... {row['nums']} ... {row['target']} ...\n<think>", "prefill": "<think>"},
         problem=problem,
         sample=0,
         completion=completion,
@@ -131,7 +133,7 @@ def _sample(draw: random.Random, row: dict[str, Any], problem: int, skill: float
     )
 
 
-def _measure(batch: list[scores.Sample]) -> dict[str, float]:
+def _measure(batch: list[Rollout]) -> dict[str, float]:
     def mean(values: list[float]) -> float:
         return sum(values) / len(values) if values else math.nan
 
@@ -146,7 +148,7 @@ def _measure(batch: list[scores.Sample]) -> dict[str, float]:
     }
 
 
-def _write_rollouts(folder: Path, kind: str, step: int, batch: list[scores.Sample]) -> None:
+def _write_rollouts(folder: Path, kind: str, step: int, batch: list[Rollout]) -> None:
     (folder / "rollouts").mkdir(exist_ok=True)
     records = [
         {

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tinyzero_trl.evaluation import audit, command_line, scores, second_graders, verified
+from tinyzero_trl.evaluation import audit, command_line, scores, second_graders
+from tinyzero_trl.rewards import verified
 from tinyzero_trl.tasks import TASKS
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -55,8 +56,8 @@ def evaluated(folder, task, responses):
     """An evaluation of the given (row, response) pairs."""
     samples = [
         verified(
-            {**row, "prompt": "", "prefill": ""},
             TASKS[task],
+            {**row, "prompt": "", "prefill": ""},
             problem=problem,
             sample=0,
             completion=response,

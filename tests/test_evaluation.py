@@ -18,6 +18,7 @@ from tinyzero_trl.evaluation.completions import checked_model, prompt_ids_of
 from tinyzero_trl.evaluation.plan import Settings, make_plan
 from tinyzero_trl.models import identity_of
 from tinyzero_trl.models.location import locate
+from tinyzero_trl.rewards import verified
 from tinyzero_trl.storage import manifest
 from tinyzero_trl.tasks import TASKS
 
@@ -91,9 +92,9 @@ def test_a_supervised_run_is_evaluated_on_the_data_of_its_task(model_folder, tmp
 
 def sample_of(problem, completion, *, sample=0, is_truncated=False, nums=(3, 5, 40), target=42):
     row = {"nums": list(nums), "target": target, "prompt": "...<think>", "prefill": "<think>"}
-    return evaluating.verified(
-        row,
+    return verified(
         TASKS["countdown"],
+        row,
         problem=problem,
         sample=sample,
         completion=completion,

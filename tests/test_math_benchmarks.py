@@ -13,6 +13,7 @@ from small_models import make_llama
 from tinyzero_trl.evaluation import benchmarks, command_line, evaluating, scores
 from tinyzero_trl.evaluation.benchmarks import BENCHMARKS, chosen, load, warning
 from tinyzero_trl.evaluation.tables import show
+from tinyzero_trl.rewards import verified
 from tinyzero_trl.tasks import TASKS
 
 
@@ -171,9 +172,9 @@ def test_an_evaluation_whose_verifier_gave_up_on_more_than_half_a_percent_fails(
 def samples_of(levels, *, k=1, benchmark="m"):
     rows = [{"problem": "?", "answer": "12", "level": level, "source": benchmark} for level in levels]
     return [
-        evaluating.verified(
-            {**row, "prompt": "", "prefill": ""},
+        verified(
             TASKS["math"],
+            {**row, "prompt": "", "prefill": ""},
             problem=problem,
             sample=sample,
             completion=r"\boxed{12}" if problem % 2 else "",

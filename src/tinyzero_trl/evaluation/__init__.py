@@ -10,14 +10,12 @@ finished evaluation again, with `second_graders` that share no code with our ver
 
 from tinyzero_trl.evaluation.benchmarks import BENCHMARKS, chosen, load
 from tinyzero_trl.evaluation.command_line import main
-from tinyzero_trl.evaluation.evaluating import evaluate, verified
+from tinyzero_trl.evaluation.evaluating import evaluate
 from tinyzero_trl.evaluation.plan import Settings
-from tinyzero_trl.evaluation.scores import Sample
 from tinyzero_trl.evaluation.tables import is_share, shown_p, too_small
 
 __all__ = [
     "BENCHMARKS",
-    "Sample",
     "Settings",
     "chosen",
     "evaluate",
@@ -26,5 +24,4 @@ __all__ = [
     "main",
     "shown_p",
     "too_small",
-    "verified",
 ]

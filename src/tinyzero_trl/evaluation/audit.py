@@ -16,9 +16,9 @@ from rich.progress import track
 
 from tinyzero_trl import intervals, storage
 from tinyzero_trl.evaluation import scores, second_graders
-from tinyzero_trl.evaluation.scores import Sample
 from tinyzero_trl.intervals import Estimate
 from tinyzero_trl.rewards import KILL_SECONDS, discard
+from tinyzero_trl.rollout import Rollout
 from tinyzero_trl.tasks import TASKS
 
 MANY = 0.02
@@ -147,7 +147,7 @@ def _short(text: object) -> str:
     return line if len(line) <= 40 else f"{line[:37]}..."
 
 
-def _graded(task: str, samples: Sequence[Sample], columns: Sequence[str]) -> Iterator[bool | None]:
+def _graded(task: str, samples: Sequence[Rollout], columns: Sequence[str]) -> Iterator[bool | None]:
     """True or False for each sample in order, as the second grader judges; None if it ran out of time or memory."""
     from pebble import ProcessPool
 

@@ -28,11 +28,10 @@ from tinyzero_trl.evaluation.completions import (
     room,
 )
 from tinyzero_trl.evaluation.plan import Plan, Settings, make_plan, refuse_changed, request
-from tinyzero_trl.evaluation.scores import Sample
 from tinyzero_trl.models import CheckedModel, check_stop, identity_of, weights_of
-from tinyzero_trl.rewards import verdict_of
+from tinyzero_trl.rewards import verified
 from tinyzero_trl.storage import locked
-from tinyzero_trl.task import Row, Task, loaded, prompts, resolve
+from tinyzero_trl.task import Row, loaded, prompts, resolve
 
 PACKAGES = ("tinyzero-trl", "torch", "transformers", "trl", "peft", "datasets")
 """Packages whose versions a summary names."""
@@ -214,27 +213,6 @@ def completed(
     return [known[place] for place in range(evaluation.num_samples)], seconds
 
 
-def verified(
-    row: Row, task: Task, *, problem: int, sample: int, completion: str, num_completion_tokens: int, is_truncated: bool
-) -> Sample:
-    """The sample with the task's verdict, from the same call as in training."""
-    verdict = verdict_of(task, row["prefill"] + completion, row=row, is_truncated=is_truncated)
-    return Sample(
-        problem=problem,
-        sample=sample,
-        row={name: value for name, value in row.items() if name not in ("prompt", "prefill")},
-        prompt=row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"]),
-        prefill=row["prefill"],
-        completion=completion,
-        num_completion_tokens=num_completion_tokens,
-        is_truncated=is_truncated,
-        outcome=str(verdict.outcome),
-        is_correct=verdict.outcome == "correct",
-        answer=verdict.answer,
-        explanation=verdict.explanation,
-    )
-
-
 def _write(
     evaluation: Prepared,
     completions: Sequence[dict[str, Any]],
@@ -247,7 +225,7 @@ def _write(
     plan, settings = evaluation.plan, evaluation.settings
     rows = [row for row in evaluation.rows for _ in range(plan.k)]
     samples = [
-        verified(row, plan.task, problem=place // plan.k, sample=place % plan.k, **completion)
+        verified(plan.task, row, problem=place // plan.k, sample=place % plan.k, **completion)
         for place, (row, completion) in enumerate(zip(rows, completions, strict=True))
     ]
     num_tokens = sum(sample.num_completion_tokens for sample in samples)

@@ -6,7 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from tinyzero_trl import intervals, storage
 from tinyzero_trl.evaluation import benchmarks
 from tinyzero_trl.failures import kind_of
 from tinyzero_trl.intervals import Comparison, Estimate
-from tinyzero_trl.task import Row, Task
+from tinyzero_trl.rollout import Rollout
+from tinyzero_trl.task import Task, Verdict
 
 SUMMARY, SAMPLES = "summary.json", "samples.parquet"
 """Names of the files in an evaluation folder: settings and metrics; samples with their verdicts."""
@@ -28,42 +29,12 @@ MAX_UNDECIDED = 0.005
 """Share of samples without a verdict above which the metrics tell more about the verifier than about the model."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One response to one problem, with its verdict. The fields are the columns of samples.parquet."""
-
-    problem: int
-    """Index of the problem in this evaluation."""
-    sample: int
-    """Index of the sample of this problem, from 0 to k - 1."""
-    row: Row
-    """The raw columns of the problem; JSON in the file."""
-    prompt: str
-    """The prompt as text; chat messages as JSON."""
-    prefill: str
-    """Beginning of the response that the prompt already contains."""
-    completion: str
-    """Text that the model generated, without the prefill."""
-    num_completion_tokens: int
-    """Tokens of the completion, with the end token."""
-    is_truncated: bool
-    """True if the completion ran into the token limit."""
-    outcome: str
-    """Outcome of the verdict."""
-    is_correct: bool
-    """True if the outcome is `correct`."""
-    answer: str | None
-    """The answer as written, if the response has exactly one."""
-    explanation: str = ""
-    """Why it is not correct, in a few words; empty in files from before this column."""
-
-
-def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
+def metrics(samples: Sequence[Rollout], *, task: Task) -> dict[str, Estimate]:
     """Every metric of an evaluation by name. Means and intervals are over problems, whatever the number of samples of each.
 
     maj@k votes by the task's normal form of the answer (`Task.canonical`), which knows nothing of the right answer.
     """
-    groups: dict[int, list[Sample]] = defaultdict(list)
+    groups: dict[int, list[Rollout]] = defaultdict(list)
     for sample in samples:
         groups[sample.problem].append(sample)
     problems = [groups[index] for index in sorted(groups)]
@@ -86,7 +57,7 @@ def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
     ended = _per_problem(problems, lambda sample: math.nan if sample.is_truncated else float(sample.is_correct))
     if ended:
         values["correct_of_ended/share"] = intervals.share(ended)
-    lengths: dict[str, Callable[[Sample], float]] = {
+    lengths: dict[str, Callable[[Rollout], float]] = {
         "length/mean": lambda sample: sample.num_completion_tokens,
         "length/correct": lambda sample: sample.num_completion_tokens if sample.is_correct else math.nan,
         "length/wrong": lambda sample: math.nan if sample.is_correct else sample.num_completion_tokens,
@@ -97,12 +68,12 @@ def metrics(samples: Sequence[Sample], *, task: Task) -> dict[str, Estimate]:
             values[name] = replace(e, low=max(e.low, 0.0))  # with two problems, Student's t interval reaches below zero
     for name, behaviour in task.behaviours.items():
 
-        def measured(sample: Sample, behaviour: Callable[..., float] = behaviour) -> float:
+        def measured(sample: Rollout, behaviour: Callable[..., float] = behaviour) -> float:
             return behaviour(sample.prefill + sample.completion, **{name: sample.row[name] for name in task.columns})
 
         if counted := _per_problem(problems, measured):
             values[name] = (intervals.share if name.endswith("/share") else intervals.mean)(counted)
-    by_difficulty: dict[str, list[list[Sample]]] = defaultdict(list)
+    by_difficulty: dict[str, list[list[Rollout]]] = defaultdict(list)
     for group in problems:
         by_difficulty[task.difficulty(group[0].row)].append(group)
     if by_difficulty.keys() != {""}:
@@ -134,7 +105,7 @@ def undecided(summary: Mapping[str, Any]) -> float:
     return float(summary["metrics"].get("outcome/undecided", {}).get("value", 0.0))
 
 
-def write(folder: Path, *, summary: dict[str, Any], samples: Sequence[Sample]) -> None:
+def write(folder: Path, *, summary: dict[str, Any], samples: Sequence[Rollout]) -> None:
     """Write an evaluation folder. summary.json comes last and whole, so a folder that has it is complete."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -142,7 +113,7 @@ def write(folder: Path, *, summary: dict[str, Any], samples: Sequence[Sample]) -
     folder.mkdir(parents=True, exist_ok=True)
     for name in (SUMMARY, AUDIT):  # they belong to other samples
         (folder / name).unlink(missing_ok=True)
-    columns: dict[str, list[Any]] = {name: [getattr(sample, name) for sample in samples] for name in _COLUMNS}
+    columns = {name: [getattr(sample, name) for sample in samples] for name in _columns_of_file()}
     columns["row"] = [json.dumps(row) for row in columns["row"]]
     with storage.replacing(folder / SAMPLES) as file:
         pq.write_table(pa.table(columns, schema=pa.schema(list(_columns_of_file().items()))), file)
@@ -211,7 +182,7 @@ def not_an_evaluation(path: Path) -> ValueError:
     return ValueError(f"{path} is not an evaluation: it has no {SUMMARY}{hint}")
 
 
-def read_samples(path: Path) -> list[Sample]:
+def read_samples(path: Path) -> list[Rollout]:
     """Every sample of the evaluation at `path`, a folder or its summary.json, in the order they were written.
 
     Raises: ValueError.
@@ -231,7 +202,7 @@ def read_samples(path: Path) -> list[Sample]:
         if empty := [name for name in columns if name != "answer" and table[name].null_count]:
             raise ValueError(f"column {', '.join(empty)} has empty cells")
         rows = table.to_pylist()
-        samples = [Sample(**{**row, "row": json.loads(row["row"])}) for row in rows]
+        samples = [_rollout(row) for row in rows]
         if any(not isinstance(sample.row, dict) for sample in samples):
             raise ValueError("column row must hold objects")
     except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
@@ -241,7 +212,7 @@ def read_samples(path: Path) -> list[Sample]:
     return samples
 
 
-def compare(base: Sequence[Sample], trained: Sequence[Sample]) -> Comparison:
+def compare(base: Sequence[Rollout], trained: Sequence[Rollout]) -> Comparison:
     """The paired test of two evaluations. Raises: ValueError if they have different problems."""
     rates = [_rates(base), _rates(trained)]
     if len(rates[0]) != len(rates[1]):
@@ -252,17 +223,26 @@ def compare(base: Sequence[Sample], trained: Sequence[Sample]) -> Comparison:
     return intervals.compare([rates[0][key] for key in order], [rates[1][key] for key in order])
 
 
-_COLUMNS = tuple(Sample.__dataclass_fields__)
-
-
 def _columns_of_file() -> dict[str, Any]:
+    """Columns of samples.parquet: what an evaluation knows of a Rollout; `row` is JSON."""
     import pyarrow as pa
 
-    types = {"int": pa.int64(), "bool": pa.bool_(), "Row": pa.string(), "str": pa.string(), "str | None": pa.string()}
-    return {name: types[str(Sample.__dataclass_fields__[name].type)] for name in _COLUMNS}
+    texts = dict.fromkeys(("row", "prompt", "prefill", "completion", "outcome", "answer", "explanation"), pa.string())
+    numbers = dict.fromkeys(("problem", "sample", "num_completion_tokens"), pa.int64())
+    return {**numbers, **texts, **dict.fromkeys(("is_truncated", "is_correct"), pa.bool_())}
 
 
-def _per_problem(problems: Sequence[Sequence[Sample]], figure: Callable[[Sample], float]) -> list[float]:
+def _rollout(cells: dict[str, Any]) -> Rollout:
+    """The record of a line of samples.parquet."""
+    del cells["is_correct"]  # the outcome says it
+    # An outcome may be one of a person's own task.
+    outcome, answer, explanation = cells.pop("outcome"), cells.pop("answer"), cells.pop("explanation", "")
+    return Rollout(
+        **{**cells, "row": json.loads(cells["row"])}, verdict=Verdict(outcome, answer=answer, explanation=explanation)
+    )
+
+
+def _per_problem(problems: Sequence[Sequence[Rollout]], figure: Callable[[Rollout], float]) -> list[float]:
     """The mean of `figure` over the samples of each problem, without samples of NaN; a problem with no other sample is left out."""
     means = []
     for group in problems:
@@ -272,12 +252,12 @@ def _per_problem(problems: Sequence[Sequence[Sample]], figure: Callable[[Sample]
     return means
 
 
-def _majority(group: Sequence[Sample], canonical: Callable[[str], str]) -> float:
+def _majority(group: Sequence[Rollout], canonical: Callable[[str], str]) -> float:
     answers = [None if sample.answer is None else canonical(sample.answer) for sample in group]
     return intervals.majority(answers, [sample.is_correct for sample in group])
 
 
-def _rates(samples: Sequence[Sample]) -> dict[str, float]:
+def _rates(samples: Sequence[Rollout]) -> dict[str, float]:
     """Pass rate by problem; a problem that appears twice in an evaluation counts as two."""
     is_correct: dict[str, dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for sample in samples:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl.evaluation import Sample, scores
+from tinyzero_trl.evaluation import scores
 from tinyzero_trl.intervals import Comparison, Estimate, compare, share
 from tinyzero_trl.redaction import redacted
+from tinyzero_trl.rollout import Rollout
 from tinyzero_trl.runs import metric_lines
 from tinyzero_trl.storage import is_number, plain_record
 
@@ -200,9 +201,9 @@ def _shards(files: RunFiles, kind: str, columns: tuple[str, ...]) -> list[tuple[
     return tables
 
 
-def _read_evaluations(files: RunFiles) -> dict[str, dict[str, list[Sample]]]:
+def _read_evaluations(files: RunFiles) -> dict[str, dict[str, list[Rollout]]]:
     """Samples by evaluation and problem. Summaries are put into `files.evaluations`."""
-    found: dict[str, dict[str, list[Sample]]] = {}
+    found: dict[str, dict[str, list[Rollout]]] = {}
     for path in sorted((files.folder / "evaluation").glob(f"*/{scores.SUMMARY}")):
         name = path.parent.name
         try:
@@ -217,7 +218,7 @@ def _read_evaluations(files: RunFiles) -> dict[str, dict[str, list[Sample]]]:
     return found
 
 
-def _responses(files: RunFiles, evaluated: Mapping[str, Mapping[str, list[Sample]]]) -> dict[str, list[Response]]:
+def _responses(files: RunFiles, evaluated: Mapping[str, Mapping[str, list[Rollout]]]) -> dict[str, list[Response]]:
     """The first response to each problem at every step with one, oldest first, by problem."""
     found: dict[str, dict[int, Response]] = defaultdict(dict)
     columns = ("row", "prefill", "completion", "outcome", "num_completion_tokens", "explanation")
@@ -266,7 +267,7 @@ def _key(row: Mapping[str, Any]) -> str:
     return json.dumps(row, sort_keys=True)
 
 
-def _rate(samples: list[Sample]) -> float:
+def _rate(samples: list[Rollout]) -> float:
     return math.fsum(sample.is_correct for sample in samples) / len(samples)
 
 

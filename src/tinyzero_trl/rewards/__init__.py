@@ -27,7 +27,7 @@ from tinyzero_trl.rewards.shaping import (
     repetition,
     tag_count,
 )
-from tinyzero_trl.rewards.verdict import verdict_of
+from tinyzero_trl.rewards.verdict import verdict_of, verified
 from tinyzero_trl.rewards.worker_process import KILL_SECONDS, discard, prepare
 
 __all__ = [
@@ -56,5 +56,6 @@ __all__ = [
     "tag_count",
     "text_of",
     "verdict_of",
+    "verified",
     "why_not_a_reward",
 ]

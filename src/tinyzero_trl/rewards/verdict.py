@@ -1,11 +1,13 @@
-"""The verdict of a task on one response, in training and in evaluation; a verifier that fails ends the run with one line."""
+"""The verdict of a task on one response, and the record it begins, in training and in evaluation; a verifier that fails ends both with one line."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from tinyzero_trl.failures import VerifierFailure
+from tinyzero_trl.rollout import NOT_RAW, Rollout
 from tinyzero_trl.task import Task, Verdict
 
 
@@ -28,3 +30,30 @@ def verdict_of(task: Task, response: str, *, row: Mapping[str, Any], is_truncate
             f"Verdict with one of the task's outcomes: {known}"
         )
     return verdict
+
+
+def verified(
+    task: Task,
+    row: Mapping[str, Any],
+    *,
+    completion: str,
+    num_completion_tokens: int,
+    is_truncated: bool,
+    **origin: Any,
+) -> Rollout:
+    """The record of a completion to a worded row (columns of the task, prompt, prefill), with its verdict, not scored yet.
+
+    origin: fields of Rollout that say where it comes from.
+    Raises: VerifierFailure.
+    """
+    prompt, prefill = row["prompt"], row.get("prefill") or ""
+    return Rollout(
+        row={name: value for name, value in row.items() if name not in NOT_RAW},
+        prompt=prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
+        prefill=prefill,
+        completion=completion,
+        num_completion_tokens=num_completion_tokens,
+        is_truncated=is_truncated,
+        verdict=verdict_of(task, prefill + completion, row=row, is_truncated=is_truncated),
+        **origin,
+    )

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from tinyzero_trl import storage
 from tinyzero_trl.intervals import Estimate, share
-from tinyzero_trl.rewards import text_of, verdict_of
-from tinyzero_trl.rollout import NOT_RAW, ROW_INDEX, Rollout
+from tinyzero_trl.rewards import text_of, verified
+from tinyzero_trl.rollout import ROW_INDEX, Rollout
 from tinyzero_trl.task import Task
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Generated:
     """Time of generation."""
 
 
-def verified(
+def rollouts_of(
     rows: Sequence[dict[str, Any]],
     generated: Generated,
     *,
@@ -55,18 +55,14 @@ def verified(
     each_seed: Sequence[int | None] = seeds or [None] * len(rows)
     parts = (generated.prompt_ids, generated.completion_ids, generated.completions, each_seed)
     for row, prompt_ids, ids, completion, seed in zip(rows, *parts, strict=True):
-        prompt, prefill, text = row["prompt"], row.get("prefill") or "", text_of(completion) or ""
-        was_cut = is_truncated(ids)
         rollouts.append(
-            Rollout(
-                row={key: value for key, value in row.items() if key not in NOT_RAW},
-                prompt=prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False),
-                prefill=prefill,
-                completion=text,
-                num_prompt_tokens=len(prompt_ids),
+            verified(
+                task,
+                row,
+                completion=text_of(completion) or "",
                 num_completion_tokens=len(ids),
-                is_truncated=was_cut,
-                verdict=verdict_of(task, prefill + text, row=row, is_truncated=was_cut),
+                is_truncated=is_truncated(ids),
+                num_prompt_tokens=len(prompt_ids),
                 step=step,
                 generation=generation,
                 seed=seed,
@@ -98,11 +94,11 @@ def scored(
 
 def measured(rollouts: Sequence[Rollout], *, task: Task, seconds: float) -> dict[str, float]:
     """Metrics of a batch of rollouts: accuracy, outcomes, lengths, the task's behaviours, speed. seconds: their generation took."""
-    num_by_outcome = Counter(str(rollout.verdict.outcome) for rollout in rollouts)
-    metrics = {"accuracy": sum(rollout.is_solved for rollout in rollouts) / len(rollouts)}
+    num_by_outcome = Counter(rollout.outcome for rollout in rollouts)
+    metrics = {"accuracy": sum(rollout.is_correct for rollout in rollouts) / len(rollouts)}
     metrics |= {f"outcomes/{outcome}": num_by_outcome[str(outcome)] / len(rollouts) for outcome in task.outcomes}
     for name, is_wanted in (("correct", True), ("wrong", False)):
-        lengths = [rollout.num_completion_tokens for rollout in rollouts if rollout.is_solved is is_wanted]
+        lengths = [rollout.num_completion_tokens for rollout in rollouts if rollout.is_correct is is_wanted]
         metrics[f"length/{name}"] = _mean(lengths)
     for name, behaviour in task.behaviours.items():
         values = [
@@ -121,7 +117,7 @@ def accuracy_of(rollouts: Sequence[Rollout]) -> Estimate:
     """
     rates: dict[int, list[float]] = defaultdict(list)
     for rollout in rollouts:
-        rates[rollout.problem].append(float(rollout.is_solved))
+        rates[rollout.problem].append(float(rollout.is_correct))
     return share([_mean(values) for values in rates.values()])
 
 

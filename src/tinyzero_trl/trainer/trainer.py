@@ -595,7 +595,7 @@ class TinyZeroTrainer(GRPOTrainer):
     def _verified(self, rows: Rows) -> list[Rollout]:
         """A rollout of each of this process's rows, of what was generated last."""
         assert self.task is not None
-        return recording.verified(
+        return recording.rollouts_of(
             rows,
             self._generated,
             task=self.task,
@@ -624,7 +624,7 @@ class TinyZeroTrainer(GRPOTrainer):
         self._add_metrics(recording.measured(rollouts, task=self.task, seconds=self._generated.seconds))
         if self.model.training:
             self.problems.learn_success(
-                [rollout.is_solved for rollout in rollouts],
+                [rollout.is_correct for rollout in rollouts],
                 problems=[rollout.row_index or 0 for rollout in rollouts],
                 num_generations=self.num_generations,
             )
@@ -632,7 +632,7 @@ class TinyZeroTrainer(GRPOTrainer):
                 self.shards.write("train", self.state.global_step + 1, rollouts)
         else:
             self._eval_rollouts += rollouts
-        return torch.tensor([rollout.is_solved for rollout in mine], device=self.accelerator.device)
+        return torch.tensor([rollout.is_correct for rollout in mine], device=self.accelerator.device)
 
     # The update: loss -> guard -> step
 

@@ -42,7 +42,7 @@ class Stub:
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
         self.http_client = HttpClient(f"http://127.0.0.1:{self.http.server_port}", token="t" * 43, seconds_per_call=5.0)
 
     def do(self, path: str, body: Any) -> tuple[int, Any]:

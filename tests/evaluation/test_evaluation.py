@@ -22,7 +22,7 @@ from tinyzero_trl.rewards import verified
 from tinyzero_trl.storage import manifest
 from tinyzero_trl.tasks import TASKS
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% if not loop.last or add_generation_prompt %}"
     "</s>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"

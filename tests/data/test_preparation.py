@@ -15,7 +15,7 @@ from tinyzero_trl.task import resolve
 from tinyzero_trl.tasks import TASKS
 from tinyzero_trl.tasks.countdown import format_countdown, key_of
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def countdown(*words: str) -> Path:

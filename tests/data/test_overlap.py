@@ -10,7 +10,7 @@ import pytest
 
 from tinyzero_trl.data.overlap import Overlap, overlaps, words_of
 
-MATH = Path(__file__).parents[2] / "shared" / "data" / "math"
+MATH = Path(__file__).parents[3] / "shared" / "data" / "math"
 LONG = "A train leaves the station at noon and travels at 60 miles per hour for three hours before it stops. How far does it go?"
 OTHER = "Ten points lie on a circle and every two of them are joined. Into how many parts is the disc cut at most? Express your answer as an integer."
 

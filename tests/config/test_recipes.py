@@ -11,7 +11,7 @@ import yaml
 from tinyzero_trl.config import RECIPES, check_method, checks, compose, list_recipes, program_of
 from tinyzero_trl.failures import ConfigError
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 ALL = [item for item in list_recipes() if program_of(item.name) == "grpo"]
 METHOD = (
     "loss_type", "scale_rewards", "importance_sampling_level", "beta", "epsilon", "epsilon_high", "temperature", "top_p",

@@ -8,7 +8,7 @@ import pytest
 
 from tinyzero_trl.launch import NODES, launch
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "recipes" / "accelerate_configs").glob("[!c]*.yaml"))
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "recipes" / "accelerate_configs").glob("[!c]*.yaml"))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

@@ -14,7 +14,7 @@ from tinyzero_trl.config import sharding_of
 from tinyzero_trl.config.sharding import KEYS
 from tinyzero_trl.failures import ConfigError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GROUP = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 """Variables that torchrun sets for the second of two processes."""
 

@@ -11,7 +11,7 @@ from tinyzero_trl.evaluation import audit, command_line, scores, second_graders
 from tinyzero_trl.rewards import verified
 from tinyzero_trl.tasks import TASKS
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 ROLLOUTS = DATA / "rollouts" / "gsm8k_openai_1600.jsonl"
 MATH = DATA / "math" / "math_train_7k.jsonl"
 

@@ -227,7 +227,9 @@ def recipes(argv: Sequence[str]) -> int:
             print(f"## {task}\n\n| recipe | model | hardware | what to expect |\n|---|---|---|---|")
             for row in shown:
                 if row.task == task:
-                    print(f"| `+{task}={row.name}` | {row.model} | {row.hardware} | {row.fault or row.expectation} |")
+                    print(
+                        f"| `+{task}={row.name}` | {row.model} | {row.hardware} | {row.why_unreadable or row.expectation} |"
+                    )
             print()
         return 0
     names = [f"+{row.task}={row.name}" for row in shown]
@@ -236,8 +238,8 @@ def recipes(argv: Sequence[str]) -> int:
     table.add_column("recipe, model and method, hardware", min_width=max(map(len, names)))
     table.add_column("what to expect")
     for name, row in zip(names, shown, strict=True):
-        if row.fault:
-            table.add_row(f"[bold]{escape(name)}[/]\nbroken", escape(row.fault))
+        if row.why_unreadable:
+            table.add_row(f"[bold]{escape(name)}[/]\nbroken", escape(row.why_unreadable))
         else:
             of_its_own = "" if row.path.is_relative_to(RECIPES) else f"\n{escape(str(row.path))}"
             table.add_row(

@@ -271,7 +271,9 @@ def test_a_broken_recipe_is_refused_with_the_reason_and_breaks_no_list_of_recipe
     (recipes / "countdown" / "grpo-link.yaml").symlink_to("/nowhere")
     for name, (content, _) in BROKEN.items():
         (recipes / "countdown" / f"grpo-{name}.yaml").write_bytes(content)
-    listed = {recipe.name: recipe.fault for recipe in config.list_recipes(recipes) if recipe.task == "countdown"}
+    listed = {
+        recipe.name: recipe.why_unreadable for recipe in config.list_recipes(recipes) if recipe.task == "countdown"
+    }
     assert "is a folder" in str(listed["grpo-folder"])
     assert "is a link to a file that does not exist" in str(listed["grpo-link"])
     assert listed["grpo-tiny"] is None

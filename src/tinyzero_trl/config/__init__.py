@@ -13,10 +13,10 @@ from tinyzero_trl.config.batching import BatchingSettings, accumulated, generate
 from tinyzero_trl.config.composition import (
     check_words,
     compose,
-    folder_name_fault,
     show,
     sum_gradients_in_float32,
     trainer_arguments,
+    why_not_a_folder_name,
     without_options,
 )
 from tinyzero_trl.config.environment import (
@@ -98,7 +98,6 @@ __all__ = [
     "compose",
     "engine_of_evaluation",
     "features",
-    "folder_name_fault",
     "free_port",
     "generated_at_once",
     "has_gpu",
@@ -125,6 +124,7 @@ __all__ = [
     "warnings",
     "weight_transfer",
     "why_merged",
+    "why_not_a_folder_name",
     "without_config_dir",
     "without_options",
 ]

@@ -50,8 +50,8 @@ def parts(cfg: DictConfig) -> Parts:
             for name in cfg.rewards
         }
         for name, reward in named.items():
-            if fault := why_not_a_reward(reward):
-                raise ConfigError(f"reward {name} {fault}")
+            if reason := why_not_a_reward(reward):
+                raise ConfigError(f"reward {name} {reason}")
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
     if not named:
@@ -131,9 +131,9 @@ def check_rows(
         check_curriculum(cfg, dataset, num_needed=num_needed)
     worded = dataset["prompt"][:]  # in one piece: row by row it takes ten times as long
     for index, prompt in enumerate(worded):
-        fault = _prompt_fault(prompt)
-        if fault:
-            raise ConfigError(f"{name} row {index}: the prompt {fault}: {_shown_row(dataset[index], chosen.task)}")
+        reason = _why_not_a_prompt(prompt)
+        if reason:
+            raise ConfigError(f"{name} row {index}: the prompt {reason}: {_shown_row(dataset[index], chosen.task)}")
     check_prompts(worded, start.tokenizer, start.config, name=start.location.shown, format_name=str(cfg.format))
     _check_lengths(cfg, worded, start, name=name)
 
@@ -238,7 +238,7 @@ def _num_bytes(prompt: str | list[dict[str, str]]) -> int:
     return sum(len(message["content"].encode()) for message in prompt) + TEMPLATE_BYTES
 
 
-def _prompt_fault(prompt: Any) -> str | None:
+def _why_not_a_prompt(prompt: Any) -> str | None:
     if isinstance(prompt, str):
         return None if prompt.strip() else "is empty"
     if not isinstance(prompt, list) or not prompt:

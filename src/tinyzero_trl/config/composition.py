@@ -130,9 +130,9 @@ def _typed(argv: Sequence[str], *, program: str, recipes: Path | None = None) ->
         raise ConfigError(f"{shown(choice.path)}: no value for {', '.join(missing)}")
     if cfg.trainer.get("run_name") is None:
         cfg.trainer.run_name = choice.path.stem
-    if fault := folder_name_fault(str(cfg.trainer.run_name)):
+    if reason := why_not_a_folder_name(str(cfg.trainer.run_name)):
         raise ConfigError(
-            f"trainer.run_name {str(cfg.trainer.run_name)!r:.80} {fault}; output_dir says where a run goes"
+            f"trainer.run_name {str(cfg.trainer.run_name)!r:.80} {reason}; output_dir says where a run goes"
         )
     _check_untyped(content, program)
     in_recipe = {key for content in (content_of(shared), *(layer.content for layer in files)) for key in _keys(content)}
@@ -232,7 +232,7 @@ def _shown_arguments(arguments: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], redacted(type(arguments).to_dict(arguments)))
 
 
-def folder_name_fault(name: str) -> str | None:
+def why_not_a_folder_name(name: str) -> str | None:
     """The reason why `name` cannot be the name of one new folder; None where it can."""
     if not name.strip() or name in (".", ".."):
         return "is no name of a folder"
@@ -332,20 +332,22 @@ def _spell(hint: Any) -> str:
 
 
 def _one_line(error: Exception, files: Sequence[Layer]) -> str:
-    """Hydra's message of several lines as one that names file, key and fault."""
+    """Hydra's message of several lines as one that names file, key and mistake."""
     chain, current = [], error
     while current is not None:
         chain.append(str(current))
         current = current.__cause__  # type: ignore[assignment]
     text = "\n".join(chain)
     key = re.search(r"full_key: (\S+)", text)
-    fault = re.search(
+    mistake = re.search(
         r"(Value .*|Cannot .*|Interpolation .*|mismatched .*|Object of unsupported .*|Error parsing .*|no viable .*|extraneous .*"
         r"|Incompatible value .*|field .* is not Optional|Invalid (?:value|type) assigned.*)",
         text,
     )
-    if key and fault:
-        said = re.sub(r"^Incompatible value 'None' for field of type '(\w+)'", r"must be \1, got null", fault.group(1))
+    if key and mistake:
+        said = re.sub(
+            r"^Incompatible value 'None' for field of type '(\w+)'", r"must be \1, got null", mistake.group(1)
+        )
         for hydras, ours in WORDS:
             said = re.sub(hydras, ours, said)
         where = next((shown(file.path) for file in files if f"In '{file.group}/{file.name}'" in text), "command line")

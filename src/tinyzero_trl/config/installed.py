@@ -32,8 +32,8 @@ ATTENTION = {
 
 def check_trackers(cfg: DictConfig) -> None:
     """Raises: ConfigError, where `trainer.report_to` names a tracker that is unknown or not installed."""
-    if fault := next(_tracker_faults(cfg), None):
-        raise ConfigError(fault)
+    if reason := next(_tracker_mistakes(cfg), None):
+        raise ConfigError(reason)
 
 
 def warnings(cfg: DictConfig) -> list[str]:
@@ -45,8 +45,8 @@ def warnings(cfg: DictConfig) -> list[str]:
 
 def check_installed(cfg: DictConfig) -> None:
     """Raises: ConfigError, where attention or quantization needs a library that is missing, with the command that installs it."""
-    if fault := attention_fault(cfg.model.attn_implementation):
-        raise ConfigError(f"model.attn_implementation={cfg.model.attn_implementation}{fault}")
+    if reason := why_no_attention(cfg.model.attn_implementation):
+        raise ConfigError(f"model.attn_implementation={cfg.model.attn_implementation}{reason}")
     wanted = [key for key in ("load_in_4bit", "load_in_8bit") if cfg.model[key]]
     named = [f"model.{key}=true" for key in wanted]
     if any(word in str(cfg.trainer.optim) for word in ("8bit", "paged_", "bnb")):
@@ -67,12 +67,12 @@ def check_optimizer(args: Any) -> None:
     from transformers import Trainer, get_scheduler
 
     weight = torch.nn.Parameter(torch.zeros(1))
-    faults = (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
+    errors = (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
     try:
         optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(args)
         if optimizer_class.__module__.startswith("torch.optim"):
             optimizer_class([weight], **arguments)
-    except faults as error:
+    except errors as error:
         if "pass a" not in str(error):  # GaLore and similar optimizers want the model, which is not loaded
             given = f" trainer.optim_args={args.optim_args}" if args.optim_args else ""
             raise ConfigError(f"trainer.optim={args.optim.value}{given}: {first_line(error)}") from error
@@ -85,7 +85,7 @@ def check_optimizer(args: Any) -> None:
             bare.optim_args = None
             try:
                 is_idle = Trainer.get_optimizer_cls_and_kwargs(probe) == Trainer.get_optimizer_cls_and_kwargs(bare)
-            except faults:
+            except errors:
                 continue  # the argument is read: 0.123 is no value for it
             if is_idle:
                 raise ConfigError(f"trainer.optim_args: {item}: trainer.optim={args.optim.value} reads no such argument; leave it out")  # fmt: skip
@@ -103,12 +103,12 @@ def check_optimizer(args: Any) -> None:
                 scheduler.step()
             if not all(math.isfinite(rate) for rate in scheduler.get_last_lr()):
                 raise ValueError("the learning rate is no number")
-    except (*faults, ArithmeticError, AssertionError) as error:
+    except (*errors, ArithmeticError, AssertionError) as error:
         raise ConfigError(f"trainer.lr_scheduler_kwargs={options} with trainer.lr_scheduler_type={kind.value}: {first_line(error)}") from error  # fmt: skip
 
 
-def attention_fault(name: str | None) -> str | None:
-    """The fault of an attention implementation, to be read after its name; None where it is installed."""
+def why_no_attention(name: str | None) -> str | None:
+    """The reason why an attention implementation cannot be used, to be read after its name; None where it is installed."""
     if name is None:
         return None
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -128,7 +128,7 @@ def attention_fault(name: str | None) -> str | None:
     return None
 
 
-def _tracker_faults(cfg: DictConfig) -> Iterator[str]:
+def _tracker_mistakes(cfg: DictConfig) -> Iterator[str]:
     for name in _trackers(cfg.trainer):
         if name not in (*TRACKERS, "none", "all", "None"):
             yield f"trainer.report_to: there is no {name!r}; there is none, all, {', '.join(TRACKERS)}{nearest(name, TRACKERS)}"

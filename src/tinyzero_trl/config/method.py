@@ -109,10 +109,10 @@ def check_choices(cfg: DictConfig) -> None:
 
 def check_trainer(cfg: DictConfig, *, num_processes: int = 1) -> None:
     """Raises: ConfigError, for the first key of `trainer` or `model` that cannot go with another."""
-    by_section = (_generation_faults, _reference_faults, _objective_faults, _precision_faults)
-    faults = chain(*(find(cfg) for find in by_section), _process_faults(cfg, num_processes))
-    if fault := next(faults, None):
-        raise ConfigError(fault)
+    by_section = (_generation_mistakes, _reference_mistakes, _objective_mistakes, _precision_mistakes)
+    mistakes = chain(*(find(cfg) for find in by_section), _process_mistakes(cfg, num_processes))
+    if reason := next(mistakes, None):
+        raise ConfigError(reason)
 
 
 def check_numbers(cfg: DictConfig) -> None:
@@ -201,7 +201,7 @@ def warnings(cfg: DictConfig, *, num_processes: int = 1) -> list[str]:
     return lines
 
 
-def _generation_faults(cfg: DictConfig) -> Iterator[str]:
+def _generation_mistakes(cfg: DictConfig) -> Iterator[str]:
     trainer = cfg.trainer
     given = trainer.generation_kwargs or {}
     cut = [f"trainer.{key}={trainer[key]}" for key, value in NEUTRAL.items() if trainer[key] != value]
@@ -250,7 +250,7 @@ def _generation_faults(cfg: DictConfig) -> Iterator[str]:
         )
 
 
-def _reference_faults(cfg: DictConfig) -> Iterator[str]:
+def _reference_mistakes(cfg: DictConfig) -> Iterator[str]:
     model, trainer = cfg.model, cfg.trainer
     if model.model_name_or_path is None:
         yield "model.model_name_or_path is not set; it takes a hub id, a folder, or `tiny`"
@@ -264,7 +264,7 @@ def _reference_faults(cfg: DictConfig) -> Iterator[str]:
         yield "trainer.remove_unused_columns=true removes the columns rewards read; set it to false"
 
 
-def _objective_faults(cfg: DictConfig) -> Iterator[str]:
+def _objective_mistakes(cfg: DictConfig) -> Iterator[str]:
     trainer = cfg.trainer
     if trainer.loss_type == "dr_grpo" and str(trainer.scale_rewards) not in ("none", "False"):
         yield "trainer.loss_type=dr_grpo is Dr. GRPO only with trainer.scale_rewards=none"
@@ -298,7 +298,7 @@ def _objective_faults(cfg: DictConfig) -> Iterator[str]:
         )
 
 
-def _precision_faults(cfg: DictConfig) -> Iterator[str]:
+def _precision_mistakes(cfg: DictConfig) -> Iterator[str]:
     model, trainer = cfg.model, cfg.trainer
     if trainer.fp16 and trainer.bf16:
         yield "trainer.fp16=true and trainer.bf16=true; set one of them to false"
@@ -312,7 +312,7 @@ def _precision_faults(cfg: DictConfig) -> Iterator[str]:
         yield f"model.{key}: weights of so few bits cannot be trained; set model.use_peft=true"
 
 
-def _process_faults(cfg: DictConfig, num_processes: int) -> Iterator[str]:
+def _process_mistakes(cfg: DictConfig, num_processes: int) -> Iterator[str]:
     trainer = cfg.trainer
     shards = trainer.vllm_tensor_parallel_size
     if trainer.use_vllm and trainer.vllm_mode == "colocate" and num_processes % shards:

@@ -54,7 +54,7 @@ class Recipe:
     """The machine it was sized for."""
     expectation: str
     """The result that a run should reach, and who has seen it."""
-    fault: str | None = None
+    why_unreadable: str | None = None
     """The reason why the file is no recipe, or None."""
 
     @property
@@ -107,7 +107,7 @@ def recipe_folders(config_dir: str | None = None) -> tuple[Path, ...]:
 
 
 def list_recipes(*folders: Path) -> list[Recipe]:
-    """Every recipe of these folders, or of the package and ./recipes, by task and name; a file that cannot be read is listed with its fault."""
+    """Every recipe of these folders, or of the package and ./recipes, by task and name; a file that cannot be read is listed with its why_unreadable."""
     files = _files(folders or recipe_folders()).values()
     return [recipe_at(path) for path in sorted(files, key=lambda path: (path.parent.name, path.name))]
 
@@ -123,15 +123,15 @@ def _files(folders: Sequence[Path]) -> dict[tuple[str, str], Path]:
 
 
 def recipe_at(path: Path) -> Recipe:
-    """The recipe in a file, or the fault of the file."""
-    head, content, fault = {}, {}, None
+    """The recipe in a file, or the reason why it cannot be read."""
+    head, content, why_unreadable = {}, {}, None
     try:
         content, head = content_of(path, is_recipe=True), _header(path)
         bases_of(path, content)
         for key in MAPPINGS & content.keys():
             check_section(key, content[key], where=shown(path))
     except ConfigError as error:
-        fault = str(error)
+        why_unreadable = str(error)
     section = content.get("model")
     # `???` is a model that the command line has to name.
     model = str(section.get("model_name_or_path") or "").replace("???", "") if isinstance(section, dict) else ""
@@ -144,7 +144,7 @@ def recipe_at(path: Path) -> Recipe:
         command=head.get("command", ""),
         hardware=head.get("hardware", ""),
         expectation=head.get("expect", ""),
-        fault=fault,
+        why_unreadable=why_unreadable,
     )
 
 

@@ -130,18 +130,20 @@ def read_accelerate_config(file: Path, *, num_processes: int | None = None) -> d
         )
     if num_processes is not None and content.get("num_processes") == -1:  # in accelerate a number that is given later
         content = {key: value for key, value in content.items() if key != "num_processes"}
-    fault = next((fault for fault in (_fault(str(key), value) for key, value in content.items()) if fault), None)
-    if fault is None and "distributed_type" not in content:
-        fault = f"has no distributed_type; there is {', '.join(DISTRIBUTED)}"
+    reason = next(
+        (reason for reason in (_why_not_valid(str(key), value) for key, value in content.items()) if reason), None
+    )
+    if reason is None and "distributed_type" not in content:
+        reason = f"has no distributed_type; there is {', '.join(DISTRIBUTED)}"
     if (
-        fault is None
+        reason is None
         and num_processes is None
         and content.get("num_processes") is None
         and content["distributed_type"] != "NO"
     ):
-        fault = "has no num_processes"
-    if fault:
-        raise ConfigError(f"accelerate config {file} {fault}")
+        reason = "has no num_processes"
+    if reason:
+        raise ConfigError(f"accelerate config {file} {reason}")
     return content
 
 
@@ -154,8 +156,8 @@ def accelerate_config_in_use() -> str | None:
     return path.stem if path.parent == ACCELERATE_CONFIGS else str(path)
 
 
-def _fault(key: str, value: Any) -> str | None:
-    """The fault of one key of a config file, or None; accelerate itself checks the keys that are not named here."""
+def _why_not_valid(key: str, value: Any) -> str | None:
+    """The reason why a value of a config file cannot be used, or None; accelerate itself checks the keys that are not named here."""
     if key not in KEYS:
         return f"has a key {key} that accelerate does not know{nearest(key, KEYS)}"
     if key == "distributed_type":

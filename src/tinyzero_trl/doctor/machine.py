@@ -59,7 +59,7 @@ class Host:
     gpus: tuple[Gpu, ...]
     driver_cuda: str | None
     """Newest CUDA version the driver runs, or None."""
-    driver_fault: str | None
+    why_no_driver: str | None
     """First line of nvidia-smi's output if it failed, or None."""
     num_cores: int
     """Cores this process may use: its affinity or its cgroup's quota, whichever is less."""
@@ -144,13 +144,13 @@ def machine_findings(host: Host, *, has_vllm: bool = False) -> Iterator[Finding]
 
 
 def _gpu_findings(host: Host) -> Iterator[Finding]:
-    if host.driver_fault:
+    if host.why_no_driver:
         wanted = (
             "nvidia-smi is there and does not answer: driver and kernel module differ after an update, or the container "
             "was started without GPUs"
         )
         command = "sudo reboot   # in a container: docker run --gpus all ..."
-        yield Finding("NVIDIA driver", host.driver_fault, "problem", wanted, command)
+        yield Finding("NVIDIA driver", host.why_no_driver, "problem", wanted, command)
     elif not host.gpus:
         yield Finding("devices", "no NVIDIA GPU: runs on the CPU")
     for index, gpu in enumerate(host.gpus):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyzero_trl.config import folder_name_fault
+from tinyzero_trl.config import why_not_a_folder_name
 from tinyzero_trl.evaluation import scores
 from tinyzero_trl.evaluation.benchmarks import Chosen
 from tinyzero_trl.models import ModelLocation, check_stop, locate, read_record
@@ -221,7 +221,7 @@ def _check_numbers(settings: Settings) -> None:
     check_stop(settings.stop or (), name="--stop")
     if settings.top_p is not None and not 0 < settings.top_p <= 1:
         raise ValueError(f"--top_p must be more than 0 and at most 1, got {settings.top_p}")
-    if settings.name is not None and (reason := folder_name_fault(settings.name)):
+    if settings.name is not None and (reason := why_not_a_folder_name(settings.name)):
         raise ValueError(f"--name {settings.name!r:.80} {reason}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tinyzero_trl.evaluation import command_line, evaluating, scores
+from tinyzero_trl.evaluation import command_line, evaluating, scores, tables
 from tinyzero_trl.evaluation.completions import checked_model, prompt_ids_of
 from tinyzero_trl.evaluation.plan import Settings, make_plan
 from tinyzero_trl.models import identity_of
@@ -125,8 +125,23 @@ def test_a_model_folder_is_evaluated_into_a_summary_and_every_sample(model_folde
     assert [(s.problem, s.sample) for s in samples] == [(i, j) for i in range(6) for j in range(2)]
     assert all(set(s.row) == set(TASKS[task].columns) for s in samples)
     assert all(s.num_completion_tokens <= 12 for s in samples)
-    assert "pass@2" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "pass@2" in printed
+    assert any(s.explanation and s.explanation.split()[0] in printed for s in samples if not s.is_correct)
     assert not list(folder.glob("*.part"))
+
+
+def test_one_response_of_each_outcome_is_shown_with_why_it_is_not_correct(tmp_path, capsys):
+    samples = [sample_of(0, RIGHT), sample_of(1, WRONG), sample_of(2, "\nno", is_truncated=True), sample_of(3, WRONG)]
+    figures = {name: e.as_dict() for name, e in scores.metrics(samples, task=TASKS["countdown"]).items()}
+    scores.write(
+        tmp_path,
+        summary={"name": "final", "task": "countdown", "temperature": 1.0, "metrics": figures, "model": "m"},
+        samples=samples,
+    )
+    tables.show([tmp_path])
+    printed = capsys.readouterr().out
+    assert printed.count("32 is not 42") == printed.count("cut off before") == 1
 
 
 def test_the_same_call_gives_the_same_problems_and_samples_and_another_seed_others(model_folder, tmp_path):

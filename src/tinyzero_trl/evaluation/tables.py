@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl.evaluation import scores
 from tinyzero_trl.intervals import Comparison, Estimate
+from tinyzero_trl.rollout import Rollout
+from tinyzero_trl.task import shortened
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,6 +22,8 @@ def show(folders: Sequence[Path]) -> None:
     console = Console()
     summaries = [scores.read_summary(folder) for folder in folders]
     console.print(_together(summaries) if len(folders) > 1 else _alone(summaries[0]))
+    if len(folders) == 1 and (examples := _examples(scores.read_samples(folders[0]))):
+        console.print(examples)
     for summary in summaries:
         of = f" ({summary['benchmark']})" if len(folders) > 1 else ""
         for line in scores.warnings(summary):
@@ -44,6 +48,26 @@ def _alone(summary: dict[str, Any]) -> Table:
         else:
             cells = (f"{e.value:.1f}", f"{e.low:.1f} to {e.high:.1f}")
         table.add_row(name, *cells, str(e.n))
+    return table
+
+
+def _examples(samples: Sequence[Rollout]) -> Table | None:
+    """Table with one response of each outcome that is not correct, and why it is not; None if verdicts explain nothing."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    first_by_outcome: dict[str, Rollout] = {}
+    for sample in samples:
+        if not sample.is_correct and sample.explanation:
+            first_by_outcome.setdefault(sample.outcome, sample)
+    if not first_by_outcome:
+        return None
+    table = Table(title="One of each that is not correct")
+    for column in ("outcome", "problem", "answer", "why"):
+        table.add_column(column, overflow="fold")
+    for outcome, sample in first_by_outcome.items():
+        problem = shortened(" ".join(map(str, sample.row.values())))
+        table.add_row(outcome, *map(escape, (problem, shortened(sample.answer or ""), sample.explanation)))
     return table
 
 

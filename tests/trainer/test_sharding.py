@@ -50,8 +50,8 @@ from tinyzero_trl import grpo
 from tinyzero_trl.failures import exit_code_of
 
 # Where weights are shared out, transformers' own generate keeps the processes in step; its draws are others than our sampler's.
-assert callable(grpo.engines.rollout_function)
-grpo.engines.rollout_function = lambda cfg: None
+assert callable(grpo.generation.rollout_function)
+grpo.generation.rollout_function = lambda cfg: None
 if __name__ == "__main__":
     sys.exit(exit_code_of(grpo.train, sys.argv[1:]))
 """

@@ -652,3 +652,18 @@ def test_responses_of_real_tokenizers_score_the_same_after_a_round_trip(tokenize
 def test_prompts_of_a_split_keep_their_rows():
     worded = prompts(load(split="test", source="generated", num_rows=5), format_base)
     assert all(str(row["nums"]) in row["prompt"] for row in worded)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("40 + 5", "leaves out 3"),
+        ("40 + 5 - 5", "uses 5 twice, leaves out 3"),
+        ("40 + 5 + 3", "48 is not 42"),
+        ("40 + five - 3", "'40 + five - 3' is no expression of + - * / and whole numbers"),
+        ("40 / (5 - 5)", "'40 / (5 - 5)' is no expression of + - * / and whole numbers, or divides by zero"),
+    ],
+)
+def test_a_verdict_says_why_an_answer_is_not_correct(answer, why):
+    response = f"<think>a</think><answer>{answer}</answer>"
+    assert verify(response, nums=[3, 5, 40], target=42).explanation == why

@@ -108,7 +108,8 @@ def verify(response: str, *, nums: Sequence[int], target: int, is_truncated: boo
         return without_answer(parts, is_truncated=is_truncated)
     expression = parse(parts.answer)
     if expression is None:
-        why = f"{shortened(parts.answer)!r} is no expression of + - * / and whole numbers"
+        or_zero = ", or divides by zero" if "/" in parts.answer else ""
+        why = f"{shortened(parts.answer)!r} is no expression of + - * / and whole numbers{or_zero}"
         return Verdict(Outcome.illegal_expression, None, parts.answer, why)
     if sorted(expression.numbers) != sorted(nums):
         return Verdict(Outcome.wrong_numbers, expression.value, parts.answer, _misuse(expression.numbers, nums))

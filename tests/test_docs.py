@@ -133,6 +133,17 @@ def test_the_page_of_recipes_is_what_the_recipes_say_of_themselves(capsys):
     assert text[text.index("## ") :] == tables, "make recipes-page"
 
 
+# The guide names files that its reader writes.
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_the_files_that_a_page_names_are_there(page):
+    text = EXAMPLE.sub("", page.read_text(encoding="utf-8"))
+    rooms = "|".join(path.name for path in (ROOT / "src/tinyzero_trl").iterdir() if path.is_dir())
+    named = set(re.findall(rf"`((?:src|tests|scripts|docs|recipes|{rooms})/[\w/.-]+\.(?:py|yaml|md|sbatch))`", text))
+    assert [
+        name for name in named if not any((base / name).is_file() for base in (ROOT, ROOT / "src/tinyzero_trl"))
+    ] == []
+
+
 def test_the_readme_is_read_to_its_end():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 

@@ -22,6 +22,7 @@ Axes: P prompts, G completions of each, N = P x G, B rows computed at once, L to
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -158,6 +159,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of problems and samples (0)")
     parser.add_argument("--save", help="folder to save the trained model in, for scripts/evaluate_countdown.py")
     args = parser.parse_args()
+    if args.steps < 1 or args.prompts < 1 or not 0 < args.lr < 1:
+        parser.error("--steps and --prompts must be 1 or more, --lr between 0 and 1")
+    if not (Path(args.model) / "config.json").is_file():
+        parser.error(f"--model {args.model} is no folder of a model: it has no config.json")
+    if args.save and (Path(args.save).exists() or not os.access(Path(args.save).absolute().parent, os.W_OK)):
+        parser.error(f"--save {args.save} must be a new folder, in a folder that can be written to")
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)

@@ -130,3 +130,22 @@ def test_the_script_runs_by_its_command(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("step   1")
     assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--steps 0", "--steps and --prompts must be 1 or more"),
+        ("--lr -1", "--lr between 0 and 1"),
+        ("--model /no/such", "--model /no/such is no folder of a model"),
+        ("--save /", "--save / must be a new folder"),
+    ],
+)
+def test_the_script_refuses_a_value_in_one_line_before_a_model_loads(
+    minimal: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["minimal_grpo.py", *words.split()])
+    monkeypatch.setattr(minimal, "AutoModelForCausalLM", None)
+    with pytest.raises(SystemExit, match="2"):
+        minimal.main()
+    assert said in capsys.readouterr().err.splitlines()[-1]

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
+NUMBERS = {"digits": r"\d", "whole": r"( = )?\d+"}
+"""What of a number is split from the text around it: each digit, or all of it, with the equals sign in front (a result is one token)."""
 MIN_SENTENCE_LENGTH = 8
 """Fewest characters of a sentence that becomes one token: shorter pieces (`, `, ` + `) also occur in thoughts and are left to BPE."""
 
@@ -23,13 +25,14 @@ def fixed_sentences(prompts: Sequence[str]) -> list[str]:
 
 
 def train_tokenizer(
-    texts: Sequence[str], *, sentences: Sequence[str], vocab_size: int, max_length: int
+    texts: Sequence[str], *, sentences: Sequence[str], vocab_size: int, max_length: int, numbers: str = "digits"
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer in which each digit and each of the given sentences is one token.
+    """A byte-level BPE tokenizer in which each digit, or each frequent number, and each of the given sentences is one token.
 
     All prompts have these sentences, so that a prompt takes 20 tokens instead of 200. Text is split at digits and line starts before
     merging, and a newline belongs to the text after it (`\\n</think>`), so that a prompt that ends in `<think>` has the same tokens with
     and without a completion. The alphabet has every byte, so that any text can be encoded.
+    numbers: a key of `NUMBERS`.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -37,7 +40,7 @@ def train_tokenizer(
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\d"), "isolated"),
+            pre_tokenizers.Split(Regex(NUMBERS[numbers]), "isolated"),
             pre_tokenizers.Split("\n", "merged_with_next"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]

@@ -11,15 +11,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.failures import ConfigError, nearest
 from tinyzero_trl.models import CheckedModel, adapters
-from tinyzero_trl.pretraining import countdown_traces, math_traces, multiplication_traces
-from tinyzero_trl.pretraining.scratch import fixed_sentences, new_llama, train_tokenizer
+from tinyzero_trl.pretraining import countdown_traces, countdown_trees, math_traces, multiplication_traces
+from tinyzero_trl.pretraining.scratch import NUMBERS, fixed_sentences, new_llama, train_tokenizer
 from tinyzero_trl.tasks import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TRACES = {"countdown": countdown_traces, "math": math_traces, "multiplication": multiplication_traces}
-"""By task, the module whose `draw` picks problems and whose `traces` writes thoughts about them."""
+TRACES: dict[str, dict[str, Any]] = {
+    "countdown": {"expressions": countdown_traces, "trees": countdown_trees},
+    "math": {"steps": math_traces},
+    "multiplication": {"parts": multiplication_traces},
+}
+"""By task and kind of thought, the module whose `draw` picks problems and whose `traces` writes thoughts; the first kind is the default."""
 
 TOKENIZER_TEXTS = 20_000
 """Most documents that train the tokenizer; it has few merges, which more text would not change."""
@@ -66,10 +70,12 @@ def stages_of(cfg: Any) -> list[tuple[int, dict[str, dict[str, Any]]]]:
                 )
             if not isinstance(share, dict):
                 raise ConfigError(f"stages: stage {number}: {task} must have num_rows, got {share!r}")
-            unknown = set(share) - {"num_rows", *TRACES[task].HABITS}
-            if unknown or type(share.get("num_rows")) is not int:
+            if share.get("thoughts", _default(task)) not in TRACES[task]:
+                raise ConfigError(f"stages: stage {number}: {task}: thoughts must be one of {', '.join(TRACES[task])}, got {share['thoughts']!r}")  # fmt: skip
+            habits = _writer(task, share).HABITS
+            if set(share) - {"num_rows", "thoughts", *habits} or type(share.get("num_rows")) is not int:
                 raise ConfigError(
-                    f"stages: stage {number}: {task} takes num_rows (required) and {', '.join(TRACES[task].HABITS)}, "
+                    f"stages: stage {number}: {task} takes num_rows (required), thoughts and {', '.join(habits)}, "
                     f"got {', '.join(sorted(share))}"
                 )
         hand = cfg.trainer.per_device_train_batch_size * DEAL_BATCHES
@@ -92,13 +98,13 @@ def stage(
     """The documents of one stage, shuffled: `num_rows` of each task, written with the habits in its share."""
     rng = random.Random(seed + 1)
     drawn = {
-        task: TRACES[task].draw(rows_by_task[task], num_rows=share["num_rows"], rng=rng)
+        task: _writer(task, share).draw(rows_by_task[task], num_rows=share["num_rows"], rng=rng)
         for task, share in shares.items()
     }
     texts: list[Text] = []
     for offset, (task, rows) in enumerate(drawn.items(), start=2):
-        habits = {name: value for name, value in shares[task].items() if name != "num_rows"}
-        thoughts = TRACES[task].traces(rows, seed=seed + offset, **habits)
+        habits = {name: value for name, value in shares[task].items() if name not in ("num_rows", "thoughts")}
+        thoughts = _writer(task, shares[task]).traces(rows, seed=seed + offset, **habits)
         word = TASKS[task].formats[format_name]
         texts += [Text(word(row)["prompt"], thought) for row, thought in zip(rows, thoughts, strict=True)]
     random.Random(seed + offset + 1).shuffle(texts)
@@ -113,11 +119,16 @@ def start(cfg: Any, texts: Sequence[Text], begun: CheckedModel | None) -> tuple[
     if begun is not None:
         return adapters.whole(begun.location, dtype="float32"), begun.tokenizer
     shape = dict(cfg.scratch)
-    tokenizer = tokenizer_for(texts, vocab_size=shape.pop("vocab_size"), max_length=shape["max_length"])
+    kind = {"vocab_size": shape.pop("vocab_size"), "numbers": shape.pop("numbers", "digits")}
+    if kind["numbers"] not in NUMBERS:
+        raise ConfigError(f"scratch.numbers must be one of {', '.join(NUMBERS)}, got {kind['numbers']!r}")
+    tokenizer = tokenizer_for(texts, max_length=shape["max_length"], **kind)
     return new_llama(tokenizer, seed=cfg.trainer.seed, **shape), tokenizer
 
 
-def tokenizer_for(texts: Sequence[Text], *, vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+def tokenizer_for(
+    texts: Sequence[Text], *, vocab_size: int, max_length: int, numbers: str = "digits"
+) -> PreTrainedTokenizerFast:
     """A tokenizer for these documents: each sentence that their prompts share is one token, and thoughts are merged by BPE."""
     openings = {text.prompt[: _first_digit(text.prompt)] for text in texts[:2000]}
     sentences: dict[str, None] = {}
@@ -128,6 +139,7 @@ def tokenizer_for(texts: Sequence[Text], *, vocab_size: int, max_length: int) ->
         sentences=list(sentences),
         vocab_size=vocab_size,
         max_length=max_length,
+        numbers=numbers,
     )
 
 
@@ -151,6 +163,15 @@ def dealt(rows: Sequence[dict[str, list[int]]], *, batch_size: int, seed: int) -
         rng.shuffle(batches)
         for batch in batches:
             yield from batch
+
+
+def _default(task: str) -> str:
+    return next(iter(TRACES[task]))
+
+
+def _writer(task: str, share: Mapping[str, Any]) -> Any:
+    """The module that writes the thoughts of a share."""
+    return TRACES[task][share.get("thoughts", _default(task))]
 
 
 def _first_digit(text: str) -> int:

@@ -55,6 +55,9 @@ def test_the_recipes_draw_from_the_training_split_alone() -> None:
         cfg = config.compose([f"+countdown={name}", *words], program="sft")
         assert all("split" not in spec for spec in cfg.data.values()), "problems() sets the split"
         assert all(set(shares) == {"countdown", "multiplication"} for _, shares in pretraining.stages_of(cfg))
+    cfg = config.compose(["+countdown=sft-tiny-search"], program="sft")
+    assert dict(cfg.data.countdown) == {"source": "Jiayi-Pan/Countdown-Tasks-3to4", "split_rule": "tinyzero"}
+    assert all(set(shares) == {"countdown"} for _, shares in pretraining.stages_of(cfg))
 
 
 def test_a_stage_holds_the_shares_it_names_and_repeats_with_its_seed(
@@ -79,6 +82,17 @@ def test_a_prompt_costs_few_tokens_and_a_digit_is_one(tokenizer: Any, prompt: st
     digits = [token for token in tokenizer.convert_ids_to_tokens(ids) if token.isdigit()]
     assert len(digits) >= 5
     assert all(len(token) == 1 for token in digits)
+
+
+def test_a_whole_number_and_a_result_are_one_token_each(rows_by_task: dict[str, list[dict[str, Any]]]) -> None:
+    share = {"thoughts": "trees", "num_rows": 300, "gives_up": [0.0], "max_attempts": 20}
+    texts = pretraining.stage(rows_by_task, {"countdown": share}, format_name="base", seed=3)
+    tokenizer = pretraining.tokenizer_for(texts, vocab_size=620, max_length=512, numbers="whole")
+    assert tokenizer.tokenize("48 + 17 = 65\n  - 55 = 10") == ["48", "Ġ+Ġ", "17", "Ġ=Ġ65", "ĊĠĠ-Ġ", "55", "Ġ=Ġ10"]
+    for text in texts[:50]:
+        alone, whole = (tokenizer(value)["input_ids"] for value in (text.prompt, text.prompt + text.completion))
+        assert whole[: len(alone)] == alone
+        assert tokenizer.decode(whole) == text.prompt + text.completion
 
 
 def test_a_prompt_is_tokenized_alike_with_and_without_its_completion(tokenizer: Any, texts: list[Text]) -> None:
@@ -114,9 +128,13 @@ def test_rows_are_dealt_into_batches_of_like_length_without_loss() -> None:
     [
         (
             ["stages=[{seed: 1, countdown: {num_rows: 5, gives_upp: [0.5]}}]"],
-            "countdown takes num_rows (required) and skips_checking",
+            "countdown takes num_rows (required), thoughts and skips_checking",
         ),
         (["stages=[{seed: 1, countdown: {}}]"], "countdown takes num_rows (required)"),
+        (
+            ["stages=[{seed: 1, countdown: {num_rows: 5, thoughts: treez}}]"],
+            "countdown: thoughts must be one of expressions, trees, got 'treez'",
+        ),
         (["stages=[{countdown: {num_rows: 5}}]"], "stage 1 needs seed"),
         (["stages=[{seed: 1, chess: {num_rows: 5}}]"], "draws from 'chess'; there is countdown, multiplication"),
         (["model.model_name_or_path=no/such/folder"], "no/such/folder: there is no such folder, and it is no hub id"),

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from tinyzero_trl.failures import first_line
 
+SHIPPED = ("tiny", "tiny-search")
+"""Names of the models that come with this package."""
 SECONDS = 3.0
 """Seconds that the hub has to answer, unless HF_HUB_ETAG_TIMEOUT is set."""
 NEAR = 0.75
@@ -72,8 +74,8 @@ def missing_model(name: str) -> str:
 
 
 def nearest_model(name: str) -> str:
-    """The hint `; did you mean X?` for the shipped model, a folder or a model of the cache; an empty text if none is near."""
-    return _hint(name, ["tiny", *_cached("models")], [path for path in _siblings(name) if path.is_dir()])
+    """The hint `; did you mean X?` for a shipped model, a folder or a model of the cache; an empty text if none is near."""
+    return _hint(name, [*SHIPPED, *_cached("models")], [path for path in _siblings(name) if path.is_dir()])
 
 
 def nearest_source(name: str) -> str:

@@ -253,7 +253,7 @@ def _generation_mistakes(cfg: DictConfig) -> Iterator[str]:
 def _reference_mistakes(cfg: DictConfig) -> Iterator[str]:
     model, trainer = cfg.model, cfg.trainer
     if model.model_name_or_path is None:
-        yield "model.model_name_or_path is not set; it takes a hub id, a folder, or `tiny`"
+        yield "model.model_name_or_path is not set; it takes a hub id, a folder, or `tiny` or `tiny-search`"
     if trainer.sync_ref_model and is_zero3():
         yield "trainer.sync_ref_model: a reference model sharded by ZeRO-3 is not saved; use zero1 or zero2"
     if trainer.sync_ref_model and not trainer.beta:

@@ -52,7 +52,9 @@ def prepare(task: Task, argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs") / "data" / task.name, help="folder to write")
     parser.add_argument("--num_train", type=int, help="train rows (default: all; 10,000 where generated)")
     parser.add_argument("--num_test", type=int, help="test rows (default: all; 1,024 where generated)")
-    parser.add_argument("--split_rule", default="problem", help="problem (by a hash of the problem), or tinyzero (its own test rows)")
+    parser.add_argument(
+        "--split_rule", default="problem", help="problem (by a hash of the problem), or tinyzero (its own test rows)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that an earlier call made")
     parser.add_argument(

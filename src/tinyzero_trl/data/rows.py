@@ -230,13 +230,15 @@ def _sample(rows: list[Row], num_rows: int | None, seed: int, source: str, split
 
 
 def _tinyzero(rows: list[Row], problems: Problems, split: str, source: str) -> list[Row]:
-    """TinyZero's own test rows, or its training rows without those that the test has in any order of numbers."""
-    if split == "validation":
-        raise ValueError("TinyZero's split has train and test only; use split_rule=problem for a validation split")
-    if len(rows) < TINYZERO_TRAIN + TINYZERO_TEST:
-        raise ValueError(f"TinyZero's split needs {TINYZERO_TRAIN + TINYZERO_TEST} rows; {source} has {len(rows)}")
-    test = rows[TINYZERO_TRAIN : TINYZERO_TRAIN + TINYZERO_TEST]
+    """TinyZero's own test rows; its training rows without problems of the test; and for validation the rows behind the test.
+
+    A problem is the same in any order of its numbers. Validation rows are without problems of the other two.
+    """
+    begin, end = TINYZERO_TRAIN, TINYZERO_TRAIN + TINYZERO_TEST
+    if len(rows) < end:
+        raise ValueError(f"TinyZero's split needs {end} rows; {source} has {len(rows)}")
+    test = rows[begin:end]
     if split == "test":
         return test
-    tested = set(map(problems.key, test))
-    return [row for row in rows[:TINYZERO_TRAIN] if problems.key(row) not in tested]
+    used = set(map(problems.key, test if split == "train" else rows[:end]))
+    return [row for row in (rows[:begin] if split == "train" else rows[end:]) if problems.key(row) not in used]

@@ -247,7 +247,7 @@ def workload_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: in
         linear = 1.0
     rows = int(trainer.per_device_train_batch_size)
     trained_rows = rows * accumulated(cfg, num_processes=sharding.num_processes)
-    longest = prompt or (30 if str(model.model_name_or_path) == "tiny" else PROMPT_TOKENS)
+    longest = prompt or (30 if str(model.model_name_or_path) in hub.SHIPPED else PROMPT_TOKENS)
     completion = int(trainer.max_completion_length)
     if batching.max_tokens_per_microbatch is not None:
         rows = max(1, int(batching.max_tokens_per_microbatch) // (longest + completion))

@@ -32,7 +32,7 @@ class Settings:
     """The settings a person gave. None means the run's own value, or without a run the default named here."""
 
     model_path: str
-    """The model: a run folder, checkpoint, model folder, LoRA adapter, `tiny` or hub id."""
+    """The model: a run folder, checkpoint, model folder, LoRA adapter, `tiny`, `tiny-search` or hub id."""
     task: str | None = None
     """Name of the task, or path/file.py:TASK."""
     format: str | None = None

@@ -21,8 +21,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def load_path(name: str) -> str:
-    """The folder or hub id that `name` loads from: the packaged folder for `tiny`, otherwise `name` itself."""
-    return str(PACKAGE / "tiny") if name == "tiny" else name
+    """The folder or hub id that `name` loads from: the packaged folder for the name of a shipped model, otherwise `name` itself."""
+    return str(PACKAGE / name.replace("-", "_")) if name in hub.SHIPPED else name
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ModelLocation:
 
 
 def locate(model_path: str, *, typed: str = EVALUATED) -> ModelLocation:
-    """The model of a run folder, checkpoint, model folder, LoRA adapter, the word `tiny` or a hub id.
+    """The model of a run folder, checkpoint, model folder, LoRA adapter, the name of a shipped model (`tiny`, `tiny-search`) or a hub id.
 
     A run folder stands for its `model/` if the run ended, otherwise for its newest usable checkpoint.
     typed: the words in front of the path on the command line; messages begin with both.

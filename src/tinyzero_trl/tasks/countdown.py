@@ -16,6 +16,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -307,13 +308,67 @@ def _combine(values: list[tuple[Fraction, str]], target: Fraction, seen: set[tup
     return None
 
 
+@dataclass(frozen=True)
+class _Evaluation:
+    """One line of a thought that says what an expression is worth."""
+
+    expression: str
+    """All of it without spaces, with the steps of the lines that this one goes on from."""
+    step: str
+    """What the line itself evaluates: the expression, or the value it goes on from with one operator and number."""
+    claimed: str
+    """The text behind the last equals sign."""
+    written: str
+    """The expression and all that the line says behind it, without spaces."""
+    is_continued: bool
+    """A line below goes on from its value: it is a step of attempts, not an attempt of its own."""
+
+
+_CONTINUATION = re.compile(
+    r"(?P<indent> +)(?P<operator>[-+*/]|from|into) (?P<number>[0-9]{1,9}) = (?P<value>[0-9]{1,30})\b"
+)
+
+
+def _evaluations(thought: str) -> list[_Evaluation]:
+    """The lines of a thought that evaluate an expression.
+
+    A line is a whole expression and its value, `(1 + 2) * 3 = 3 * 3 = 9`, or one step from the value of the nearest line above that is
+    less indented, `  * 3 = 9` below `1 + 2 = 3`. `from 9` subtracts that value from 9, `into 9` divides 9 by it.
+    """
+    found: list[_Evaluation] = []
+    path: list[tuple[int, int]] = []  # indentation and index in `found` of the lines that the next one may go on from
+    for line in thought.splitlines():
+        if "=" not in line:
+            continue
+        match = _CONTINUATION.match(line)
+        indent = len(line) - len(line.lstrip())
+        while path and path[-1][0] >= indent:
+            path.pop()
+        if match and path:
+            above = found[path[-1][1]]
+            found[path[-1][1]] = replace(above, is_continued=True)
+            operator, number, value = match["operator"], match["number"], match["value"]
+            sign = {"from": "-", "into": "/"}.get(operator)
+            inner, before = f"({above.expression})", above.claimed.strip()
+            expression = f"{number}{sign}{inner}" if sign else f"{inner}{operator}{number}"
+            step = f"{number} {sign} {before}" if sign else f"{before} {operator} {number}"
+            found.append(_Evaluation(expression, step, value, f"{expression}={value}", is_continued=False))
+        else:
+            left, claimed = line.partition("=")[0].strip(), line.rpartition("=")[2]
+            found.append(_Evaluation("".join(left.split()), left, claimed, "".join(line.split()), is_continued=False))
+        path.append((indent, len(found) - 1))
+    return found
+
+
 def num_attempts(response: str, **_: object) -> float:
-    """Number of lines of the thought that evaluate an expression, which are those with an `=`.
+    """Number of expressions that the thought evaluates and does not go on from.
 
     >>> num_attempts("<think>\\n1 + 2 = 3, no\\nhm\\n2 * 2 = 4, yes\\n</think>")
     2.0
+    >>> num_attempts("<think>\\n1 + 2 = 3\\n  * 3 = 9\\n  - 3 = 0\\n</think>")
+    2.0
     """
-    return float(sum("=" in line for line in _thought(response).splitlines()))
+    return float(sum(not line.is_continued for line in _evaluations(_thought(response))))
 
 
 def is_verified(response: str, *, target: int, **_: object) -> float:
@@ -325,10 +380,13 @@ def is_verified(response: str, *, target: int, **_: object) -> float:
     if answer is None:
         return math.nan
     left = "".join(answer.split()) + "="
-    for line in _thought(response).splitlines():
-        written = "".join(line.split())
-        at = written.find(left)
-        if at >= 0 and re.search(rf"={target}(?!\d|[./*+-]\d)", written[at:]) and not written.lower().endswith(",no"):
+    for line in _evaluations(_thought(response)):
+        at = line.written.find(left)
+        if (
+            at >= 0
+            and re.search(rf"={target}(?!\d|[./*+-]\d)", line.written[at:])
+            and not line.written.lower().endswith(",no")
+        ):
             return 1.0
     return 0.0
 
@@ -336,15 +394,16 @@ def is_verified(response: str, *, target: int, **_: object) -> float:
 def share_of_true_values(response: str, **_: object) -> float:
     """Share of the lines `expression = ... = value` of the thought with the right value; NaN without such a line.
 
-    It measures if the model calculates; the other two measure if it searches.
+    It measures if the model calculates; the other two measure if it searches. A line that goes on from another is right if its own step is.
 
     >>> share_of_true_values("<think>\\n1 + 2 = 3, no\\n2 * (3 + 1) = 2 * 4 = 9, no\\n</think>")
     0.5
+    >>> share_of_true_values("<think>\\n1 + 2 = 4\\n  * 3 = 12\\n</think>")
+    0.5
     """
     is_true = []
-    for line in _thought(response).splitlines():
-        left, *_steps, right = line.split("=") if "=" in line else (line, "")
-        expression, value = parse(left.strip()), re.match(r"\s*(-?[0-9]{1,30})(?![0-9]|[./*+-][0-9])", right)
+    for line in _evaluations(_thought(response)):
+        expression, value = parse(line.step), re.match(r"\s*(-?[0-9]{1,30})(?![0-9]|[./*+-][0-9])", line.claimed)
         if expression is not None and value:
             is_true.append(expression.value == int(value[1]))
     return sum(is_true) / len(is_true) if is_true else math.nan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -51,6 +52,20 @@ def test_the_demos_step_runs_on_both_trainers_and_counts_what_both_generate(tmp_
     assert found["stock"]["generated"] > 0
     assert found["ours"]["generated"] > 0
     assert found["ours"]["tokens"] <= found["stock"]["tokens"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="the other process is stopped by a signal")
+def test_steps_beside_a_busy_process_are_counted_for_every_setting_and_the_process_ends(tmp_path: Path) -> None:
+    results = run("busy.py", tmp_path, "--steps", "1")["results"]
+    assert [(result["name"], result["threads"]) for result in results] == [
+        *(("libgomp's own", 1), ("ours", 1), ("one thread", 1)),
+    ]
+    for state in ("quiet", "busy"):
+        assert len({result[state]["tokens"] for result in results}) == 1, "every setting draws the same completions"
+        assert all(result[state]["seconds"] > 0 for result in results)
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [command for command in commands if command.endswith(b"-c\x00while True: pass\x00")]
 
 
 @pytest.mark.slow

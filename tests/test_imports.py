@@ -16,7 +16,7 @@ import tinyzero_trl
 PACKAGE = Path(tinyzero_trl.__file__).parent
 GROUND = (
     *("answer", "expression", "failures", "hub", "installation", "intervals"),
-    *("redaction", "rollout", "seeding", "task"),
+    *("redaction", "rollout", "seeding", "task", "threads"),
 )
 """Files that every room may import: the standard library and little more."""
 FLOORS = (

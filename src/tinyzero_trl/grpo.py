@@ -20,11 +20,13 @@ from tinyzero_trl.models import init_arguments, policy_arguments, settle_adapter
 from tinyzero_trl.runs import folder as run_folder
 from tinyzero_trl.runs import record
 from tinyzero_trl.storage import trust
+from tinyzero_trl.threads import bound_waiting
 
 
 def train(words: Sequence[str]) -> int:
     """Train by the recipe and overrides in `words`; returns the exit code: 0, or 128 + the number of the signal that stopped the run."""
     end_with_launcher()
+    bound_waiting()
     config.check_environment()
     words, trusts_code = trust.without_option(words)
     words, is_only_shown = config.without_options(words, program="grpo")

@@ -16,6 +16,7 @@ from typing import Any
 
 from tinyzero_trl.config import CONFIG_VARIABLE, check_to_launch, read_accelerate_config
 from tinyzero_trl.installation import PACKAGE
+from tinyzero_trl.threads import share_cores
 
 NODES = {
     "PET_NNODES": "--num_machines",
@@ -95,7 +96,7 @@ def launch(program: str, words: Sequence[str], *, config: Path, num_processes: i
         options.append(f"--num_processes={num_processes * num_machines}")
     arguments = launch_command_parser().parse_args([*options, str(PACKAGE / f"{program}.py"), *words])
     os.environ[CONFIG_VARIABLE] = str(config.absolute())
-    _share_cores(num_processes or max(1, (read_accelerate_config(config).get("num_processes") or 1) // num_machines))
+    share_cores(num_processes or max(1, (read_accelerate_config(config).get("num_processes") or 1) // num_machines))
     # torch's elastic agent, which starts two or more processes, replaces these handlers by its own.
     previous = {number: signal.signal(number, _pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -129,14 +130,6 @@ def _nodes() -> tuple[int, list[str]]:
             f"PET_NODE_RANK={given['PET_NODE_RANK']} must be a machine's number, from 0 to {int(count) - 1}"
         )
     return int(count), [f"{option}={given[name]}" for name, option in NODES.items()]
-
-
-def _share_cores(num_processes: int) -> None:
-    """Lower OMP_NUM_THREADS to the share of cores of each process: threads that share a core run ten times slower than one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // num_processes)
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    os.environ["OMP_NUM_THREADS"] = str(min(int(asked), share) if asked.isdigit() and int(asked) else share)
 
 
 def _pass_on(number: int, frame: FrameType | None) -> Any:

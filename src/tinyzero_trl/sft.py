@@ -18,11 +18,13 @@ from tinyzero_trl.launch import end_with_launcher
 from tinyzero_trl.runs import folder as run_folder
 from tinyzero_trl.runs import record
 from tinyzero_trl.storage import manifest
+from tinyzero_trl.threads import bound_waiting
 
 
 def train(words: Sequence[str]) -> int:
     """Train by the recipe and overrides in `words`; returns the exit code."""
     end_with_launcher()
+    bound_waiting()
     config.check_environment()
     words, is_only_shown = config.without_options(words, program="sft")
     cfg = config.compose(words, program="sft")

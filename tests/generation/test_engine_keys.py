@@ -115,6 +115,15 @@ def test_a_server_gets_the_path_of_its_token_and_no_secret_of_the_trainer(
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
 
 
+def test_a_server_on_a_cpu_waits_passively_whatever_the_trainer_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "20000")
+    environment = spec_of([]).environment(tmp_path / "token")
+    assert environment["OMP_WAIT_POLICY"] == "passive"
+    assert "GOMP_SPINCOUNT" not in environment, "libgomp takes it before the policy"
+
+
 @pytest.mark.parametrize(
     ("words", "rank"),
     [

@@ -18,11 +18,13 @@ from tinyzero_trl.failures import OUT_OF_MEMORY_EXIT, ConfigError, DiskFull, Fai
 from tinyzero_trl.redaction import secrets_in_environment, without_secrets
 from tinyzero_trl.storage import trust
 from tinyzero_trl.tasks import TASKS
+from tinyzero_trl.threads import bound_waiting
 
 
 def main(argv: Sequence[str] | None = None, task: str | None = None) -> int:
     """Do what the command line asks; returns the exit code, which means the same as that of training (`failures`)."""
     arguments = parser_of(task).parse_args(argv)
+    bound_waiting()
     try:
         if arguments.compare:
             show_comparison(*arguments.compare)

@@ -144,6 +144,7 @@ class ServerSpec:
             # This variable overrides the size of the cache given above. Bound threads take core 0 for every server of a machine, and
             # threads that wait actively beside a trainer's make a token take a hundred times as long.
             kept.pop("VLLM_CPU_KVCACHE_SPACE", None)
+            kept.pop("GOMP_SPINCOUNT", None)  # libgomp would take it and not the policy
             kept |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "passive"}
             if self.tensor_parallel == 1:
                 kept["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

@@ -121,6 +121,9 @@ def test_an_answer_is_verified_by_the_branch_that_works_it_out(answer: str, targ
 def test_branches_are_attempts_and_their_steps_are_judged_one_by_one() -> None:
     response = TREE.format("1")
     assert BEHAVIOURS["attempts/mean"](response) == 3
+    assert BEHAVIOURS["repeated/share"](response) == 0
+    again = response.replace("  from 90", "48 + 17 = 65\n  - 55 = 10\n    + 3 = 13\n  from 90")
+    assert BEHAVIOURS["repeated/share"](again) == 1 / 4
     assert BEHAVIOURS["true_values/share"](response) == 4 / 5, "3 - 10 is not 7"
 
 

@@ -108,7 +108,11 @@ def parser_of(task: str | None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model_path", metavar="P", help="run folder, checkpoint, model folder, LoRA adapter, `tiny`, `tiny-search` or hub id")
+    add(
+        "--model_path",
+        metavar="P",
+        help="run folder, checkpoint, model folder, LoRA adapter, `tiny`, `tiny-search` or hub id",
+    )
     if task is None:
         add("--task", help="needed where the model comes from no run: " + ", ".join(TASKS))
     add("--source", metavar="S", help="hub id, file or folder of rows, prepared folder, or `generated`")

@@ -309,7 +309,7 @@ def _combine(values: list[tuple[Fraction, str]], target: Fraction, seen: set[tup
 
 
 @dataclass(frozen=True)
-class _Evaluation:
+class Evaluation:
     """One line of a thought that says what an expression is worth."""
 
     expression: str
@@ -329,13 +329,13 @@ _CONTINUATION = re.compile(
 )
 
 
-def _evaluations(thought: str) -> list[_Evaluation]:
+def evaluations(thought: str) -> list[Evaluation]:
     """The lines of a thought that evaluate an expression.
 
     A line is a whole expression and its value, `(1 + 2) * 3 = 3 * 3 = 9`, or one step from the value of the nearest line above that is
     less indented, `  * 3 = 9` below `1 + 2 = 3`. `from 9` subtracts that value from 9, `into 9` divides 9 by it.
     """
-    found: list[_Evaluation] = []
+    found: list[Evaluation] = []
     path: list[tuple[int, int]] = []  # indentation and index in `found` of the lines that the next one may go on from
     for line in thought.splitlines():
         if "=" not in line:
@@ -352,10 +352,10 @@ def _evaluations(thought: str) -> list[_Evaluation]:
             inner, before = f"({above.expression})", above.claimed.strip()
             expression = f"{number}{sign}{inner}" if sign else f"{inner}{operator}{number}"
             step = f"{number} {sign} {before}" if sign else f"{before} {operator} {number}"
-            found.append(_Evaluation(expression, step, value, f"{expression}={value}", is_continued=False))
+            found.append(Evaluation(expression, step, value, f"{expression}={value}", is_continued=False))
         else:
             left, claimed = line.partition("=")[0].strip(), line.rpartition("=")[2]
-            found.append(_Evaluation("".join(left.split()), left, claimed, "".join(line.split()), is_continued=False))
+            found.append(Evaluation("".join(left.split()), left, claimed, "".join(line.split()), is_continued=False))
         path.append((indent, len(found) - 1))
     return found
 
@@ -368,7 +368,17 @@ def num_attempts(response: str, **_: object) -> float:
     >>> num_attempts("<think>\\n1 + 2 = 3\\n  * 3 = 9\\n  - 3 = 0\\n</think>")
     2.0
     """
-    return float(sum(not line.is_continued for line in _evaluations(_thought(response))))
+    return float(sum(not line.is_continued for line in evaluations(_thought(response))))
+
+
+def share_of_repeats(response: str, **_: object) -> float:
+    """Share of the attempts that an earlier one made in the same words; NaN without an attempt.
+
+    >>> share_of_repeats("<think>\\n1 + 2 = 3, no\\n2 * 2 = 4, no\\n1 + 2 = 3, no\\n1+2 = 3, no\\n</think>")
+    0.5
+    """
+    tried = [line.expression for line in evaluations(_thought(response)) if not line.is_continued]
+    return 1 - len(set(tried)) / len(tried) if tried else math.nan
 
 
 def is_verified(response: str, *, target: int, **_: object) -> float:
@@ -380,7 +390,7 @@ def is_verified(response: str, *, target: int, **_: object) -> float:
     if answer is None:
         return math.nan
     left = "".join(answer.split()) + "="
-    for line in _evaluations(_thought(response)):
+    for line in evaluations(_thought(response)):
         at = line.written.find(left)
         if (
             at >= 0
@@ -402,7 +412,7 @@ def share_of_true_values(response: str, **_: object) -> float:
     0.5
     """
     is_true = []
-    for line in _evaluations(_thought(response)):
+    for line in evaluations(_thought(response)):
         expression, value = parse(line.step), re.match(r"\s*(-?[0-9]{1,30})(?![0-9]|[./*+-][0-9])", line.claimed)
         if expression is not None and value:
             is_true.append(expression.value == int(value[1]))
@@ -426,6 +436,7 @@ TASK = Task(
     solve=lambda row: solve(row["nums"], row["target"]),
     behaviours={
         "attempts/mean": num_attempts,
+        "repeated/share": share_of_repeats,
         "verified/share": is_verified,
         "true_values/share": share_of_true_values,
     },

@@ -147,6 +147,7 @@ def evaluate(
     format: str | None = None,
     source: str | None = None,
     split: str = "test",
+    split_rule: str | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     engine: str | None = None,
@@ -164,7 +165,7 @@ def evaluate(
 
     given: dict[str, Any] = {
         "task": task, "n": num_problems, "k": num_samples, "temperature": temperature, "max_new_tokens": max_new_tokens,
-        "format": format, "source": source, "split": split, "seed": seed, "batch_size": batch_size, "engine": engine,
+        "format": format, "source": source, "split": split, "split_rule": split_rule, "seed": seed, "batch_size": batch_size, "engine": engine,
         "output": None if output is None else Path(output), "name": name,
     }  # fmt: skip
     model_path = str(model.folder if isinstance(model, Run) else model)

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from tinyzero_trl import storage
 from tinyzero_trl.config import ACCELERATE_CONFIGS, check_to_launch
+from tinyzero_trl.data import TINYZERO_TEST
 from tinyzero_trl.launch import launch
+from tinyzero_trl.threads import bound_waiting
 
 if TYPE_CHECKING:
     from tinyzero_trl.intervals import Comparison
 
-RECIPE = "+countdown=grpo-tiny"
+RECIPE, REAL_RECIPE = "+countdown=grpo-tiny", "+countdown=grpo-tiny-search"
+"""The recipes: on generated problems of three numbers; with `--real` on TinyZero's own data."""
 NUM_PROBLEMS = 2048
-"""Number of held-out problems; it gives a 95 % interval of about +-2 points."""
+"""Number of held-out problems; it gives a 95 % interval of about +-2 points. With `--real` they are TinyZero's 1,024 test problems."""
 PROBLEM_SEED = 0
 """Seed of the held-out problems: the same for every --seed, so that runs of several seeds compare."""
 SHOWN = {
@@ -41,19 +44,34 @@ def main(argv: Sequence[str]) -> int:
     """Run the demo; returns the exit code."""
     arguments = _parser().parse_args(argv)
     check_to_launch()
-    if arguments.problems < 1:
-        raise ValueError(f"--problems must be at least 1, got {arguments.problems}")
+    if arguments.source is not None and not arguments.real:
+        raise ValueError(f"--source {arguments.source} is for --real; without it the problems are generated")
+    num_problems = arguments.problems
+    if num_problems is None:
+        num_problems = TINYZERO_TEST if arguments.real else NUM_PROBLEMS
+    if num_problems < 1:
+        raise ValueError(f"--problems must be at least 1, got {num_problems}")
+    if arguments.real and num_problems > TINYZERO_TEST:
+        raise ValueError(f"--problems must be at most {TINYZERO_TEST} with --real, got {num_problems}")
     if arguments.steps is not None and arguments.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {arguments.steps}")
     if not 0 <= arguments.seed < 2**32:
         raise ValueError(f"--seed must be at least 0 and at most {2**32 - 1}, got {arguments.seed}")
     if typed := next((word for word in arguments.overrides if word.lstrip("+").startswith("output_dir=")), None):
         raise ValueError(f"{typed}: the demo's folder is --output_dir {typed.partition('=')[2]}")
-    run_folder = arguments.output_dir or Path("outputs/countdown") / f"grpo-tiny-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    words = [RECIPE, f"output_dir={run_folder}", f"trainer.seed={arguments.seed}", f"data.seed={arguments.seed}"]
+    recipe = REAL_RECIPE if arguments.real else RECIPE
+    run_folder = (
+        arguments.output_dir
+        or Path("outputs/countdown") / f"{recipe.partition('=')[2]}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    )
+    words = [recipe, f"output_dir={run_folder}"]
+    words += [f"trainer.seed={arguments.seed}", f"data.seed={arguments.seed}"]
+    if arguments.source is not None:
+        words.append(f"data.source={arguments.source}")
     if arguments.steps is not None:
         words.append(f"trainer.max_steps={arguments.steps}")
-    return run([*words, *arguments.overrides], run_folder=run_folder, num_problems=arguments.problems)
+    bound_waiting()
+    return run([*words, *arguments.overrides], run_folder=run_folder, num_problems=num_problems)
 
 
 def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
@@ -75,13 +93,14 @@ def run(words: Sequence[str], *, run_folder: Path, num_problems: int) -> int:
     storage.probe(run_folder)
     run_folder.parent.mkdir(parents=True, exist_ok=True)
 
-    with _phase(console, seconds_by_phase, f"Drawing {num_problems} held-out problems"):
+    with _phase(console, seconds_by_phase, f"Taking {num_problems} held-out problems"):
         problems = _held_out(cfg, num_problems=num_problems, folder=run_folder.parent)
     settings: dict[str, Any] = {
         "task": str(cfg.task),
         "format": str(cfg.format),
-        "source": str(problems),
+        **problems,
         "n": num_problems,
+        "seed": PROBLEM_SEED,
         "temperature": float(cfg.trainer.temperature),
         "max_new_tokens": int(cfg.trainer.max_completion_length),
         "engine": "transformers",  # for a model this small faster than loading vLLM
@@ -119,8 +138,12 @@ def _accelerate_config(cfg: Any) -> Path:
     return ACCELERATE_CONFIGS / ("cpu.yaml" if cfg.trainer.use_cpu else "ddp.yaml")
 
 
-def _held_out(cfg: Any, *, num_problems: int, folder: Path) -> Path:
-    """A file of test problems in the ranges of the run; the same number of problems always gives the same file."""
+def _held_out(cfg: Any, *, num_problems: int, folder: Path) -> dict[str, Any]:
+    """Source and split rule of the held-out problems, as `evaluation.Settings` takes them; the same number always gives the same ones.
+
+    By the rule "tinyzero" they are rows of the source itself. Otherwise they are test problems in the ranges of the run, in a file in `folder`.
+    Raises: ValueError or FileNotFoundError of one line if the source cannot be read.
+    """
     import datasets
 
     from tinyzero_trl.task import loaded
@@ -128,11 +151,17 @@ def _held_out(cfg: Any, *, num_problems: int, folder: Path) -> Path:
 
     datasets.disable_progress_bars()
     ranges = {key: value for key, value in cfg.data.items() if key not in ("num_train_rows", "num_eval_rows", "seed")}
-    rows = loaded(find_task(str(cfg.task)), split="test", num_rows=num_problems, seed=PROBLEM_SEED, **ranges)
+    is_tinyzeros = ranges.get("split_rule") == "tinyzero"
+    try:
+        rows = loaded(find_task(str(cfg.task)), split="test", num_rows=num_problems, seed=PROBLEM_SEED, **ranges)
+    except ValueError as error:
+        raise ValueError(f"{error} (here: --source FILE)" if is_tinyzeros else str(error)) from error
+    if is_tinyzeros:
+        return {"source": str(cfg.data.source), "split_rule": "tinyzero"}
     path = folder / f"held-out-{num_problems}.jsonl"
     with storage.replacing(path) as file:
         rows.to_json(file)
-    return path
+    return {"source": str(path)}
 
 
 @contextmanager
@@ -175,19 +204,31 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tinyzero demo",
         description="Evaluate the shipped tiny model on held-out Countdown problems, train it by reinforcement learning, "
-        "evaluate it again on the same problems, and write a report. Needs no network and no GPU.",
+        "evaluate it again on the same problems, and write a report. Needs no GPU, and without --real no network.",
         epilog="example:\n  tinyzero demo\n  tinyzero demo --seed 1 --steps 20 --problems 256\n"
+        "  tinyzero demo --real                       an hour on TinyZero's own problems, from the hub\n"
+        "  tinyzero demo --real --source Countdown-Tasks-3to4.parquet\n"
         "  tinyzero demo trainer.use_cpu=false        trains on the GPU",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--seed", type=int, default=0, help="of the training and its problems (default: 0)")
     parser.add_argument(
-        "--problems", type=int, default=NUM_PROBLEMS, metavar="N", help="held out (default: %(default)s)"
+        "--real",
+        action="store_true",
+        help=f"{REAL_RECIPE}: problems of three and four numbers, measured on TinyZero's {TINYZERO_TEST:,} test problems",
+    )
+    parser.add_argument(
+        "--source",
+        metavar="S",
+        help="with --real: the file of TinyZero's problems, or its hub id (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--problems", type=int, metavar="N", help=f"held out (default: {NUM_PROBLEMS}; with --real {TINYZERO_TEST})"
     )
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: the recipe's)")
     parser.add_argument(
-        "--output_dir", type=Path, metavar="D", help="run folder (default: outputs/countdown/grpo-tiny-<time>)"
+        "--output_dir", type=Path, metavar="D", help="run folder (default: outputs/countdown/<recipe>-<time>)"
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the recipe, as `train` takes them"

@@ -690,6 +690,14 @@ def test_another_source_is_read_without_the_columns_of_the_runs_own(model_folder
         "source": "generated",
         "split_rule": "problem",
     }
+    named = make_plan(Settings(str(run / "model"), source="other.parquet", split_rule="tinyzero"))
+    assert named.data == {"source": "other.parquet", "split_rule": "tinyzero"}
+
+
+def test_a_split_rule_is_refused_for_a_benchmark(model_folder, capsys):
+    words = ["--model_path", str(model_folder), "--benchmarks", "gsm8k", "--split_rule", "tinyzero"]
+    assert command_line.main(words, task="math") == 2
+    assert "--split_rule is of the task's own problems" in capsys.readouterr().err
 
 
 def test_a_small_top_p_is_greedy_and_a_whole_one_changes_nothing(model_folder, tmp_path):

@@ -8,13 +8,14 @@
 benchmarks, so only the command line imports it.
 """
 
-from tinyzero_trl.data.rows import CARD, Problems, load_rows, split_of_key
+from tinyzero_trl.data.rows import CARD, TINYZERO_TEST, Problems, load_rows, split_of_key
 from tinyzero_trl.data.sources import READABLE, SUFFIXES, read_source, suffix_of
 
 __all__ = [
     "CARD",
     "READABLE",
     "SUFFIXES",
+    "TINYZERO_TEST",
     "Problems",
     "load_rows",
     "read_source",

@@ -65,8 +65,9 @@ def _settings(arguments: argparse.Namespace, task: str | None) -> list[Settings]
     settings = Settings(**{"task": task, **{name: v for name, v in vars(arguments).items() if name not in others}})
     if arguments.benchmarks is None:
         return [settings]
-    if settings.source is not None:
-        raise ValueError("--source is of the task's own problems; a benchmark's file is --benchmarks NAME=FILE")
+    for option, value in (("--source", settings.source), ("--split_rule", settings.split_rule)):
+        if value is not None:
+            raise ValueError(f"{option} is of the task's own problems; a benchmark's file is --benchmarks NAME=FILE")
     return [replace(settings, benchmark=one) for one in benchmarks.chosen(arguments.benchmarks, arguments.columns)]
 
 
@@ -117,6 +118,11 @@ def parser_of(task: str | None) -> argparse.ArgumentParser:
         add("--task", help="needed where the model comes from no run: " + ", ".join(TASKS))
     add("--source", metavar="S", help="hub id, file or folder of rows, prepared folder, or `generated`")
     add("--split", choices=("test", "validation"), default="test")
+    add(
+        "--split_rule",
+        choices=("problem", "tinyzero"),
+        help="by a hash of the problem, or by place in TinyZero's file (default: the run's, or problem)",
+    )
     add(
         "--benchmarks",
         metavar="B,...",

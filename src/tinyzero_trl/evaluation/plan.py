@@ -41,6 +41,8 @@ class Settings:
     """Source of the rows (default: the task's own)."""
     split: str = "test"
     """Split of the rows: test or validation."""
+    split_rule: str | None = None
+    """Rule that splits the rows: problem, or tinyzero (default: the task's own, problem)."""
     benchmark: Chosen | None = None
     """Benchmark whose problems replace the task's own.
 
@@ -136,6 +138,8 @@ def make_plan(settings: Settings) -> Plan:
     if settings.source is not None and settings.source != data.get("source"):
         # Columns, limits and shares belong to the source they were written for.
         data = {name: value for name, value in data.items() if name == "split_rule"} | {"source": settings.source}
+    if settings.split_rule is not None:
+        data["split_rule"] = settings.split_rule
     temperature = _first(settings.temperature, trainer.get("temperature"), benchmark and benchmark.temperature, 1.0)
     k = _first(settings.k, benchmark and temperature > 0 and benchmark.k, 1)
     if k > 1 and temperature == 0:

@@ -55,7 +55,7 @@ def test_the_recipes_draw_from_the_training_split_alone() -> None:
         cfg = config.compose([f"+countdown={name}", *words], program="sft")
         assert all("split" not in spec for spec in cfg.data.values()), "problems() sets the split"
         assert all(set(shares) == {"countdown", "multiplication"} for _, shares in pretraining.stages_of(cfg))
-    cfg = config.compose(["+countdown=sft-tiny-search-arithmetic"], program="sft")
+    cfg = config.compose(["+countdown=sft-tiny-search"], program="sft")
     assert dict(cfg.data.countdown) == {"source": "Jiayi-Pan/Countdown-Tasks-3to4", "split_rule": "tinyzero"}
     assert all(set(shares) == {"countdown"} for _, shares in pretraining.stages_of(cfg))
 

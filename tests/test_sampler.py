@@ -10,7 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from tinyzero_trl.failures import NumericFailure
-from tinyzero_trl.generation.sampler import GrowingLayer, sample
+from tinyzero_trl.generation.decoding import GrowingLayer
+from tinyzero_trl.generation.sampler import sample
 
 EOS, PAD = 0, 1
 SHAPE: dict[str, Any] = {

@@ -35,14 +35,17 @@ def generator_of(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*parts))
 
 
-def uniforms(seeds_B: torch.Tensor, place: int) -> torch.Tensor:
-    """The number at position `place` in the stream of each seed, float64 in [0, 1), [B].
+def uniforms(seeds_B: torch.Tensor, places_B: torch.Tensor | int) -> torch.Tensor:
+    """The number at a position in the stream of each seed, float64 in [0, 1), [B].
 
-    seeds_B: int64, any value; adjacent seeds give unrelated streams. Integer overflow in torch wraps, as the hash needs.
+    seeds_B: int64, any value; adjacent seeds give unrelated streams. places_B: one for each seed or one for all,
+    from 0. Integer overflow in torch wraps, as the hash needs.
     Source: splitmix64 (Steele, Lea, Flood 2014), applied to the seed and then to the place in its stream.
     """
-    offset = ((place + 1) * GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63)
-    bits_B = _mixed(_mixed(seeds_B + GOLDEN) + offset)
+    import torch
+
+    offset_B = (torch.as_tensor(places_B, device=seeds_B.device) + 1) * GOLDEN
+    bits_B = _mixed(_mixed(seeds_B + GOLDEN) + offset_B)
     return _shifted(bits_B, 11).double() * 2.0**-53
 
 

@@ -7,10 +7,11 @@
              └─> colocated.py: vLLM in this process; weights go by memory ─────────────────┘
 
 `engines.engine` reads the recipe and makes the generation that the trainer hands to TRL; `for_evaluation.opened` does it without a
-trainer. The weights that a server gets have a version, and completions count only if the server has this version before and after
-them. A server runs below `supervisor.py`, a process that ends it when the trainer ends, for whatever reason; every request carries
-the token of `authentication.py`. `plugin.py` and `transfer.py` run inside vLLM. An error that a server causes is a ServerError: the
-run restarts the server or waits for it, and after generation.max_failures of them ends with ServerLost.
+trainer. Our sampler draws tokens, and `decoding.py` computes the logits it draws them from. The weights that a server gets have a
+version, and completions count only if the server has this version before and after them. A server runs below `supervisor.py`, a
+process that ends it when the trainer ends, for whatever reason; every request carries the token of `authentication.py`. `plugin.py`
+and `transfer.py` run inside vLLM. An error that a server causes is a ServerError: the run restarts the server or waits for it, and
+after generation.max_failures of them ends with ServerLost.
 
 A name is imported from its file when it is first used: some files load torch, TRL or vLLM, and the supervisor must load none.
 """

@@ -1,28 +1,27 @@
-"""Batched sampling from a causal language model, in which finished rows cost nothing.
+"""Batched sampling from a causal language model, in which finished rows cost nothing and waiting prompts take their places.
 
-`model.generate` computes every row of a batch until the longest has ended, and copies the whole key-value cache at every token. Thoughts
-differ in length tenfold, so here a finished row leaves the batch, and the cache grows in place.
-Axes: see tinyzero_trl.algorithms; A = rows that are still in the batch, L = prompt tokens and those sampled so far.
+`model.generate` computes every row of a batch until the longest has ended. Thoughts differ in length tenfold, so here a finished row
+leaves the batch, and once enough have left, waiting prompts join it (continuous batching): the batch stays wide.
+Axes: see tinyzero_trl.algorithms; A = rows that are in the batch, N = all prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from tinyzero_trl.failures import NumericFailure
+from tinyzero_trl.generation.decoding import Cohort, decoder_of
 from tinyzero_trl.models import StopStrings, is_truncated
 from tinyzero_trl.seeding import tokens_at, uniforms
 
-COMPACT_ABOVE = 0.125
-"""Share of finished rows above which they are removed from the batch: removing them copies the cache."""
-CACHE_GROWTH = 64
-"""Fewest tokens by which a full cache grows. It usually doubles, up to the longest completion: many small steps would fragment a GPU's memory."""
+DROP_ABOVE = 1 / 16
+"""Share of finished rows above which they leave the batch: until then they are computed, and leaving moves others."""
+JOIN_ABOVE = 1 / 4
+"""Share of the batch that is free when waiting prompts join it: fewer, larger cohorts are cheaper to compute."""
 DEFAULT_BATCH_SIZE = 256
 """Rows sampled together by default."""
 
@@ -37,53 +36,6 @@ class Sampled:
     """Log-probability of each token under the distribution it was drawn from (after temperature)."""
     is_truncated: list[bool]
     """True if `max_new_tokens` was reached before an end-of-sequence token or a stop string."""
-
-
-class GrowingLayer(DynamicLayer):
-    """A cache layer that writes new keys and values in place: one token costs one token, not a copy of the past."""
-
-    def __init__(self, *args: Any, max_tokens: int, **kwargs: Any):
-        """max_tokens: largest number of tokens it holds."""
-        super().__init__(*args, **kwargs)
-        self._max_tokens = max_tokens
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._keys, self._values = key_states.new_empty(0), value_states.new_empty(0)
-        past, new = self.get_seq_length(), key_states.shape[-2]
-        if self._keys.dim() == 1 or past + new > self._keys.shape[-2]:
-            capacity = max(past + new, min(self._max_tokens, past + new + max(past, CACHE_GROWTH)))
-            self._keys = _grown(self._keys, like=key_states, past=past, capacity=capacity)
-            self._values = _grown(self._values, like=value_states, past=past, capacity=capacity)
-        self._keys[:, :, past : past + new] = key_states
-        self._values[:, :, past : past + new] = value_states
-        self.keys, self.values = self._keys[:, :, : past + new], self._values[:, :, : past + new]
-        return self.keys, self.values
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drop all rows of the batch except these."""
-        length = self.get_seq_length()
-        self._keys, self._values = self._keys[rows], self._values[rows]
-        self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
-
-
-def _grown(buffer: torch.Tensor, *, like: torch.Tensor, past: int, capacity: int) -> torch.Tensor:
-    batch, heads, _, width = like.shape
-    grown = like.new_empty(batch, heads, capacity, width)
-    if past:
-        grown[:, :, :past] = buffer[:, :, :past]
-    return grown
-
-
-def _new_cache(model: Any, *, max_tokens: int) -> Cache:
-    """A cache of GrowingLayers if all layers attend to the whole past; otherwise the library's own cache."""
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-    return (
-        Cache(layer_class_to_replicate=partial(GrowingLayer, max_tokens=max_tokens))
-        if kinds == {"full_attention"}
-        else DynamicCache(config=model.config)
-    )
 
 
 @torch.no_grad()
@@ -108,101 +60,138 @@ def sample(
     seeds: one for each prompt. A completion is a function of model, prompt and seed, except for the rounding of a forward pass, which
     depends on the batch. Temperature 0 needs no seeds.
     stop: strings that end a completion.
-    on_progress: called with (prompts done, new tokens) after each batch.
+    batch_size: most rows in the batch.
+    on_progress: called with (prompts done, new tokens) as rows leave the batch.
     Raises: NumericFailure if the model's log-probabilities are not numbers.
     """
     if temperature > 0 and seeds is None:
         raise ValueError("sampling needs a seed for each prompt")
-    seeds_B = torch.tensor(list(seeds or [0] * len(prompt_ids)), dtype=torch.long, device=model.device)
-    if len(seeds_B) != len(prompt_ids):
-        raise ValueError(f"{len(seeds_B)} seeds for {len(prompt_ids)} prompts")
-    size = batch_size or DEFAULT_BATCH_SIZE
-    completions: list[list[int]] = []
-    logprobs: list[list[float]] = []
-    eos = torch.tensor(list(eos_token_ids), device=model.device)
-    for start in range(0, len(prompt_ids), size):
-        chunk = prompt_ids[start : start + size]
-        ids, lps = _sample_batch(
-            model, chunk, seeds_B[start : start + size], max_new_tokens, temperature, top_p, eos, pad_token_id, stop
-        )
-        completions += ids
-        logprobs += lps
-        if on_progress is not None:
-            on_progress(len(chunk), sum(map(len, ids)))
-    ends = set(eos_token_ids)
-    return Sampled(completions, logprobs, [is_truncated(ids, ends=ends, stop=stop) for ids in completions])
-
-
-def _sample_batch(
-    model: Any,
-    prompt_ids: Sequence[Sequence[int]],
-    seeds_A: torch.Tensor,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    eos: torch.Tensor,
-    pad_token_id: int,
-    stop: StopStrings | None,
-) -> tuple[list[list[int]], list[list[float]]]:
-    """Token ids and log-probabilities of each row."""
-    device = model.device
-    width = max(map(len, prompt_ids))
-    input_ids_AL = torch.full((len(prompt_ids), width), pad_token_id, device=device)
-    mask_AL = torch.zeros(len(prompt_ids), width + max_new_tokens, dtype=torch.long, device=device)
-    for row, ids in enumerate(prompt_ids):  # padded on the left, so that every row's next token is at the same place
-        input_ids_AL[row, width - len(ids) :] = torch.tensor(ids, device=device)
-        mask_AL[row, width - len(ids) : width] = 1
-    mask_AL[:, width:] = 1
-    position_A = mask_AL[:, :width].sum(1)
-    position_ids_AL = (mask_AL[:, :width].cumsum(1) - 1).clamp(min=0)
-
-    tokens_BT = torch.full((len(prompt_ids), max_new_tokens), pad_token_id, device=device)
-    logps_BT = torch.zeros(len(prompt_ids), max_new_tokens, device=device)
-    lengths_B = torch.full((len(prompt_ids),), max_new_tokens, device=device)
-    active_A = torch.arange(len(prompt_ids), device=device)  # rows of the result that the batch still holds
-    is_done_A = torch.zeros(len(prompt_ids), dtype=torch.bool, device=device)
-    cache = _new_cache(model, max_tokens=width + max_new_tokens)
-    for step in range(max_new_tokens):
-        logits_AV = model(
-            input_ids=input_ids_AL,
-            attention_mask=mask_AL[:, : width + step],
-            position_ids=position_ids_AL,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        logps_AV = torch.log_softmax(logits_AV.float() / (temperature or 1.0), dim=-1)
-        if top_p < 1:
-            logps_AV = _nucleus(logps_AV, top_p)
-        token_A = logps_AV.argmax(-1) if temperature == 0 else tokens_at(logps_AV.exp(), uniforms(seeds_A, step))
-        tokens_BT[active_A, step] = token_A
-        logps_BT[active_A, step] = logps_AV.gather(1, token_A[:, None])[:, 0]
-        ended_A = torch.isin(token_A, eos) & ~is_done_A
-        if stop is not None:
-            may_end_A = stop.closing(logps_AV.shape[-1], device)[token_A] & ~is_done_A
-            for row in may_end_A.nonzero()[:, 0].tolist():
-                ended_A[row] |= stop.is_complete(tokens_BT[active_A[row], : step + 1].tolist())
-        lengths_B[active_A[ended_A]] = step + 1
-        is_done_A = is_done_A | ended_A
-        num_done = int(is_done_A.sum())
-        if num_done == len(is_done_A):
-            break
-        if num_done > COMPACT_ABOVE * len(is_done_A):
-            keep = (~is_done_A).nonzero()[:, 0]
-            for layer in cache.layers:
-                layer.keep(keep) if isinstance(layer, GrowingLayer) else layer.batch_select_indices(keep)
-            active_A, mask_AL, position_A, token_A = active_A[keep], mask_AL[keep], position_A[keep], token_A[keep]
-            is_done_A, seeds_A = is_done_A[keep], seeds_A[keep]
-        input_ids_AL = token_A[:, None]
-        position_ids_AL = position_A[:, None]
-        position_A = position_A + 1
-    if logps_BT.isnan().any():
-        raise NumericFailure("the model's log-probabilities are not numbers while it generates")
-    lengths = lengths_B.tolist()
-    return (
-        [row[:length] for row, length in zip(tokens_BT.tolist(), lengths, strict=True)],
-        [row[:length] for row, length in zip(logps_BT.tolist(), lengths, strict=True)],
+    if seeds is not None and len(seeds) != len(prompt_ids):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompt_ids)} prompts")
+    decoder = decoder_of(model, pad_token_id=pad_token_id, max_new_tokens=max_new_tokens)
+    draws = _Draws(
+        seeds or [0] * len(prompt_ids),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        eos=torch.tensor(list(eos_token_ids), device=model.device),
+        stop=stop,
     )
+    size, num_joined = batch_size or DEFAULT_BATCH_SIZE, 0
+    cohorts: list[Cohort] = []
+    while cohorts or num_joined < len(prompt_ids):
+        num_free = size - len(draws.rows_A)
+        may_join = num_free >= JOIN_ABOVE * size if decoder.takes_several_cohorts else not cohorts
+        if num_joined < len(prompt_ids) and may_join:
+            rows = range(num_joined, min(num_joined + num_free, len(prompt_ids)))
+            logits_BV, cohort = decoder.read([prompt_ids[row] for row in rows])
+            cohorts.append(cohort)
+            draws.join(rows, logits_BV)
+            num_joined = rows.stop
+        else:
+            draws.step(decoder.step(cohorts, draws.tokens_A))
+        if draws.num_done > DROP_ABOVE * len(draws.rows_A) or any(cohort.is_full for cohort in cohorts):
+            num_done, num_tokens = draws.drop(cohorts)
+            cohorts = [cohort for cohort in cohorts if len(cohort)]
+            if on_progress is not None:
+                on_progress(num_done, num_tokens)
+    completion_ids, logprobs = draws.completions()
+    ends = set(eos_token_ids)
+    return Sampled(completion_ids, logprobs, [is_truncated(ids, ends=ends, stop=stop) for ids in completion_ids])
+
+
+class _Draws:
+    """The tokens drawn so far of all prompts, and the rows in the batch, in the order of its cohorts."""
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        eos: torch.Tensor,
+        stop: StopStrings | None,
+    ):
+        self._max_new_tokens, self._temperature, self._top_p = max_new_tokens, temperature, top_p
+        self._eos, self._stop = eos, stop
+        num, device = len(seeds), eos.device
+        self._seeds_N = torch.tensor(list(seeds), dtype=torch.long, device=device)
+        self._lengths_N = torch.zeros(num, dtype=torch.long, device=device)
+        # The last column takes what is computed of rows that are done and still in the batch.
+        self._tokens_NT = torch.zeros(num, max_new_tokens + 1, dtype=torch.long, device=device)
+        self._logps_NT = torch.zeros(num, max_new_tokens + 1, device=device)
+        self.rows_A = torch.zeros(0, dtype=torch.long, device=device)
+        """Row of the result."""
+        self.tokens_A = torch.zeros(0, dtype=torch.long, device=device)
+        """Token drawn last."""
+        self._is_done_A = torch.zeros(0, dtype=torch.bool, device=device)
+        self.num_done = 0
+        """Rows that are done and still in the batch."""
+
+    def join(self, rows: range, logits_BV: torch.Tensor) -> None:
+        """Add rows at the end of the batch, with the first token of each."""
+        rows_B = torch.arange(rows.start, rows.stop, device=self.rows_A.device)
+        tokens_B, is_done_B = self._drawn(logits_BV, rows_B, torch.zeros_like(rows_B, dtype=torch.bool))
+        self.rows_A = torch.cat([self.rows_A, rows_B])
+        self.tokens_A = torch.cat([self.tokens_A, tokens_B])
+        self._is_done_A = torch.cat([self._is_done_A, is_done_B])
+        self.num_done = int(self._is_done_A.sum())
+
+    def step(self, logits_AV: torch.Tensor) -> None:
+        """Draw the next token of each row."""
+        self.tokens_A, self._is_done_A = self._drawn(logits_AV, self.rows_A, self._is_done_A)
+        self.num_done = int(self._is_done_A.sum())
+
+    def drop(self, cohorts: Sequence[Cohort]) -> tuple[int, int]:
+        """Remove the rows that are done; returns their number and that of their tokens."""
+        done_A, left, start = self._is_done_A.tolist(), [], 0
+        num_done, num_tokens = sum(done_A), int(self._lengths_N[self.rows_A[self._is_done_A]].sum())
+        for cohort in cohorts:
+            stop = start + len(cohort)
+            left += [start + row for row in cohort.drop([row for row in range(len(cohort)) if done_A[start + row]])]
+            start = stop
+        left_A = torch.tensor(left, dtype=torch.long, device=self.rows_A.device)
+        self.rows_A, self.tokens_A, self._is_done_A = (
+            of_A[left_A] for of_A in (self.rows_A, self.tokens_A, self._is_done_A)
+        )
+        self.num_done = 0
+        return num_done, num_tokens
+
+    def completions(self) -> tuple[list[list[int]], list[list[float]]]:
+        """Token ids and log-probabilities of every row."""
+        lengths = self._lengths_N.tolist()
+        if self._logps_NT.isnan().any():
+            raise NumericFailure("the model's log-probabilities are not numbers while it generates")
+        return (
+            [row[:length] for row, length in zip(self._tokens_NT.tolist(), lengths, strict=True)],
+            [row[:length] for row, length in zip(self._logps_NT.tolist(), lengths, strict=True)],
+        )
+
+    def _drawn(
+        self, logits_AV: torch.Tensor, rows_A: torch.Tensor, was_done_A: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next token of each row, recorded unless the row was done before, and True for rows that are done."""
+        steps_A = self._lengths_N[rows_A]
+        logps_AV = torch.log_softmax(logits_AV.float() / (self._temperature or 1.0), dim=-1)
+        if self._top_p < 1:
+            logps_AV = _nucleus(logps_AV, self._top_p)
+        if self._temperature == 0:
+            tokens_A = logps_AV.argmax(-1)
+        else:
+            tokens_A = tokens_at(logps_AV.exp(), uniforms(self._seeds_N[rows_A], steps_A))
+        columns_A = steps_A.masked_fill(was_done_A, self._max_new_tokens)
+        self._tokens_NT[rows_A, columns_A] = tokens_A
+        self._logps_NT[rows_A, columns_A] = logps_AV.gather(1, tokens_A[:, None])[:, 0]
+        self._lengths_N[rows_A] = steps_A + ~was_done_A
+        is_done_A = was_done_A | torch.isin(tokens_A, self._eos) | (steps_A + 1 == self._max_new_tokens)
+        if self._stop is not None:
+            may_end_A = self._stop.closing(logps_AV.shape[-1], logps_AV.device)[tokens_A] & ~is_done_A
+            for place in may_end_A.nonzero()[:, 0].tolist():
+                row = rows_A[place]
+                ids = self._tokens_NT[row, : self._lengths_N[row]].tolist()
+                is_done_A[place] = self._stop.is_complete(ids)
+        return tokens_A, is_done_A
 
 
 def _nucleus(logps_BV: torch.Tensor, top_p: float) -> torch.Tensor:

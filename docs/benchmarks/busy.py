@@ -40,7 +40,7 @@ COUNT = "while True: pass"
 
 @dataclass(frozen=True)
 class Setting:
-    """How a process computes."""
+    """Threads of a process, and how long they wait."""
 
     name: str
     threads: int

@@ -138,7 +138,9 @@ class Watch(TrainerCallback):
         mask = kwargs.get("attention_mask")
         self._step.passes += 1
         self._step.tokens += input_ids.numel()
-        self._step.real_tokens += int(mask.sum()) if mask is not None else input_ids.numel()
+        # Where a prompt is shared, the pass has no padding and a mask of another shape.
+        has_padding = mask is not None and mask.shape == input_ids.shape
+        self._step.real_tokens += int(mask.sum()) if has_padding else input_ids.numel()
 
 
 def reset_peak() -> int:

@@ -45,6 +45,8 @@ REFUSED: list[tuple[list[str], str]] = [
     (["curriculum.by=success", "trainer.shuffle_dataset=false"], "trainer.shuffle_dataset=false keeps the order of the rows, and curriculum.by chooses another"),
     (["replay.max_age=4"], "replay.max_age: nothing reads it without replay.num_groups"),
     (["batching.max_tokens_per_microbatch=4096", "trainer.entropy_coef=0.01"], "batching.max_tokens_per_microbatch=4096 with trainer.entropy_coef: micro-batches stay as TRL cuts them"),
+    (["batching.share_prompts=true", "model.attn_implementation=eager"], "batching.share_prompts=true with model.attn_implementation=eager: it needs sdpa"),
+    (["batching.share_prompts=true", "batching.packing=true", "model.attn_implementation=flash_attention_2"], "batching.share_prompts and batching.packing both take the padding out"),
     (["trainer.cache_implementation=static"], "trainer.cache_implementation has no effect: without vLLM our own sampler generates"),
     (["trainer.use_transformers_continuous_batching=true"], "trainer.use_transformers_continuous_batching has no effect"),
     (["reward_workers.rewards=[equation]", "reward_workers.seconds_per_batch=1800"], "seconds_per_batch 1800 is not below trainer.ddp_timeout 1800"),

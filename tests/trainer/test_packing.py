@@ -54,8 +54,8 @@ def test_a_recipe_may_not_pack_where_attention_knows_no_row_ends(attention: str 
     from tinyzero_trl.config import check_method, compose
     from tinyzero_trl.failures import ConfigError
 
-    words = ["+countdown=grpo-tiny", "batching.packing=true"]
+    words = ["+countdown=grpo-tiny", "batching.packing=true", "batching.share_prompts=false"]
     words += [f"model.attn_implementation={attention}"] if attention else []
     with pytest.raises(ConfigError, match="batching.packing"):
         check_method(compose(words))
-    check_method(compose([words[0], words[1], "model.attn_implementation=flash_attention_2"]))
+    check_method(compose([*words[:3], "model.attn_implementation=flash_attention_2"]))

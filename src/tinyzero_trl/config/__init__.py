@@ -9,7 +9,14 @@ A mistake is a ConfigError of one line. A rule between two keys is in the file o
 """
 
 from tinyzero_trl.config.addresses import INSIST, check_host, free_port, is_on_this_machine
-from tinyzero_trl.config.batching import BatchingSettings, accumulated, generated_at_once
+from tinyzero_trl.config.batching import (
+    CPU_TOKENS,
+    SHARING_ATTENTION,
+    BatchingSettings,
+    accumulated,
+    check_shared_prompts,
+    generated_at_once,
+)
 from tinyzero_trl.config.composition import (
     check_words,
     compose,
@@ -73,9 +80,11 @@ __all__ = [
     "ACCELERATE_CONFIGS",
     "ADAPTER_RANKS",
     "CONFIG_VARIABLE",
+    "CPU_TOKENS",
     "ENGINES",
     "INSIST",
     "RECIPES",
+    "SHARING_ATTENTION",
     "BatchingSettings",
     "CheckedRun",
     "CriticSettings",
@@ -93,6 +102,7 @@ __all__ = [
     "check_numbers",
     "check_pretraining",
     "check_run",
+    "check_shared_prompts",
     "check_to_launch",
     "check_words",
     "compose",

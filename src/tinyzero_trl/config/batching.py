@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -22,6 +23,12 @@ FOLLOWS = {
 """The key of `trainer` that follows from a key of `batching`."""
 PROCESSES = range(1, 65)
 """Numbers of processes that an error may suggest."""
+CPU_TOKENS = 4096
+"""Tokens computed at once at most on a CPU where the settings have no budget: more are no faster there, and take memory."""
+SHARING_MODELS = ("llama", "mistral", "qwen2", "qwen3")
+"""Architectures that share_prompts is tested with: their tokens meet in attention alone, and the arguments of a call reach it."""
+SHARING_ATTENTION = "sdpa"
+"""Implementation of attention that share_prompts extends."""
 
 
 @dataclass
@@ -33,11 +40,13 @@ class BatchingSettings:
     sort_by_length: bool = True
     """Rows of an optimizer step are dealt into micro-batches of like length, each trimmed to its longest."""
     max_tokens_per_microbatch: int | None = None
-    """Tokens computed at once at most, padding included; null: per_device_train_batch_size times the widest row."""
+    """Tokens computed at once at most, padding included; null: per_device_train_batch_size times the widest row, on a CPU 4,096 at most."""
     fold_old_logprobs: bool = True
     """Old log-probabilities come from the loss's own forward pass where the rollouts are on-policy."""
     packing: bool = False
     """Rows are computed end to end without padding; needs an attention implementation for variable lengths."""
+    share_prompts: bool = False
+    """A prompt is computed once for all its completions of a micro-batch, and padding only in attention; model.attn_implementation sdpa."""
     completions_per_step: int | None = None
     """Completions of an optimizer step, all processes together; trainer.gradient_accumulation_steps follows from it. null:
     trainer.per_device_train_batch_size x processes x trainer.gradient_accumulation_steps."""
@@ -157,6 +166,12 @@ def check_batching(cfg: DictConfig, *, num_processes: int) -> None:
             f"batching.packing=true with model.attn_implementation={attention}: it needs attention over rows of different lengths; "
             "use model.attn_implementation=flash_attention_2 (or _3, or kernels-community/flash-attn), or batching.packing=false"
         )
+    if cfg.batching.share_prompts and cfg.batching.packing:
+        raise ConfigError("batching.share_prompts and batching.packing both take the padding out of a pass; set one")
+    if cfg.batching.share_prompts and attention not in ("None", SHARING_ATTENTION):
+        raise ConfigError(
+            f"batching.share_prompts=true with model.attn_implementation={attention}: it needs {SHARING_ATTENTION}, or batching.packing instead"
+        )
     if trainer.generation_batch_size is not None and trainer.steps_per_generation is not None:
         raise ConfigError(
             "trainer.generation_batch_size and trainer.steps_per_generation say the same thing twice; set one"
@@ -166,6 +181,17 @@ def check_batching(cfg: DictConfig, *, num_processes: int) -> None:
     if str(trainer.eval_strategy) != "no" and trainer.per_device_eval_batch_size % num_generations_eval:
         raise ConfigError(
             f"trainer.per_device_eval_batch_size {trainer.per_device_eval_batch_size} does not hold whole groups of {num_generations_eval}"
+        )
+
+
+def check_shared_prompts(model_config: Any) -> None:
+    """Raises: ConfigError, where a model of this configuration cannot be trained with batching.share_prompts."""
+    window = getattr(model_config, "sliding_window", None)
+    if model_config.model_type not in SHARING_MODELS or window is not None:
+        raise ConfigError(
+            f"batching.share_prompts=true with a model of type {model_config.model_type}"
+            f"{'' if window is None else f' and a window of {window} tokens'}: it is for {', '.join(SHARING_MODELS)} with attention to all "
+            "tokens before; set batching.share_prompts=false"
         )
 
 

@@ -58,6 +58,8 @@ def check_run(cfg: DictConfig, *, num_processes: int) -> CheckedRun:
     generation.check_installed(cfg)
     installed.check_installed(cfg)
     start = checked_start(cfg)
+    if cfg.batching.share_prompts:
+        batching.check_shared_prompts(start.config)
     check_stop(cfg.generation.stop, name="generation.stop", tokenizer=start.tokenizer)
     train_rows, eval_rows = checks.rows(cfg, chosen, tokenizer=start.tokenizer)
     args = composition.trainer_arguments(cfg, program="grpo", reward_weights=list(cfg.rewards.values()))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl import hub
-from tinyzero_trl.config import Sharding, accumulated, generated_at_once, weight_transfer
+from tinyzero_trl.config import CPU_TOKENS, Sharding, accumulated, generated_at_once, weight_transfer
 from tinyzero_trl.failures import ConfigError, first_line, nearest
 from tinyzero_trl.models import TRAINED, json_object, load_path, locate
 
@@ -251,6 +251,8 @@ def workload_of(cfg: DictConfig, shape: Shape, sharding: Sharding, *, prompt: in
     completion = int(trainer.max_completion_length)
     if batching.max_tokens_per_microbatch is not None:
         rows = max(1, int(batching.max_tokens_per_microbatch) // (longest + completion))
+    elif sharding.is_cpu and batching.sort_by_length:
+        rows = min(rows, max(1, CPU_TOKENS // (longest + completion)))
     generated_rows = generated_at_once(cfg, num_processes=sharding.num_processes) // sharding.num_processes
     steps_per_rollout = int(trainer.num_iterations) * generated_rows / trained_rows
     corrects = bool(trainer.use_vllm) and bool(trainer.vllm_importance_sampling_correction)

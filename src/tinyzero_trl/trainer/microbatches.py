@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from tinyzero_trl.config import BatchingSettings
-from tinyzero_trl.trainer.batches import Batch, concatenated, lengths, take, trim, with_dummy
+from tinyzero_trl.config import CPU_TOKENS, BatchingSettings
+from tinyzero_trl.trainer.batches import Batch, concatenated, take, trim, with_dummy
 
 MEAN_OVER_ROWS = ("grpo", "dr_grpo", "sapo", "luspo")
 """Losses that divide by the number of rows of a micro-batch."""
@@ -61,57 +61,93 @@ class Cut:
 
 
 def cut(
-    rows: torch.Tensor, sizes_B2: torch.Tensor, *, settings: BatchingSettings, rows_at_once: int, accelerator: Any
+    rows: torch.Tensor,
+    sizes_B2: torch.Tensor,
+    *,
+    prompt_B: torch.Tensor | None,
+    settings: BatchingSettings,
+    rows_at_once: int,
+    accelerator: Any,
 ) -> Cut:
     """Chunks of this process's rows, planned on the longest row of each place over all processes.
 
-    rows: row numbers. sizes_B2: prompt and completion columns of all B rows. rows_at_once: TRL's micro-batch of these rows bounds a
-    chunk where the settings have no budget.
+    rows: row numbers. sizes_B2: prompt and completion columns of all B rows. prompt_B: a number for each, by which rows of the same prompt
+    are kept together; None where a prompt is computed for each of them. rows_at_once: TRL's micro-batch of these rows bounds a chunk where
+    the settings have no budget, and CPU_TOKENS on a CPU.
     """
     device = accelerator.device
     if settings.sort_by_length:
         rows = rows[sizes_B2[rows].sum(1).argsort(descending=True, stable=True)]
+    if prompt_B is not None:
+        rows = rows[first_place(prompt_B[rows]).argsort(stable=True)]
     most = int(accelerator.gather(torch.tensor([len(rows)], device=device)).max())
     if not most:
         return Cut(rows, [], [])
-    padded = torch.zeros(most, 2, dtype=torch.long, device=device)
-    padded[: len(rows)] = sizes_B2[rows]
-    of_each_process = accelerator.gather(padded).view(-1, most, 2)
+    padded = torch.zeros(most, 3, dtype=torch.long, device=device)
+    padded[: len(rows), :2] = sizes_B2[rows]
+    if prompt_B is not None:
+        padded[1 : len(rows), 2] = prompt_B[rows[1:]] == prompt_B[rows[:-1]]
+    of_each_process = accelerator.gather(padded).view(-1, most, 3)
     budget = settings.max_tokens_per_microbatch
     if budget is None:
         # TRL's own micro-batches of these rows take at least this, so that memory never grows.
         widest = int(accelerator.gather(sizes_B2.amax(0)[None]).amax(0).sum())
         budget = rows_at_once * widest
+        if device.type == "cpu":
+            budget = min(budget, CPU_TOKENS)
     longest = of_each_process.amax(0)
-    sizes = chunk_sizes(longest[:, 0].tolist(), longest[:, 1].tolist(), budget=budget, is_packed=settings.packing)
+    sizes = chunk_sizes(
+        longest[:, 0].tolist(),
+        longest[:, 1].tolist(),
+        budget=budget,
+        is_packed=settings.packing,
+        shares_prompt=None if prompt_B is None else of_each_process[:, :, 2].amin(0).tolist(),
+    )
     order = torch.cat([rows, rows.new_full((most - len(rows),), len(sizes_B2))])
     num_tokens = of_each_process[:, :, 1].sum(0)
     return Cut(order, sizes, [int(part.sum()) for part in torch.split(num_tokens, sizes)])
 
 
+def first_place(values: torch.Tensor) -> torch.Tensor:
+    """Each entry's value as the first place that it has; integers of at least 0, one dimension."""
+    places = torch.arange(len(values), device=values.device)
+    first = places.new_full((int(values.max()) + 1 if len(values) else 0,), len(values))
+    return first.scatter_reduce_(0, values, places, "amin")[values]
+
+
 def chunk_sizes(
-    num_prompt: Sequence[int], num_completion: Sequence[int], *, budget: int, is_packed: bool = False
+    num_prompt: Sequence[int],
+    num_completion: Sequence[int],
+    *,
+    budget: int,
+    is_packed: bool = False,
+    shares_prompt: Sequence[int] | None = None,
 ) -> list[int]:
     """Sizes of consecutive chunks of rows that cost least, each within the budget unless it is a single row.
 
     num_prompt, num_completion: tokens of each row, best sorted. A chunk computes rows x (longest prompt + longest completion)
-    tokens, or just its rows' own where it is packed. It costs these tokens and OVERHEAD of all real tokens. The least cost is found
-    by dynamic programming, exactly, in O(rows x largest chunk).
+    tokens, or just its rows' own where it is packed. shares_prompt: true for a row with the prompt of the row before it, which is computed
+    once for both; no padding is computed then, and the budget bounds the rows' own tokens, which attention has to hold. A chunk costs the
+    tokens it computes and OVERHEAD of all real tokens. The least cost is found by dynamic programming, exactly, in O(rows x largest chunk).
     """
     overhead = OVERHEAD * (sum(num_prompt) + sum(num_completion))
     least = [0.0] + [math.inf] * len(num_prompt)  # cost of the first `stop` rows
     start_of = [0] * (len(num_prompt) + 1)  # where the last chunk of the first `stop` rows starts
     for stop in range(1, len(num_prompt) + 1):
-        longest_prompt = longest_completion = num_real = 0
+        longest_prompt = longest_completion = num_real = num_shared = 0
         for start in range(stop - 1, -1, -1):
             longest_prompt = max(longest_prompt, num_prompt[start])
             longest_completion = max(longest_completion, num_completion[start])
             num_real += num_prompt[start] + num_completion[start]
-            computed = num_real if is_packed else (stop - start) * (longest_prompt + longest_completion)
-            if computed > budget and stop - start > 1:
+            if shares_prompt is not None and start + 1 < stop and shares_prompt[start + 1]:
+                num_shared += num_prompt[start]
+            is_padded = not is_packed and shares_prompt is None
+            held = (stop - start) * (longest_prompt + longest_completion) if is_padded else num_real
+            if held > budget and stop - start > 1:
                 break  # one more row never makes a chunk smaller
-            if least[start] + computed + overhead < least[stop]:
-                least[stop], start_of[stop] = least[start] + computed + overhead, start
+            cost = least[start] + held - num_shared + overhead
+            if cost < least[stop]:
+                least[stop], start_of[stop] = cost, start
     sizes = []
     stop = len(num_prompt)
     while stop:
@@ -127,7 +163,7 @@ def dealt(
     loss_type: str,
     needs_chunk: bool,
     is_on_policy: bool,
-    cut_rows: Callable[[torch.Tensor, torch.Tensor], Cut],
+    cut_rows: Callable[[torch.Tensor, Batch], Cut],
     complete: Callable[[Batch, bool], None],
 ) -> list[dict[str, Any]]:
     """The rows of these micro-steps in as many micro-steps of chunks: {"chunks": [batch, ...], "has_signal": bool} each.
@@ -136,8 +172,8 @@ def dealt(
     drops_rows: rows without a gradient are left out. needs_chunk: a micro-step without chunks gets a dummy, for processes that meet in its
     backward pass. is_on_policy: the policy will not have changed since its rollouts. complete: adds to a chunk what its loss will need.
     """
-    rows = with_dummy(concatenated(slices))
-    num_rows = len(rows["completion_ids"]) - 1
+    batch = concatenated(slices)
+    rows, num_rows = with_dummy(batch), len(batch["completion_ids"])
     active = torch.ones(num_rows, dtype=torch.bool, device=rows["completion_ids"].device)
     if drops_rows:
         active = rows["advantages"][:num_rows].reshape(num_rows, -1).ne(0).any(1)
@@ -150,7 +186,7 @@ def dealt(
         return chunk
 
     chunks = []
-    for part, num_tokens in cut_rows(active.nonzero()[:, 0], lengths(rows)[:num_rows]).chunks():
+    for part, num_tokens in cut_rows(active.nonzero()[:, 0], batch).chunks():
         scale = len(part) / (num_rows / len(slices)) if loss_type in MEAN_OVER_ROWS else 1.0
         chunks.append(chunk_of(part, scale=scale, num_tokens=num_tokens, is_on_policy=is_on_policy))
     micro_steps = []

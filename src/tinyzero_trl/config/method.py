@@ -237,6 +237,11 @@ def _generation_mistakes(cfg: DictConfig) -> Iterator[str]:
     cut += [f"trainer.generation_kwargs.{key}" for key in CHANGES_DISTRIBUTION if key in given]
     if trainer.vllm_structured_outputs_regex:
         cut.append("trainer.vllm_structured_outputs_regex")
+    if cfg.generation.ahead and cut:
+        yield (
+            f"{', '.join(cut)} with generation.ahead=1: the ratio to the policy that sampled needs log-probabilities of its whole "
+            "distribution; leave top_p=1, top_k=0, min_p=null, repetition_penalty=1 and remove the rest"
+        )
     if trainer.vllm_importance_sampling_correction and cut:
         yield (
             f"{', '.join(cut)} with vLLM makes importance ratios vanish and training stand still (trl#6789); leave top_p=1, top_k=0, "

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +61,10 @@ class Client(VLLMClient):
     group_port: int
     sends_adapter = False
     """True if an adapter alone is transferred, through the folder, and completions are drawn with it; set before `init_communicator`."""
+    keeps_weights = False
+    """True if the files of a transfer stay until the next one, so that `send_again` can repeat it."""
+    begins_alone = False
+    """True if `generate` only begins the request, in a thread, and returns LOST; the call after it, with False, waits for the answer."""
 
     def __init__(
         self, http_client: HttpClient, *, run: str, folder: WeightFolder | None, seconds_per_batch: float, **kwargs: Any
@@ -76,6 +81,11 @@ class Client(VLLMClient):
         self.num_pushes = 0
         self.num_bytes = 0
         """Bytes of the last transfer."""
+        self.seconds_to_generate = 0.0
+        """Time of the last request for completions."""
+        self._in_flight: Future[dict[str, Any]] | None = None
+        self._kept: list[Path] = []
+        """The files of the last transfer, or the folder of its adapter."""
         super().__init__(**kwargs)
         # TRL's session repeats POSTs and has no deadline; our methods do not use it.
         self.session.close()
@@ -145,6 +155,11 @@ class Client(VLLMClient):
         self.version = f"{self.run}:{step}:{self.num_pushes}"
         return self.version
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps behind the weights that the server should have."""
+        return int(self.version.split(":")[1])
+
     def update_named_params(
         self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
     ) -> None:
@@ -155,20 +170,26 @@ class Client(VLLMClient):
                 self._broadcast(metadata, named_params)
             else:
                 # All parameters are written first: other processes gather them along with this one, and must not wait for a server.
-                files = self.folder.write(named_params)
-                self.num_bytes = sum(file.stat().st_size for file in files)
-                self._pause()
-                self._start_weight_update()
-                for file in files:
-                    self._post(f"{self.base_url}/update_weights", json={"update_info": {"path": str(file)}})
-                self._finish_weight_update()
+                self._kept = self.folder.write(named_params)
+                self.num_bytes = sum(file.stat().st_size for file in self._kept)
+                self._send_files()
         except (ServerError, Failure) as error:
             self.error = error
         finally:
             for _ in named_params:  # gathered by all processes, also if the server failed before
                 pass
-            if self.folder is not None:
-                self.folder.remove_files()
+            self._remove_files()
+
+    def _send_files(self) -> None:
+        self._pause()
+        self._start_weight_update()
+        for file in self._kept:
+            self._post(f"{self.base_url}/update_weights", json={"update_info": {"path": str(file)}})
+        self._finish_weight_update()
+
+    def _remove_files(self) -> None:
+        if self.folder is not None and not self.keeps_weights:
+            self.folder.remove_files()
 
     def _broadcast(
         self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
@@ -203,17 +224,31 @@ class Client(VLLMClient):
         self.error = None
         try:
             path = self.folder.write_adapter(config, named_params)
+            self._kept = [path]
             self.num_bytes = sum(file.stat().st_size for file in path.iterdir())
-            self._pause()
-            # Each adapter has a new name, and completions name it: a server with another adapter cannot answer. The new one evicts the one
-            # before. If it replaced that one in place, vLLM would load it again for each request, from a file that is removed.
-            body = {"lora_name": self.version, "lora_path": str(path)}
-            self.http_client.post("/v1/load_lora_adapter", body, seconds=self.seconds_per_batch)
-            self.http_client.post("/update_weight_version", {"new_version": self.version})
+            self._send_adapter()
         except (ServerError, Failure) as error:
             self.error = error
         finally:
-            self.folder.remove_files()
+            self._remove_files()
+
+    def _send_adapter(self) -> None:
+        self._pause()
+        # Each adapter has a new name, and completions name it: a server with another adapter cannot answer. The new one evicts the one
+        # before. If it replaced that one in place, vLLM would load it again for each request, from a file that is removed.
+        body = {"lora_name": self.version, "lora_path": str(self._kept[0])}
+        self.http_client.post("/v1/load_lora_adapter", body, seconds=self.seconds_per_batch)
+        self.http_client.post("/update_weight_version", {"new_version": self.version})
+
+    def send_again(self) -> None:
+        """Repeat the last transfer, whose files `keeps_weights` has kept, under a new version of the same step. Errors: see the class."""
+        self.push(self.step)
+        self.error = None
+        try:
+            self._send_adapter() if self.sends_adapter else self._send_files()
+        except ServerError as error:
+            self.error = error
+        self.reset_prefix_cache()
 
     def _start_weight_update(self) -> None:
         try:
@@ -253,18 +288,31 @@ class Client(VLLMClient):
         raise StaleWeightsError(f"{self.base_url} has the weights {found!r} in the place of {self.version!r}")
 
     def generate(self, prompts: Any, features: Any = None, n: int = 1, **settings: Any) -> dict[str, Any]:
-        """One completion for each prompt, from a server that has the right weights before and after; LOST if it failed."""
+        """One completion for each prompt, from a server that has the right weights before and after; LOST if it failed.
+
+        While a request that `begins_alone` began is in flight, no other method may be called.
+        """
         if features is not None or n != 1:
             raise NotImplementedError("one completion for each prompt, of text alone")
+        if self.begins_alone:
+            if self.error is None:  # otherwise the call that waits for the answer finds the error
+                self._in_flight = broadcast.in_thread(lambda: self._complete_by_right_weights(prompts, settings))
+            return LOST
+        in_flight, self._in_flight = self._in_flight, None
         try:
             if self.error is not None:
                 raise self.error
-            self.check_version()
-            generated = self._complete(prompts, settings)
-            self.check_version()
+            return in_flight.result() if in_flight else self._complete_by_right_weights(prompts, settings)
         except (ServerError, Failure) as error:
             self.error = error
             return LOST
+
+    def _complete_by_right_weights(self, prompts: list[list[int]], settings: dict[str, Any]) -> dict[str, Any]:
+        start = time.perf_counter()
+        self.check_version()
+        generated = self._complete(prompts, settings)
+        self.check_version()
+        self.seconds_to_generate = time.perf_counter() - start
         return generated
 
     def _complete(self, prompts: list[list[int]], settings: dict[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class ColocatedGeneration(WithAdapter):
     """TRL's colocate mode with our seeds; on a CPU with its own engine settings and its own transfer of weights."""
 
     llm: SeededLLM
+    is_ahead = False
     num_faults = 0
 
     def __init__(self, *args: Any, engine: dict[str, Any], adapters: WeightFolder | None = None, **kwargs: Any):

@@ -58,7 +58,13 @@ def engine(cfg: DictConfig, folder: Path) -> Iterator[Generation | None]:
         failures = cfg.generation.max_failures
         if shares_gpus(cfg):
             _start_first(remote)
-        yield partial(ServerGeneration, remote=remote, max_failures=failures, sends_adapter=sends_adapter)
+        yield partial(
+            ServerGeneration,
+            remote=remote,
+            max_failures=failures,
+            sends_adapter=sends_adapter,
+            is_ahead=cfg.generation.ahead > 0,
+        )
 
 
 def _remote(cfg: DictConfig, folder: Path, stack: ExitStack) -> Any:

@@ -78,20 +78,32 @@ class ServerGeneration(WithAdapter):
     vllm_client: Client
 
     def __init__(
-        self, *args: Any, remote: Remote | None, max_failures: int, sends_adapter: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        remote: Remote | None,
+        max_failures: int,
+        sends_adapter: bool = False,
+        is_ahead: bool = False,
+        **kwargs: Any,
     ):
         """remote: the server; None on all ranks except 0. max_failures: failures of one batch before ServerLost is raised on all processes.
 
-        sends_adapter: True if the adapter alone is transferred.
+        sends_adapter: True if the adapter alone is transferred. is_ahead: True if the trainer is to request the next batch
+        while it trains one; weights then stay in their files until the next transfer.
         """
         self.remote = remote
         self.sends_adapter = sends_adapter
+        self.is_ahead = is_ahead
         self.max_failures = max_failures
         self.weights_step = -1
         """Optimizer steps that made the weights of the last rollout, by the server's own version."""
         self.seconds_to_sync = 0.0
+        self.seconds_to_generate = 0.0
+        """Time of the server for the last rollout."""
         self.num_faults = 0
         """Failures of the server in the last batch."""
+        self._requested: list[list[int]] | None = None
+        """This process's prompts of the request in flight."""
         self._rows = Rows()
         self._step = -1
         super().__init__(*args, **kwargs)
@@ -133,7 +145,7 @@ class ServerGeneration(WithAdapter):
             seconds_per_batch=remote.seconds_per_batch,
             **kwargs,
         )
-        client.sends_adapter = self.sends_adapter
+        client.sends_adapter, client.keeps_weights = self.sends_adapter, self.is_ahead
         return client
 
     def sync_weights(self) -> None:
@@ -150,19 +162,65 @@ class ServerGeneration(WithAdapter):
         self.seconds_to_sync = time.perf_counter() - start
 
     def generate(self, prompts: Any, images: Any, num_generations: int, profiler: Any = None) -> Any:
+        assert self._requested is None, "collect what was requested first"
+        self._name_seeds()
+        return self._until_complete(prompts, images, profiler, send_weights=self.sync_weights)
+
+    def request(self, prompts: list[list[int]]) -> None:
+        """Begin the next rollout, as `prepare` has set it, by the weights that were sent last; returns at once, and raises nothing.
+
+        Until `collect` nothing else may be asked of this object. prompts: token ids of this process's rows.
+        """
+        assert self.is_ahead
+        self._name_seeds()
+        self._requested = prompts
+        # TRL's method gathers the prompts and names the sampling parameters.
+        if self.remote is None:
+            super().generate(prompts, None, 1)
+            return
+        self.vllm_client.begins_alone = True
+        try:
+            super().generate(prompts, None, 1)
+        finally:
+            self.vllm_client.begins_alone = False
+
+    def collect(self) -> tuple[list[list[int]], list[list[float]]]:
+        """Completions and their log-probabilities of what was requested, as soon as they are there.
+
+        A server that failed meanwhile is given the same weights again, from the files that were kept: the trainer's own may be newer.
+        Raises: as `generate`; then nothing is requested any more.
+        """
+        assert self._requested is not None
+        prompts, self._requested = self._requested, None
+        _, ids, logprobs, _ = self._until_complete(prompts, None, None, send_weights=self._send_weights_again)
+        return ids, [[each[0] for each in row] for row in logprobs]
+
+    @property
+    def is_in_flight(self) -> bool:
+        """True between `request` and `collect`."""
+        return self._requested is not None
+
+    def _name_seeds(self) -> None:
         seeds = gather_object(list(self._rows.seeds or []))
         if self.remote is not None:
             self.vllm_client.rows = replace(self._rows, seeds=seeds)
+
+    def _until_complete(self, prompts: Any, images: Any, profiler: Any, *, send_weights: Callable[[], None]) -> Any:
+        """TRL's generation, repeated until the server has completed every prompt; before each repetition it is mended and given its weights."""
         # TRL would send each prompt once and ask for n completions; each of our completions has its own seed, so each is a request.
         generated = super().generate(prompts, images, 1, profiler)
         self.num_faults = 0
         while prompts and not generated[1]:
             self.num_faults += 1
             self._mend()
-            self.sync_weights()
+            send_weights()
             generated = super().generate(prompts, images, 1, profiler)
-        self.weights_step = self._version_of_all()
+        self.weights_step, self.seconds_to_generate = self._source_of_all()
         return generated
+
+    def _send_weights_again(self) -> None:
+        if self.remote is not None:
+            self.vllm_client.send_again()
 
     def _mend(self) -> None:
         """Bring the server back, or raise the same failure on all processes."""
@@ -195,10 +253,12 @@ class ServerGeneration(WithAdapter):
         except ServerError as another:
             logger.warning("%s", another)
 
-    def _version_of_all(self) -> int:
-        found = [int(self.vllm_client.version.split(":")[1]) if self.remote is not None else 0]
+    def _source_of_all(self) -> tuple[int, float]:
+        """On all processes: optimizer steps behind the weights of the last rollout, and the server's seconds."""
+        found = [(self.vllm_client.step, self.vllm_client.seconds_to_generate) if self.remote is not None else None]
         broadcast_object_list(found, from_process=0)
-        return int(found[0])
+        assert found[0] is not None
+        return found[0]
 
 
 @contextmanager

@@ -153,6 +153,8 @@ class EpochSampler(RepeatSampler):
     """
 
     epoch = 0
+    _known: tuple[int, list[int]] = (-1, [])
+    """The last epoch that `batch` looked into, and its order."""
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration is."""
@@ -160,10 +162,26 @@ class EpochSampler(RepeatSampler):
 
     def __iter__(self) -> Iterator[int]:
         if self.shuffle:
-            self.generator.manual_seed(self.seed)
-            for _ in range(self.epoch):
-                torch.randperm(self.num_samples, generator=self.generator)
+            self._wind(self.generator, self.epoch)
         return super().__iter__()
+
+    def batch(self, number: int) -> list[int]:
+        """Row numbers of the problems of the generation batch `number`, counted from 0 through all epochs, whichever iteration is under way."""
+        epoch, index = divmod(number, self.num_samples // self.batch_size)
+        if self._known[0] != epoch:
+            order = list(range(self.num_samples))
+            if self.shuffle:
+                generator = torch.Generator()
+                self._wind(generator, epoch)
+                order = torch.randperm(self.num_samples, generator=generator).tolist()
+            self._known = (epoch, order)
+        return self._known[1][index * self.batch_size :][: self.batch_size]
+
+    def _wind(self, generator: torch.Generator, epoch: int) -> None:
+        """Bring the generator to where TRL's is before it draws the order of this epoch."""
+        generator.manual_seed(self.seed)
+        for _ in range(epoch):
+            torch.randperm(self.num_samples, generator=generator)
 
 
 def epoch_sampler(sampler: RepeatSampler) -> EpochSampler:

@@ -50,6 +50,7 @@ from tinyzero_trl.seeding import row_seeds
 from tinyzero_trl.task import Task
 from tinyzero_trl.trainer import checkpoints, logprobs, microbatches, recording, state, truncation
 from tinyzero_trl.trainer.advantages import constant_completions, estimated, mean_per_row, weighted, whitened
+from tinyzero_trl.trainer.ahead import Drawn, NextBatch, take_sampler_as_old
 from tinyzero_trl.trainer.batches import Batch, lengths, loss_mask
 from tinyzero_trl.trainer.critic import Critic, make_critic
 from tinyzero_trl.trainer.dynamic_sampling import filled
@@ -76,6 +77,8 @@ class Engine(Protocol):
     generation/server_generation.py and generation/colocated.py implement it as subclasses of that class, which TRL constructs.
     """
 
+    is_ahead: bool
+    """True for a ServerEngine that is to generate the next batch while one is trained."""
     weights_step: int
     """Optimizer steps behind the weights of the last rollout."""
     num_faults: int
@@ -90,6 +93,24 @@ class Engine(Protocol):
 
     def awake(self) -> AbstractContextManager[None]:
         """A block in which weights stay where they are from one rollout to the next."""
+
+
+class ServerEngine(Engine, Protocol):
+    """An engine that generates while the trainer trains."""
+
+    is_in_flight: bool
+    """True between `request` and `collect`."""
+    seconds_to_generate: float
+    """Time of the server for the last rollout."""
+
+    def sync_weights(self) -> None:
+        """Send the weights as they are."""
+
+    def request(self, prompts: list[list[int]]) -> None:
+        """Begin the next rollout by the weights that were sent last; until `collect`, nothing else may be asked."""
+
+    def collect(self) -> tuple[list[list[int]], list[list[float]]]:
+        """Token ids and log-probabilities of this process's rows, as soon as they are there. Raises: ServerLost, DiskFull."""
 
 
 class TinyZeroTrainer(GRPOTrainer):
@@ -117,6 +138,7 @@ class TinyZeroTrainer(GRPOTrainer):
     train_dataset: Any
     vllm_importance_sampling_correction: bool
     _buffered_inputs: Any
+    _last_loaded_step: int
     _pending_metrics: defaultdict[str, list[Any]]
     _pending_extra_logs: defaultdict[str, list[Any]]
 
@@ -168,6 +190,10 @@ class TinyZeroTrainer(GRPOTrainer):
         self._reference_on_host = HostMemory()
         self._inputs: Rows = []
         self._generated = Generated()
+        self._next: NextBatch | None = None
+        """The batch after the one being trained, with generation ahead."""
+        self._seconds_ahead = 0.0
+        """The server's time for the last rollout, if that was generated ahead."""
         self._rollouts: list[Rollout] = []
         """This process's rollouts of the batch under way, verified."""
         self._eval_rollouts: list[Rollout] = []
@@ -190,6 +216,9 @@ class TinyZeroTrainer(GRPOTrainer):
             grpo_trainer.VLLMGeneration = standing
 
         self._engine: Engine | None = self.vllm_generation if vllm_generation is not None and self.use_vllm else None
+        is_ahead = self._engine is not None and self._engine.is_ahead
+        self._server: ServerEngine | None = self.vllm_generation if is_ahead else None
+        """The engine, if it generates ahead."""
         if self.batching.share_prompts:
             check_shared_prompts(self.model.config)
         self._masks_truncated = bool(stop) and self.args.mask_truncated_completions
@@ -298,6 +327,9 @@ class TinyZeroTrainer(GRPOTrainer):
             return inputs
         slices, index = self._buffered_inputs, self._step % self.args.steps_per_generation
         is_new = slices is not before
+        if is_new and self._server is not None:
+            with self.clock.phase("generation"):
+                self._request_next(self._server, num_rows=len(generation_batch))
         if self.critic is not None:
             if is_new:
                 self.critic.begin_cycle(slices)
@@ -329,10 +361,16 @@ class TinyZeroTrainer(GRPOTrainer):
             if self.evaluation.greedy and self.task is not None:
                 self._greedy_rollouts += self._answered_greedily(inputs[:: self._group_size])
             return scored
-        if self.curriculum_settings.by is not None:
-            num = len(inputs) * self.accelerator.num_processes // self.num_generations
-            chosen = self.problems.next(num, num_batches=self.num_generated_batches)
+        if self._next is not None:
+            chosen = self._next.problems
+            requested = self._rows_of(chosen, len(inputs))
+            is_brought = [row["prompt"] for row in requested] == [row["prompt"] for row in inputs]
+            assert is_brought or self.curriculum_settings.by is not None, "the data loader brings other problems"
+            inputs = requested
+        elif self.curriculum_settings.by is not None:
+            chosen = self._next_of_curriculum(len(inputs))
             inputs = self._rows_of(chosen, len(inputs))
+        if self.curriculum_settings.by is not None:
             self._add_metrics(self.problems.metrics(chosen))
         scored = roll_out(inputs)
         if self._is_vlm or not (self.dynamic_sampling_rounds or self.replay_settings.num_groups):
@@ -359,6 +397,8 @@ class TinyZeroTrainer(GRPOTrainer):
             scored: Batch = generate_and_score(inputs)
         for key in ("old_per_token_logps", "ref_per_token_logps") if is_deferring else ():
             scored.pop(key, None)  # zeros, in the place of what was not computed
+        if self._server is not None and self.model.training:
+            take_sampler_as_old(scored)
         if self._masks_truncated:
             truncation.mask_truncated(scored, is_truncated=self.is_truncated)
             scored["num_items_in_batch"] = self._over_processes(loss_mask(scored).sum()).sum()
@@ -395,7 +435,7 @@ class TinyZeroTrainer(GRPOTrainer):
                 reward.submit(completions, columns)
         seconds = time.perf_counter() - start
         self.clock.seconds["generation"] += seconds
-        self._generated = Generated(prompt_ids, completion_ids, completions, seconds)
+        self._generated = Generated(prompt_ids, completion_ids, completions, self._seconds_ahead or seconds)
         return generated
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
@@ -414,15 +454,16 @@ class TinyZeroTrainer(GRPOTrainer):
         return prompts_ids(self.processing_class, prompts, **template), None, {}
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
-        """TRL's, after the engine knows seeds and step, which weights are transferred for."""
+        """TRL's, after the engine knows seeds and step, which weights are transferred for; or what was generated ahead."""
+        self._seconds_ahead = 0.0
         if self._engine is not None:
-            self._engine.prepare(
-                seeds=self.next_row_seeds(len(prompt_ids)),
-                eos_token_ids=self.eos_token_ids,
-                stop=self.stop_strings.texts if self.stop_strings else (),
-                temperature=self.args.temperature if self.rollout_temperature is None else self.rollout_temperature,
-                step=self.state.global_step,
-            )
+            seeds = self.next_row_seeds(len(prompt_ids))
+            self._collect_next()
+            if (drawn := self._taken_next()) is not None:
+                self.weights_step, self._seconds_ahead = drawn.weights_step, drawn.seconds
+                self._add_metrics({"server/faults": float(drawn.num_faults)})
+                return drawn.completion_ids, drawn.logprobs
+            self._prepare(self._engine, seeds)
         is_due = self._engine is not None and self.state.global_step != self._last_loaded_step
         generated = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         if self._engine is not None:
@@ -431,18 +472,71 @@ class TinyZeroTrainer(GRPOTrainer):
                 self._add_metrics({"server/faults": float(self._engine.num_faults)})
                 if is_due:
                     self._add_metrics({"seconds/sync": self._engine.seconds_to_sync})
+                if self.model.training:
+                    self._next = None  # it was lost, and these are its rows
         return generated
+
+    def _prepare(self, engine: Engine, seeds: Sequence[int]) -> None:
+        engine.prepare(
+            seeds=seeds,
+            eos_token_ids=self.eos_token_ids,
+            stop=self.stop_strings.texts if self.stop_strings else (),
+            temperature=self.args.temperature if self.rollout_temperature is None else self.rollout_temperature,
+            step=self.state.global_step,
+        )
+
+    def _request_next(self, server: ServerEngine, *, num_rows: int) -> None:
+        """Have the server begin the next batch by the weights as they are now. num_rows: of each process."""
+        if self.curriculum_settings.by is not None:
+            problems = self._next_of_curriculum(num_rows)
+        else:
+            problems = self._sampler.batch(self._step // (self.args.steps_per_generation * self.num_iterations) + 1)
+        self._next = NextBatch(problems, self.num_generated_batches)
+        prompt_ids, _, _ = self._tokenize_prompts([row["prompt"] for row in self._rows_of(problems, num_rows)])
+        self._prepare(server, self._row_seeds(self._next.number, num_rows))
+        if self.state.global_step != self._last_loaded_step:
+            server.sync_weights()
+            self._last_loaded_step = self.state.global_step
+            self._add_metrics({"seconds/sync": server.seconds_to_sync})
+        server.request(prompt_ids)
+
+    def _collect_next(self) -> None:
+        """Wait for what the server was asked for ahead: until it is there, nothing else is generated, and no weights are sent."""
+        if self._server is None or not self._server.is_in_flight:
+            return
+        assert self._next is not None
+        ids, logprobs = self._server.collect()
+        server = self._server
+        self._next.drawn = Drawn(ids, logprobs, server.weights_step, server.seconds_to_generate, server.num_faults)
+
+    def _taken_next(self) -> Drawn | None:
+        """Completions, generated ahead, of the training batch under way; None if it has to be generated now."""
+        if self._next is None or self._next.drawn is None or not self.model.training:
+            return None
+        if self.rollout_temperature is not None:
+            return None
+        assert self._next.number == self.batch_number
+        drawn, self._next = self._next.drawn, None
+        return drawn
+
+    def _next_of_curriculum(self, num_rows: int) -> list[int]:
+        """The problems that the curriculum chooses for the next batch. num_rows: of each process."""
+        num = num_rows * self.accelerator.num_processes // self.num_generations
+        return self.problems.next(num, num_batches=self.num_generated_batches)
 
     def next_row_seeds(self, num_rows: int) -> list[int]:
         """A seed for each of this process's rows of the batch being generated, by its place among the rows of all processes.
 
         Every evaluation draws alike.
         """
-        parts = (self.args.seed, self._mode, self.batch_number)
-        seeds = row_seeds(parts, first=self.accelerator.process_index * num_rows, num_rows=num_rows)
+        seeds = self._row_seeds(self.batch_number, num_rows)
         if self.rollout_temperature is None:
             self.batch_seeds = seeds
         return seeds
+
+    def _row_seeds(self, number: int, num_rows: int) -> list[int]:
+        first = self.accelerator.process_index * num_rows
+        return row_seeds((self.args.seed, self._mode, number), first=first, num_rows=num_rows)
 
     def is_truncated(self, ids: Sequence[int]) -> bool:
         """True where a completion ran into the token limit: it ends neither with an end token nor with a stop string."""
@@ -712,6 +806,8 @@ class TinyZeroTrainer(GRPOTrainer):
             is_reused = self.num_iterations > 1
             gap_BT = logprobs.fold(batch, now_BT, is_reused=is_reused, ratio=ratio if corrects else None)
             if gap_BT is not None:
+                if self._server is not None:  # the old policy is the sampler, so it says nothing about the trainer's
+                    gap_BT = (now_BT - batch["sampling_per_token_logps"]).abs()
                 self._add_metrics(logprobs.sampling_metrics(batch, gap_BT, gather=self.accelerator.gather))
         if "is_replayed" in batch:
             fill_in_old(batch, now_BT)
@@ -810,6 +906,11 @@ class TinyZeroTrainer(GRPOTrainer):
         """TRL's, with what a resumed run needs besides, sealed; then older ones go."""
         step, run = self.state.global_step, Path(self._get_output_dir(trial=trial))
         folder = run / f"checkpoint-{step}"
+        lost: ServerLost | DiskFull | None = None
+        try:
+            self._collect_next()
+        except (ServerLost, DiskFull) as failure:
+            lost = failure
         checkpoints.refuse_non_finite(self.model, step=step, accelerator=self.accelerator)
         # TRL rotates before the seal, unsealed ones too.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -832,6 +933,8 @@ class TinyZeroTrainer(GRPOTrainer):
         if self.args.should_save and limit is not None:
             best, history = self.state.best_model_checkpoint, self.state.log_history
             checkpoints.rotate(run, keep=limit, best=best, history=history)
+        if lost is not None:
+            raise type(lost)(f"{lost}; checkpoint-{step} is saved") from lost
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # With a limit of 1, transformers deletes here all but the best, the seal not first.
@@ -880,6 +983,8 @@ class TinyZeroTrainer(GRPOTrainer):
             saved["critic"] = self.critic.state(is_between_cycles=self._is_between_cycles())
         if self.curriculum_settings.by is not None:
             saved["curriculum"] = self.problems.state()
+        if self._next is not None:
+            saved["next_batch"] = self._next.state()
         return {**saved, "replay": self.replay.state()}
 
     def load_resume_state(self, saved: dict[str, Any]) -> None:
@@ -899,6 +1004,7 @@ class TinyZeroTrainer(GRPOTrainer):
         if self.curriculum_settings.by is not None:
             self.problems.load(saved["curriculum"])
         self.replay.load(saved["replay"])
+        self._next = NextBatch.of_state(saved["next_batch"]) if "next_batch" in saved else None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """TRL's, and the state that is saved beside it. Raises: ConfigError for a checkpoint that the run cannot go on from as it was."""
@@ -978,6 +1084,9 @@ class TinyZeroTrainer(GRPOTrainer):
         """Add the log-probabilities that the chunk's loss needs and its own pass cannot give."""
         if self.beta != 0.0:
             chunk["ref_per_token_logps"] = self._reference_logps_of(chunk)
+        if self._server is not None:
+            chunk["is_old_known"] = True
+            return
         corrects = self.use_vllm and self.vllm_importance_sampling_correction
         is_reused = self.num_iterations > 1
         if not is_on_policy or (not self.batching.fold_old_logprobs and (corrects or is_reused)):

@@ -40,13 +40,13 @@ def make(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
 
 
 def test_a_cache_doubles_and_never_exceeds_what_the_longest_completion_needs() -> None:
-    layer, capacities = GrowingLayer(max_tokens=300), set()
-    for token in range(300):
+    layer, capacities = GrowingLayer(max_tokens=600), set()
+    for token in range(600):
         keys, values = layer.update(torch.full((2, 1, 1, 4), float(token)), torch.full((2, 1, 1, 4), -float(token)))
         capacities.add(layer._keys.shape[-2])
-    assert sorted(capacities) == [65, 131, 263, 300]
-    assert keys[1, 0, :, 0].tolist() == list(range(300))
-    assert values[0, 0, :, 3].tolist() == [-float(token) for token in range(300)]
+    assert sorted(capacities) == [257, 515, 600]
+    assert keys[1, 0, :, 0].tolist() == list(range(600))
+    assert values[0, 0, :, 3].tolist() == [-float(token) for token in range(600)]
 
 
 def test_greedy_sampling_gives_the_tokens_of_generate() -> None:

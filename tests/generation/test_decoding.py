@@ -70,8 +70,8 @@ OTHERS: dict[str, tuple[type, type, dict[str, Any]]] = {
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
     ),
 }
-PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [5, 6], [7, 7, 7, 7]] * 3
-"""15 rows, of 5 different prompts."""
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [5, 6], [7, 7, 7, 7]] * 4
+"""20 rows, of 5 different prompts."""
 
 
 def make(kind: str) -> Any:
@@ -108,7 +108,7 @@ def test_logits_of_a_step_are_the_models_own_whichever_cohorts_share_the_pass(ki
     plain = decoder(model)
     assert type(plain) is PlainDecoder
     texts, cohorts = [], []
-    for prompts in (PROMPTS[:3], PROMPTS[2:5], PROMPTS[:1]):
+    for prompts in (PROMPTS[:3], PROMPTS, PROMPTS[:1]):
         texts += [list(prompt) for prompt in prompts]
         cohorts.append(plain.read(prompts)[1])
     for token in (3, 20, 7):
@@ -178,8 +178,8 @@ def test_equal_prompts_are_read_once() -> None:
     )
     logits_BV, cohort = plain.read(PROMPTS)
     assert num_read == [5]
-    assert len(cohort) == 15
-    assert torch.equal(logits_BV[:5], logits_BV[10:])
+    assert len(cohort) == 20
+    assert torch.equal(logits_BV[:5], logits_BV[15:])
 
 
 @pytest.mark.parametrize("obstacle", ["wrapped", "hook", "hook inside", "derived"])
@@ -229,10 +229,13 @@ def test_rows_that_leave_the_cache_make_room_and_the_others_keep_their_own() -> 
     layer.update(torch.arange(6.0).view(6, 1, 1, 1).expand(6, 2, 3, 4), torch.zeros(6, 2, 3, 4))
     layer.move(torch.tensor([4, 5]), to=torch.tensor([1, 2]), keep=4)
     assert layer.keys[:, 0, 0, 0].tolist() == [0, 4, 5, 3]
+    layer.shrink()
     assert len(layer._keys) == 6
     layer.move(torch.tensor([3]), to=torch.tensor([0]), keep=3)
     assert layer.keys[:, 1, 2, 3].tolist() == [3, 4, 5]
+    layer.shrink()
     assert len(layer._keys) == 3, "the memory of half the rows is freed"
+    assert layer.keys[:, 1, 2, 3].tolist() == [3, 4, 5]
     keys, _ = layer.update(torch.full((3, 2, 1, 4), 9.0), torch.zeros(3, 2, 1, 4))
     assert keys.shape == (3, 2, 4, 4)
     assert keys[:, 0, :, 0].tolist() == [[3, 3, 3, 9], [4, 4, 4, 9], [5, 5, 5, 9]]

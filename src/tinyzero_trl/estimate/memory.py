@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tinyzero_trl.estimate.workload import ROWS_SAMPLED_AT_ONCE, Workload
+from tinyzero_trl.estimate.workload import BYTES_ON_A_CPU, ROWS_ON_A_CPU, ROWS_SAMPLED_AT_ONCE, Workload
 
 GIB = 2**30
 CUDA_CONTEXT = int(0.8 * GIB)
@@ -184,9 +184,10 @@ def _step_bytes(run: Workload) -> float:
 
 def _sampling(run: Workload) -> dict[str, float]:
     """Bytes of our sampler at its last token with all rows, or while it reads the prompts, whichever is more."""
-    rows = min(run.generated_rows, ROWS_SAMPLED_AT_ONCE)
     # Rotated keys have the precision of the residual stream, values that of matrix products.
     of_a_token = run.shape.layers * run.shape.kv_width * (run.weight_bytes + run.compute_bytes)
+    is_wide = run.sharding.is_cpu and ROWS_ON_A_CPU * run.length * of_a_token <= BYTES_ON_A_CPU
+    rows = min(run.generated_rows, ROWS_ON_A_CPU if is_wide else ROWS_SAMPLED_AT_ONCE)
     cache = float(rows * run.length * of_a_token)
     of_prompts = cache * run.prompt / run.length
     reading = passing_activations(run, rows * run.prompt)

@@ -19,6 +19,8 @@ PROMPT_TOKENS = 200
 """Default length of the longest prompt: those of Countdown and multiplication have 100 to 180 tokens of Qwen's tokenizer."""
 ROWS_SAMPLED_AT_ONCE = 256
 """generation.sampler.DEFAULT_BATCH_SIZE, which this module may not import."""
+ROWS_ON_A_CPU, BYTES_ON_A_CPU = 512, 2**30
+"""WIDE_BATCH_SIZE and WIDE_BYTES of the same."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NESTED_4BIT, PLAIN_4BIT = 0.5 + 0.127 / 8, 0.5 + 0.5 / 8
 """Bytes of a 4-bit weight with its scales. Source: QLoRA (arXiv 2305.14314), sec. 3: 0.5 bits a weight, 0.127 double-quantized."""

@@ -191,15 +191,11 @@ def _ends(tokenizer: Any, generation_config: Any) -> list[int]:
 def rows_at_once(config: Any, itemsize: int, max_length: int, free_bytes: int) -> int:
     """Rows that transformers generates at once: the sampler's default, or as many as have their keys and values in a third of the memory.
 
-    A third, because the cache exists twice while it doubles. config: the model's. itemsize: bytes of one number in the cache.
+    A third, because the cache exists twice while it doubles, and as rows that left keep their memory for a while. config: the model's. itemsize: bytes of one number in the cache.
     """
-    from tinyzero_trl.generation import DEFAULT_BATCH_SIZE
+    from tinyzero_trl.generation import DEFAULT_BATCH_SIZE, bytes_of_a_token
 
-    of_text = config.get_text_config()
-    head = getattr(of_text, "head_dim", None) or of_text.hidden_size // of_text.num_attention_heads
-    heads = getattr(of_text, "num_key_value_heads", None) or of_text.num_attention_heads
-    of_row = 2 * of_text.num_hidden_layers * heads * head * itemsize * max_length
-    return max(1, min(DEFAULT_BATCH_SIZE, free_bytes // 3 // of_row))
+    return max(1, min(DEFAULT_BATCH_SIZE, free_bytes // 3 // (bytes_of_a_token(config, itemsize) * max_length)))
 
 
 def _model(location: ModelLocation, dtype: str, *, device: str) -> Any:

@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tinyzero_trl.generation.decoding import bytes_of_a_token
     from tinyzero_trl.generation.engines import engine, rollout_function
     from tinyzero_trl.generation.for_evaluation import EngineSpec, Request, opened
     from tinyzero_trl.generation.sampler import DEFAULT_BATCH_SIZE, Sampled, sample
@@ -30,6 +31,7 @@ __all__ = [
     "EngineSpec",
     "Request",
     "Sampled",
+    "bytes_of_a_token",
     "engine",
     "opened",
     "rollout_function",
@@ -37,6 +39,7 @@ __all__ = [
     "transformers_rollout",
 ]
 _NAMES = {
+    "decoding": "bytes_of_a_token",
     "engines": "engine rollout_function",
     "for_evaluation": "EngineSpec Request opened",
     "sampler": "DEFAULT_BATCH_SIZE Sampled sample",

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-CACHE_GROWTH = 64
+CACHE_GROWTH = 256
 """Fewest tokens by which a full cache grows. It usually doubles, up to the longest completion: many small steps would fragment a GPU's memory."""
 PLAIN = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 """Models that PlainDecoder computes itself: norm, rotary attention, norm, gated MLP. Exactly these classes, none derived from them."""
@@ -55,13 +55,13 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = self._keys, self._values
 
     def move(self, rows: torch.Tensor, *, to: torch.Tensor, keep: int) -> None:
-        """Copy these rows to the places of others, then drop all rows from place `keep` on.
-
-        The memory of dropped rows is freed once it is half of the whole.
-        """
+        """Copy these rows to the places of others, then drop all rows from place `keep` on. Their memory is kept."""
         self.keys[to], self.values[to] = self.keys[rows], self.values[rows]
         self._view(keep, self.keys.shape[-2])
-        if keep <= len(self._keys) // 2:
+
+    def shrink(self) -> None:
+        """Free the memory of dropped rows if it is half of the whole or more; that copies the others."""
+        if len(self.keys) <= len(self._keys) // 2:
             self._resize(capacity=self._keys.shape[-2])
 
     def _resize(self, *, capacity: int) -> None:
@@ -129,6 +129,12 @@ class Cohort:
                 layer.batch_select_indices(places(left))
         return left
 
+    def shrink(self) -> None:
+        """Free the memory of dropped rows, if it is much."""
+        for layer in self.cache.layers:
+            if isinstance(layer, GrowingLayer):
+                layer.shrink()
+
 
 class ModelDecoder:
     """Any causal language model of transformers, through its own forward pass."""
@@ -141,34 +147,33 @@ class ModelDecoder:
 
     def read(self, prompt_ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Cohort]:
         """Logits [B, V] of each row's first token, and the cohort. Equal prompts are read once where the cache can be copied."""
-        device = self._model.device
         width = max(map(len, prompt_ids))
         cache = self._new_cache(max_tokens=width + self._max_new_tokens)
-        if is_copied := cache.layer_class_to_replicate is not None:
-            places = {tuple(ids): None for ids in prompt_ids}
-            place_by_ids = {ids: place for place, ids in enumerate(places)}
-            copied_B = torch.tensor([place_by_ids[tuple(ids)] for ids in prompt_ids], device=device)
-            read_ids: Sequence[Sequence[int]] = list(places)
-        else:
-            read_ids = prompt_ids
-        input_ids_PL = torch.full((len(read_ids), width), self._pad_token_id)
-        is_token_PL = torch.zeros(len(read_ids), width + self._max_new_tokens, dtype=torch.bool)
-        is_token_PL[:, width:] = True
-        for row, ids in enumerate(read_ids):  # padded on the left, so that every row's next token is at the same place
-            input_ids_PL[row, width - len(ids) :] = torch.tensor(ids)
-            is_token_PL[row, width - len(ids) : width] = True
-        is_token_PL = is_token_PL.to(device)
-        logits_PV = self._pass(
-            input_ids_PL.to(device),
-            is_token_PL[:, :width],
-            (is_token_PL[:, :width].cumsum(1) - 1).clamp(min=0),
-            cache,
-        )
-        if not is_copied:
-            return logits_PV, Cohort(cache, is_token_PL, num_columns=width)
+        if cache.layer_class_to_replicate is None:
+            logits_BV, is_token_BL = self._read(prompt_ids, cache)
+            return logits_BV, Cohort(cache, is_token_BL, num_columns=width)
+        different, copied_B = _different(prompt_ids)
+        logits_PV, is_token_PL = self._read(different, cache)
+        copied_B = copied_B.to(logits_PV.device)
         for layer in cache.layers:
             layer.batch_select_indices(copied_B)
         return logits_PV[copied_B], Cohort(cache, is_token_PL[copied_B], num_columns=width)
+
+    def _read(self, prompt_ids: Sequence[Sequence[int]], cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the token after each prompt, and True where its row of the cache will hold a token."""
+        device, width = self._model.device, max(map(len, prompt_ids))
+        input_ids_PL = torch.full((len(prompt_ids), width), self._pad_token_id)
+        is_token_PL = torch.zeros(len(prompt_ids), width + self._max_new_tokens, dtype=torch.bool)
+        is_token_PL[:, width:] = True
+        for row, ids in enumerate(
+            prompt_ids
+        ):  # padded on the left, so that every row's next token is at the same place
+            input_ids_PL[row, width - len(ids) :] = torch.tensor(ids)
+            is_token_PL[row, width - len(ids) : width] = True
+        is_token_PL = is_token_PL.to(device)
+        mask_PL = is_token_PL[:, :width]
+        positions_PL = (mask_PL.cumsum(1) - 1).clamp(min=0)
+        return self._pass(input_ids_PL.to(device), mask_PL, positions_PL, cache), is_token_PL
 
     def step(self, cohorts: Sequence[Cohort], tokens_A: torch.Tensor) -> torch.Tensor:
         """Logits [A, V] of the token after `tokens_A`."""
@@ -288,6 +293,14 @@ class PlainLayer:
         return self._add_down(hidden_AN, self._activation(self._gate(normed_AN)).mul_(self._up(normed_AN)))
 
 
+def bytes_of_a_token(config: Any, itemsize: int) -> int:
+    """Bytes of one token's keys and values in all layers; `itemsize` bytes a number, of the model with this config."""
+    of_text = config.get_text_config()
+    head = getattr(of_text, "head_dim", None) or of_text.hidden_size // of_text.num_attention_heads
+    heads = getattr(of_text, "num_key_value_heads", None) or of_text.num_attention_heads
+    return int(2 * of_text.num_hidden_layers * heads * head * itemsize)
+
+
 def decoder_of(model: Any, *, pad_token_id: int, max_new_tokens: int) -> ModelDecoder:
     """The fastest decoder that computes what the model computes."""
     kind = PlainDecoder if _is_plain(model) else ModelDecoder
@@ -346,10 +359,11 @@ def _adding(module: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def _normed(hidden: torch.Tensor, norm: Any) -> torch.Tensor:
     """Root mean square norm over the last axis, in the precision of PLAIN's own."""
-    if hidden.dtype == torch.float32:
-        return F.rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.variance_epsilon)
-    normed: torch.Tensor = norm(hidden)
-    return normed
+    if hidden.dtype != torch.float32:
+        normed: torch.Tensor = norm(hidden)
+        return normed
+    scales = hidden.square().mean(-1, keepdim=True).add_(norm.variance_epsilon).rsqrt_()
+    return (hidden * scales).mul_(norm.weight)
 
 
 def _mask(cohort: Cohort, like: torch.Tensor) -> torch.Tensor | None:
@@ -386,3 +400,10 @@ def _attention(
     if mask_B11L is not None:
         scores_NGL.view(batch, heads, -1, length)[..., : mask_B11L.shape[-1]].add_(mask_B11L)
     return torch.bmm(scores_NGL.softmax(-1), values_BKLD.flatten(0, 1)).view(batch, -1)
+
+
+def _different(prompt_ids: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], torch.Tensor]:
+    """The different prompts, and the place of each row's prompt among them [B]."""
+    place_by_ids: dict[tuple[int, ...], int] = {}
+    places = [place_by_ids.setdefault(tuple(ids), len(place_by_ids)) for ids in prompt_ids]
+    return list(place_by_ids), torch.tensor(places)

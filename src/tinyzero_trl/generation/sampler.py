@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tinyzero_trl.failures import NumericFailure
-from tinyzero_trl.generation.decoding import Cohort, decoder_of
+from tinyzero_trl.generation.decoding import Cohort, bytes_of_a_token, decoder_of
 from tinyzero_trl.models import StopStrings, is_truncated
 from tinyzero_trl.seeding import tokens_at, uniforms
 
@@ -24,6 +24,8 @@ JOIN_ABOVE = 1 / 4
 """Share of the batch that is free when waiting prompts join it: fewer, larger cohorts are cheaper to compute."""
 DEFAULT_BATCH_SIZE = 256
 """Rows sampled together by default."""
+WIDE_BATCH_SIZE, WIDE_BYTES = 512, 2**30
+"""Rows sampled together by default on a CPU, if their keys and values take no more bytes: it computes wide batches in less time a row."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def sample(
     seeds: one for each prompt. A completion is a function of model, prompt and seed, except for the rounding of a forward pass, which
     depends on the batch. Temperature 0 needs no seeds.
     stop: strings that end a completion.
-    batch_size: most rows in the batch.
+    batch_size: most rows in the batch (default: DEFAULT_BATCH_SIZE or WIDE_BATCH_SIZE).
     on_progress: called with (prompts done, new tokens) as rows leave the batch.
     Raises: NumericFailure if the model's log-probabilities are not numbers.
     """
@@ -77,12 +79,14 @@ def sample(
         eos=torch.tensor(list(eos_token_ids), device=model.device),
         stop=stop,
     )
-    size, num_joined = batch_size or DEFAULT_BATCH_SIZE, 0
+    size, num_joined = batch_size or _default_size(model, prompt_ids, max_new_tokens), 0
     cohorts: list[Cohort] = []
     while cohorts or num_joined < len(prompt_ids):
         num_free = size - len(draws.rows_A)
         may_join = num_free >= JOIN_ABOVE * size if decoder.takes_several_cohorts else not cohorts
         if num_joined < len(prompt_ids) and may_join:
+            for cohort in cohorts:
+                cohort.shrink()
             rows = range(num_joined, min(num_joined + num_free, len(prompt_ids)))
             logits_BV, cohort = decoder.read([prompt_ids[row] for row in rows])
             cohorts.append(cohort)
@@ -98,6 +102,13 @@ def sample(
     completion_ids, logprobs = draws.completions()
     ends = set(eos_token_ids)
     return Sampled(completion_ids, logprobs, [is_truncated(ids, ends=ends, stop=stop) for ids in completion_ids])
+
+
+def _default_size(model: Any, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    longest = max(map(len, prompt_ids), default=0) + max_new_tokens
+    num_bytes = WIDE_BATCH_SIZE * longest * bytes_of_a_token(model.config, model.dtype.itemsize)
+    is_wide = model.device.type == "cpu" and num_bytes <= WIDE_BYTES
+    return WIDE_BATCH_SIZE if is_wide else DEFAULT_BATCH_SIZE
 
 
 class _Draws:

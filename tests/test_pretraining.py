@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from tinyzero_trl import config, pretraining
 from tinyzero_trl.pretraining import Text
@@ -106,6 +107,21 @@ def test_any_text_can_be_encoded(tokenizer: Any) -> None:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
+def test_a_model_is_sharpened_by_a_factor_on_its_logits() -> None:
+    import torch
+
+    shape = {"vocab_size": 290, "max_length": 64, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    texts = [Text(prompt, "\n1 + 2 = 3") for prompt in PROMPTS]
+
+    def logits(sharpen: float) -> torch.Tensor:
+        cfg = OmegaConf.create({"scratch": {**shape, **heads}, "trainer": {"seed": 0}, "sharpen": sharpen})
+        model, _ = pretraining.start(cfg, texts, None)
+        return model(torch.arange(10)[None]).logits
+
+    torch.testing.assert_close(logits(2.5), 2.5 * logits(1.0))
+
+
 def test_the_loss_is_on_the_completion_and_its_end(tokenizer: Any, texts: list[Text]) -> None:
     row = pretraining.examples(texts[:1], tokenizer)[0]
     learnt = [token for token in row["labels"] if token != -100]
@@ -137,6 +153,7 @@ def test_rows_are_dealt_into_batches_of_like_length_without_loss() -> None:
         ),
         (["stages=[{countdown: {num_rows: 5}}]"], "stage 1 needs seed"),
         (["stages=[{seed: 1, chess: {num_rows: 5}}]"], "draws from 'chess'; there is countdown, multiplication"),
+        (["sharpen=0"], "sharpen must be above 0 and below 100, got 0.0"),
         (["model.model_name_or_path=no/such/folder"], "no/such/folder: there is no such folder, and it is no hub id"),
         (["stages=[]"], "stages is empty"),
         (

@@ -350,6 +350,8 @@ class PretrainingConfig:
     """By task, the arguments of its `load`: the problems that stages draw from."""
     scratch: dict[str, Any] = field(default_factory=dict)
     """A model from nothing: the tokenizer's vocab_size, max_length (tokens), and the shape; read where no model is named."""
+    sharpen: float = 1.0
+    """Factor on the logits as training starts, by the weight of the norm before the head: small models are right long before they are sure."""
     stages: list[Any] = MISSING
     """In order: seed and, by task, num_rows and the habits of the writer."""
     model: Any = None

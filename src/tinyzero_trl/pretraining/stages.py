@@ -116,14 +116,32 @@ def start(cfg: Any, texts: Sequence[Text], begun: CheckedModel | None) -> tuple[
 
     begun: the model of `model.model_name_or_path`; None makes both new for `texts`, in the shape of `scratch`.
     """
+    if not 0 < cfg.sharpen < 100:
+        raise ConfigError(f"sharpen must be above 0 and below 100, got {cfg.sharpen}")
     if begun is not None:
-        return adapters.whole(begun.location, dtype="float32"), begun.tokenizer
+        model = adapters.whole(begun.location, dtype="float32")
+        if cfg.sharpen != 1:
+            _sharpen(model, cfg.sharpen, name=str(cfg.model.model_name_or_path))
+        return model, begun.tokenizer
     shape = dict(cfg.scratch)
     kind = {"vocab_size": shape.pop("vocab_size"), "numbers": shape.pop("numbers", "digits")}
     if kind["numbers"] not in NUMBERS:
         raise ConfigError(f"scratch.numbers must be one of {', '.join(NUMBERS)}, got {kind['numbers']!r}")
     tokenizer = tokenizer_for(texts, max_length=shape["max_length"], **kind)
-    return new_llama(tokenizer, seed=cfg.trainer.seed, **shape), tokenizer
+    model = new_llama(tokenizer, seed=cfg.trainer.seed, **shape)
+    _sharpen(model, cfg.sharpen, name="scratch")
+    return model, tokenizer
+
+
+def _sharpen(model: Any, factor: float, *, name: str) -> None:
+    """Multiply all logits by `factor`. Raises: ConfigError where the model has no RMSNorm before its head."""
+    import torch
+
+    norm = getattr(model.get_decoder(), "norm", None)
+    if norm is None or getattr(norm, "bias", None) is not None:
+        raise ConfigError(f"sharpen={factor} needs a model with an RMSNorm before its head; {name} has none")
+    with torch.no_grad():
+        norm.weight.mul_(factor)
 
 
 def tokenizer_for(

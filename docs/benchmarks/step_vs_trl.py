@@ -32,6 +32,12 @@ QUICK = [
 ]
 NUM_WARM_UP = 1
 PHASES = ("generation", "scoring", "training", "between")
+FLOORS = ("generation", "training")
+"""Phases that have a floor: the matrix products of the weights alone."""
+CPU = (*(f"cpu_{phase}" for phase in PHASES), "cpu_total")
+"""Processor seconds by phase."""
+BAR = 8
+"""Times faster than stock that the whole step should be."""
 
 
 def build(words: list[str], *, folder: Path, is_ours: bool) -> Any:
@@ -67,55 +73,90 @@ def build(words: list[str], *, folder: Path, is_ours: bool) -> Any:
 
 
 def measure(words: list[str], is_ours: bool, threads: int, profile: Path | None) -> list[dict[str, Any]]:
-    """Seconds by phase and tokens of each step after the warm-up; with `profile`, the last step's operations go there."""
+    """Seconds by phase and tokens of each step after the warm-up, with their floor; with `profile`, a step's operations go there."""
     import torch
+    from profiled import Floor, Profiled
     from watch import Watch
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(words, folder=Path(folder), is_ours=is_ours)
-        watch = Watch(trainer)
+        watch, floor = Watch(trainer), Floor(trainer)
         if profile:
-            from profiled import Profiled
-
             Profiled(trainer, page=profile)
         trainer.train()
+        least = floor.seconds(NUM_WARM_UP) if is_ours else dict.fromkeys(FLOORS, 0.0)
     return [
         {
             **asdict(step),
+            **{f"floor_{phase}": seconds for phase, seconds in least.items()},
             "generation": step.generation,
             "scoring": step.scoring - step.generation,
             "training": step.seconds - step.scoring,
             "between": step.between,
             "total": step.seconds + step.between,
+            **_processor_seconds(step),
         }
         for step in watch.steps[NUM_WARM_UP:]
     ]
 
 
+def _processor_seconds(step: Any) -> dict[str, float]:
+    """Those of all threads, by phase as the seconds."""
+    of = step.cpu_by_phase
+    # Rewards are a part of scoring, and not of Step.cpu.
+    training = step.cpu - (of["scoring"] - of["generation"] - of["rewards"])
+    cpu = {
+        "generation": of["generation"],
+        "scoring": of["scoring"] - of["generation"],
+        "training": training,
+        "between": of["between"],
+    }
+    return {f"cpu_{phase}": seconds for phase, seconds in (cpu | {"total": sum(cpu.values())}).items()}
+
+
 def means(steps: list[dict[str, Any]]) -> dict[str, float]:
     """Average seconds of a step, and seconds for 1,000 generated tokens."""
-    keys = (*PHASES, "total", "generated", "tokens", "real_tokens", "passes")
+    counts = ("generated", "tokens", "real_tokens", "passes")
+    keys = (*PHASES, "total", *counts, *CPU, *(f"floor_{phase}" for phase in FLOORS))
     mean = {key: sum(step[key] for step in steps) / len(steps) for key in keys}
     return {**mean, "per_1000": 1000 * mean["total"] / mean["generated"]}
 
 
 def table(stock: dict[str, float], ours: dict[str, float]) -> str:
-    """Markdown, a row for each quantity: stock, ours, and how often ours goes into stock."""
-    names = {phase: f"seconds a step: {phase}" for phase in PHASES} | {
-        "total": "**seconds a step: all**",
-        "generated": "generated tokens a step",
-        "per_1000": "**seconds for 1,000 generated tokens**",
-        "tokens": "tokens computed in training a step",
-        "real_tokens": "of them real",
-        "passes": "forward passes in training a step",
-    }
-    rows = ["| | stock | ours | stock / ours |", "| --- | --- | --- | --- |"]
+    """Markdown, a row for each quantity: stock, ours, how often ours goes into stock; and the floor, and how often that goes into ours."""
+    names = (
+        {phase: f"seconds a step: {phase}" for phase in PHASES}
+        | {
+            "total": "**seconds a step: all**",
+            "generated": "generated tokens a step",
+            "per_1000": "**seconds for 1,000 generated tokens**",
+            "tokens": "tokens computed in training a step",
+            "real_tokens": "of them real",
+            "passes": "forward passes in training a step",
+        }
+        | {key: f"processor seconds a step: {key.removeprefix('cpu_')}" for key in CPU}
+    )
+    rows = ["| | stock | ours | stock / ours | floor | ours / floor |", "| --- | --- | --- | --- | --- | --- |"]
     for key, name in names.items():
         decimals = ".3f" if stock[key] < 100 else ",.0f"
         ratio = f"{stock[key] / ours[key]:.2f}" if ours[key] else ""
-        rows.append(f"| {name} | {stock[key]:{decimals}} | {ours[key]:{decimals}} | {ratio} |")
+        least = ours.get(f"floor_{key}")
+        floor = f"{least:.3f} | {ours[key] / least:.2f}" if least else " | "
+        rows.append(f"| {name} | {stock[key]:{decimals}} | {ours[key]:{decimals}} | {ratio} | {floor} |")
     return "\n".join(rows)
+
+
+def parts(ours: dict[str, float]) -> str:
+    """A line: processor seconds of a step by part, and the tokens they are for."""
+    seconds = ", ".join(f"{phase} {ours[f'cpu_{phase}']:.2f}" for phase in (*PHASES, "total"))
+    return f"Processor seconds a step: {seconds}; {ours['generated']:,.0f} tokens generated, {ours['tokens']:,.0f} computed in training"
+
+
+def verdict(stock: dict[str, float], ours: dict[str, float]) -> str:
+    """A sentence: does the whole step reach the bar."""
+    ratio = stock["total"] / ours["total"]
+    return f"The whole step is {ratio:.2f} times faster than stock; the bar is {BAR}: {'reached' if ratio >= BAR else 'missed'}."
 
 
 def main() -> int:
@@ -126,8 +167,9 @@ def main() -> int:
     if arguments.profile:
         with tempfile.TemporaryDirectory() as folder:
             page = Path(folder) / "profile.txt"
-            run_apart(measure, words, True, arguments.threads, page)
+            steps = run_apart(measure, words, True, arguments.threads, page)
             print(page.read_text(encoding="utf-8"))
+        print(f"\n{parts(means(steps[1:] or steps))}")  # the first of them had the profiler's cost
         return 0
     found: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for repeat in range(arguments.repeats):
@@ -136,7 +178,7 @@ def main() -> int:
     stock, ours = means(found[False]), means(found[True])
     command = " ".join(["python", "docs/benchmarks/step_vs_trl.py", *sys.argv[1:]])
     load = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    print(f"`{command}`: {load}; {len(found[True])} steps of each.\n\n{table(stock, ours)}")
+    print(f"`{command}`: {load}; {len(found[True])} steps of each.\n\n{table(stock, ours)}\n\n{verdict(stock, ours)}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"command": command, "stock": stock, "ours": ours}, indent=1), "utf-8")
     return 0

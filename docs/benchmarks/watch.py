@@ -34,6 +34,8 @@ class Step:
     """From the update of the step before to this step's first micro-step: logging, saving, loading data."""
     cpu: float = 0.0
     """Processor seconds, all threads together, as `training`: says more than the clock where others use the machine."""
+    cpu_by_phase: dict[str, float] = field(default_factory=dict)
+    """Processor seconds of `generation`, `rewards`, `scoring` and `between`, as the seconds of those names."""
     tokens: int = 0
     """Computed by the model's forward passes outside generation, padding included."""
     real_tokens: int = 0
@@ -66,6 +68,7 @@ class Watch(TrainerCallback):
         self._step = Step()
         self._is_on_gpu = next(trainer.model.parameters()).is_cuda
         self._began = self._ended = self._now()
+        self._ended_cpu = time.process_time()
         self._resident = 0
         self._is_generating = False
         trainer._generate = self._timed(trainer._generate, "generation")
@@ -78,7 +81,8 @@ class Watch(TrainerCallback):
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         if self.keep_parameters and not self.parameters:
             self.parameters.append(self._flat())
-        self._step = Step(between=self._now() - self._ended, cpu=-time.process_time())
+        cpu = time.process_time()
+        self._step = Step(between=self._now() - self._ended, cpu=-cpu, cpu_by_phase={"between": cpu - self._ended_cpu})
         if self._is_on_gpu:
             torch.cuda.reset_peak_memory_stats()
         else:
@@ -92,12 +96,13 @@ class Watch(TrainerCallback):
         self._note_peak("optimizer step")
         self._ended = self._now()
         self._step.seconds = self._ended - self._began
-        self._step.cpu += time.process_time()
+        self._ended_cpu = time.process_time()
+        self._step.cpu += self._ended_cpu
         self._step.peak = max(self._step.peaks.values()) if self._is_on_gpu else peak() - self._resident
         self.steps.append(self._step)
         if self.keep_parameters:
             self.parameters.append(self._flat())
-            self._ended = self._now()
+            self._ended, self._ended_cpu = self._now(), time.process_time()
 
     def _now(self) -> float:
         """Seconds of the wall clock, with nothing left to do on the device."""
@@ -120,8 +125,10 @@ class Watch(TrainerCallback):
             self._is_generating = phase == "generation" or self._is_generating
             began, began_cpu = self._now(), time.process_time()
             result = method(*args, **kwargs)
+            cpu = time.process_time() - began_cpu
+            self._step.cpu_by_phase[phase] = self._step.cpu_by_phase.get(phase, 0.0) + cpu
             if phase != "scoring":  # which holds the other two
-                self._step.cpu -= time.process_time() - began_cpu
+                self._step.cpu -= cpu
             setattr(self._step, phase, getattr(self._step, phase) + self._now() - began)
             if phase == "generation":
                 self._note_peak("generation")

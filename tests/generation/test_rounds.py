@@ -149,15 +149,23 @@ def test_an_adapter_goes_by_itself_and_a_server_that_lost_it_is_given_it_again(
     from tinyzero_trl.generation.weights import WeightFolder
 
     class Forgetful(ServerGeneration):
-        """Before the third rollout the server is what a restart makes it: without the adapter, with no version."""
+        """Before the third rollout, or with one in flight, the server is what a restart makes it: without the adapter, with no version."""
 
         def generate(self, *args: Any, **kwargs: Any) -> Any:
             if self._step == 2 and not self.num_faults:
-                http_client = self.vllm_client.http_client
-                with contextlib.suppress(ServerError):  # it answers with a sentence
-                    http_client.post("/v1/unload_lora_adapter", {"lora_name": self.vllm_client.version})
-                http_client.post("/update_weight_version", {"new_version": "default"})
+                self._forget()
             return super().generate(*args, **kwargs)
+
+        def request(self, prompts: Any) -> None:
+            super().request(prompts)
+            if self._step == 1:
+                self._forget()
+
+        def _forget(self) -> None:
+            http_client = self.vllm_client.http_client
+            with contextlib.suppress(ServerError):  # it answers with a sentence
+                http_client.post("/v1/unload_lora_adapter", {"lora_name": self.vllm_client.version})
+            http_client.post("/update_weight_version", {"new_version": "default"})
 
     taking = start(models(True), tmp_path / "taking", adapter_rank=8)
     try:
@@ -166,8 +174,14 @@ def test_an_adapter_goes_by_itself_and_a_server_that_lost_it_is_given_it_again(
         disturbed = build(folder="disturbed", generation=Forgetful, **settings)
         check_adapter(disturbed, tmp_path / "disturbed")
         assert history(disturbed, "server/faults") == [0, 0, 1, 0]
-        texts = [[row["completion"] for row in rollouts(tmp_path / name)] for name in ("straight", "disturbed")]
-        assert texts[0] == texts[1]
+        build(folder="ahead", ahead=1, **settings).train()
+        disturbed = build(folder="ahead, disturbed", ahead=1, generation=Forgetful, **settings)
+        disturbed.train()
+        assert history(disturbed, "server/faults") == [0, 0, 1, 0]
+        names = ("straight", "disturbed", "ahead", "ahead, disturbed")
+        texts = {name: [row["completion"] for row in rollouts(tmp_path / name)] for name in names}
+        assert texts["straight"] == texts["disturbed"]
+        assert texts["ahead"] == texts["ahead, disturbed"]
         for route in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
             with pytest.raises(ServerError, match="401"):
                 HttpClient(taking.url, token="not the token", seconds_per_call=10).post(route, {"lora_name": "policy"})

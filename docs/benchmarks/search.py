@@ -1,4 +1,4 @@
-"""What a model solves of a Countdown evaluation, by the kind of search a problem takes; prints Markdown.
+"""Prints, as Markdown, how much of a Countdown evaluation a model solves, by the kind of search a problem takes.
 
     python docs/benchmarks/search.py outputs/countdown/RUN/evaluation/base outputs/countdown/RUN/evaluation/final
 

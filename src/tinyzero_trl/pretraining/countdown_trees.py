@@ -46,7 +46,7 @@ class Habits:
     abandons: float = 0.05
     """A line that is not the last step is left for another before anything is tried below it."""
     goes_up: float = 0.5
-    """After a wrong value, and after each step up, the next line stands one level higher."""
+    """The next line stands one level higher, drawn behind a wrong value and again behind each step up."""
     believes_wrong: float = 0.1
     """A wrong value is answered as if it were the target."""
     doubts_right: float = 0.05

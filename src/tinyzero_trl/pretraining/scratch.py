@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 NUMBERS = {"digits": r"\d", "whole": r"( = )?\d+"}
-"""What of a number is split from the text around it: each digit, or all of it, with the equals sign in front (a result is one token)."""
+"""The part of a number that is split from the text around it: each digit, or all of it, with the equals sign in front (a result is one token)."""
 MIN_SENTENCE_LENGTH = 8
 """Fewest characters of a sentence that becomes one token: shorter pieces (`, `, ` + `) also occur in thoughts and are left to BPE."""
 

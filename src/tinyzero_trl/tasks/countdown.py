@@ -315,7 +315,7 @@ class Evaluation:
     expression: str
     """All of it without spaces, with the steps of the lines that this one goes on from."""
     step: str
-    """What the line itself evaluates: the expression, or the value it goes on from with one operator and number."""
+    """The line's own calculation: the expression, or the value it goes on from with one operator and number."""
     claimed: str
     """The text behind the last equals sign."""
     written: str

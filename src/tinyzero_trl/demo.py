@@ -21,7 +21,7 @@ from tinyzero_trl.threads import bound_waiting
 if TYPE_CHECKING:
     from tinyzero_trl.intervals import Comparison
 
-RECIPE, REAL_RECIPE = "+countdown=grpo-tiny-demo", "+countdown=grpo-tiny-search"
+RECIPE, REAL_RECIPE = "+countdown=grpo-tiny", "+countdown=grpo-tiny-search"
 """The recipes: on generated problems of three numbers; with `--real` on TinyZero's own data."""
 NUM_PROBLEMS = 2048
 """Number of held-out problems; it gives a 95 % interval of about +-2 points. With `--real` they are TinyZero's 1,024 test problems."""

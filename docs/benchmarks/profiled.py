@@ -16,7 +16,7 @@ from tinyzero_trl.generation.sampler import DEFAULT_BATCH_SIZE
 
 PROFILED_STEP = 2
 """The first one warms up."""
-NUM_SHOWN = 12
+NUM_SHOWN = 20
 GEMM_SECONDS = 0.5
 """Seconds for which each product is repeated to measure its rate."""
 TRAINED_AT_ONCE = 4096

@@ -81,9 +81,9 @@ def measure(words: list[str], is_ours: bool, threads: int, profile: Path | None)
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(words, folder=Path(folder), is_ours=is_ours)
-        watch, floor = Watch(trainer), Floor(trainer)
         if profile:
-            Profiled(trainer, page=profile)
+            Profiled(trainer, page=profile)  # before the watch, which then counts its cost to the step it is of
+        watch, floor = Watch(trainer), Floor(trainer)
         trainer.train()
         least = floor.seconds(NUM_WARM_UP) if is_ours else dict.fromkeys(FLOORS, 0.0)
     return [

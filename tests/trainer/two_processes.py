@@ -44,13 +44,14 @@ PARITY: list[dict[str, Any]] = [
     {"constant": True, "weight_decay": 0.1},
     {"batching": vars(BatchingSettings(False, False, None, False, False)), "forced": False, "optim": "adamw_torch",
      "learning_rate": 1e-3, "beta": 0.1, "num_iterations": 2},
+    {"batching": {"share_prompts": True}, "num_iterations": 2},
 ]  # fmt: skip
 """Arguments that TRL's trainer and ours are given side by side."""
 
 
 def parity_of(config: str) -> list[dict[str, Any]]:
     """DeepSpeed takes its optimizer from the recipe."""
-    return PARITY if config == "ddp" else [PARITY[1], PARITY[5]]
+    return PARITY if config == "ddp" else [PARITY[1], PARITY[5], PARITY[7]]
 
 
 def words_of(folder: Path, model: Path, *, recipe: str = "grpo-tiny", reward: str = "short") -> list[str]:

@@ -14,7 +14,7 @@ from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.runs import resuming
 from tinyzero_trl.runs.record import write_record
 
-FOR_GPUS = [item for item in list_recipes() if item.name.startswith("grpo-") and not item.name.endswith("-tiny")]
+FOR_GPUS = [item for item in list_recipes() if item.name.startswith("grpo-") and "-tiny" not in item.name]
 MATH = "+math=grpo-qwen-2.5-1.5b-base"
 TINY = "+countdown=grpo-tiny"
 

@@ -125,7 +125,7 @@ def test_every_recipe_trains_two_steps(
     recipe: Any, tiny_llama: Path, tiny_qwen: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """On tiny models: of one kind of recipe the sizes train alike, and test_recipes.py composes and checks each of them by day."""
-    is_tiny = recipe.name.endswith("-tiny")
+    is_tiny = "-tiny" in recipe.name
     model = tiny_llama if is_tiny else tiny_qwen("instruct" if "instruct" in recipe.name else "base")
     # What needs a GPU goes: vLLM, 4-bit weights. All else of the recipe is used as it stands.
     changes = ["model.dtype=float32", "generation.engine=transformers", "trainer.save_steps=2"]
@@ -137,6 +137,8 @@ def test_every_recipe_trains_two_steps(
         changes += ["model.load_in_4bit=false", "model.use_bnb_nested_quant=false"]
     if "lora" in recipe.name:
         changes += ["trainer.optim=adamw_torch_fused"]
+    if recipe.name == "grpo-tiny-search":
+        changes += [f"data.source={REAL_ROWS}", "data.split_rule=problem"]
     if not is_tiny:
         if recipe.task == "countdown":
             changes.append(f"data.source={REAL_ROWS}")

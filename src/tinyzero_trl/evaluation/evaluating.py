@@ -35,11 +35,10 @@ from tinyzero_trl.task import Row, loaded, prompts, resolve
 
 PACKAGES = ("tinyzero-trl", "torch", "transformers", "trl", "peft", "datasets")
 """Packages whose versions a summary names."""
-SHARD = {"transformers": 1024, "server": 2048, "colocate": 2048}
+SHARD = {"transformers": 256, "server": 2048, "colocate": 2048}
 """Completions in a shard by engine.
 
-A stopped evaluation loses one shard at most. The last completions of each shard leave the batch emptier and emptier, so that a shard is
-several batches, and more for vLLM, whose batches are larger.
+A stopped evaluation loses one shard at most; vLLM is slow on the last ones of each, so it gets more.
 """
 
 

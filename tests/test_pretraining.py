@@ -154,6 +154,8 @@ def test_rows_are_dealt_into_batches_of_like_length_without_loss() -> None:
         ),
         (["stages=[{countdown: {num_rows: 5}}]"], "stage 1 needs seed"),
         (["stages=[{seed: 1, chess: {num_rows: 5}}]"], "draws from 'chess'; there is countdown, multiplication"),
+        (["scratch.hiden_size=64"], "there is no key scratch.hiden_size; there is vocab_size"),
+        (["scratch.numbers=hole"], "scratch.numbers must be one of digits, whole, got 'hole'"),
         (["sharpen=0"], "sharpen must be above 0 and below 100, got 0.0"),
         (["model.model_name_or_path=no/such/folder"], "no/such/folder: there is no such folder, and it is no hub id"),
         (["stages=[]"], "stages is empty"),

@@ -82,9 +82,12 @@ def _cell(is_solved: Sequence[bool]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("evaluations", type=Path, nargs="+", help="folders of evaluations of the same problems")
-    folders = parser.parse_args().evaluations
-    names = [f"{folder.resolve().parents[1].name} {folder.name}" for folder in folders]
-    samples = [scores.read_samples(folder) for folder in folders]
+    folders = [folder.resolve() for folder in parser.parse_args().evaluations]
+    names = [f"{folder.parent.parent.name} {folder.name}" for folder in folders]
+    try:
+        samples = [scores.read_samples(folder) for folder in folders]
+    except ValueError as error:
+        parser.error(str(error))
     if any([sample.row for sample in column] != [sample.row for sample in samples[0]] for column in samples):
         parser.error("the evaluations are of different problems")
     print(table(names, samples), behaviour(names, samples), sep="\n\n")

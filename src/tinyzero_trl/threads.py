@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 SPINS = 20_000
-"""Rounds, about a millisecond, that a thread without work waits actively before it sleeps; libgomp's default is 300,000.
+"""Rounds that a thread without work waits actively before it sleeps; libgomp's default is 300,000.
 
 A thread that waits actively keeps its core from the thread it waits for: beside another busy process two threads then take
 several times as long as one. A thread that sleeps at once has to be woken for each small operation of a small model.

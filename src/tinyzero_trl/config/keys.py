@@ -190,7 +190,7 @@ def known_keys(program: str) -> dict[str, frozenset[str]]:
 def _check_key(key: str, keys: dict[str, frozenset[str]], *, where: str) -> None:
     section, _, name = key.partition(".")
     last = (name or section).split(".")[0]
-    if section in ("rewards", "reward_parameters", "data") and name:
+    if section in ("rewards", "reward_parameters", "data", "scratch") and name:
         return
     if section == "trainer" and last in OURS:
         raise ConfigError(f"{where}: {key} is not for a recipe: {OURS[last]}")

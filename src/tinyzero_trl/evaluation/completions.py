@@ -191,7 +191,8 @@ def _ends(tokenizer: Any, generation_config: Any) -> list[int]:
 def rows_at_once(config: Any, itemsize: int, max_length: int, free_bytes: int) -> int:
     """Rows that transformers generates at once: the sampler's default, or as many as have their keys and values in a third of the memory.
 
-    A third, because the cache exists twice while it doubles, and as rows that left keep their memory for a while. config: the model's. itemsize: bytes of one number in the cache.
+    A third, because the cache exists twice while it doubles, and as rows that left keep their memory for a while. config: the model's.
+    itemsize: bytes of one number in the cache.
     """
     from tinyzero_trl.generation import DEFAULT_BATCH_SIZE, bytes_of_a_token
 

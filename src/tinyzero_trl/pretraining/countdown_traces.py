@@ -56,8 +56,8 @@ class Attempt:
         return f"{self.expression} = {self.steps} = {self.value}"
 
 
-def _apply(left: int, operator: str, right: int) -> int | None:
-    """The value of one step, or None if it is not an integer from 0 to MAX_VALUE."""
+def apply(left: int, operator: str, right: int, *, least: int = 0, most: int = MAX_VALUE) -> int | None:
+    """The value of one step, or None if it is not an integer from `least` to `most`."""
     if operator == "+":
         value = left + right
     elif operator == "-":
@@ -68,7 +68,7 @@ def _apply(left: int, operator: str, right: int) -> int | None:
         return None
     else:
         value = left // right
-    return value if 0 <= value <= MAX_VALUE else None
+    return value if least <= value <= most else None
 
 
 @lru_cache(maxsize=65536)
@@ -82,16 +82,16 @@ def attempts(nums: tuple[int, ...]) -> tuple[Attempt, ...]:
         for first in "+-*/":
             if first in "+*" and a < b:
                 continue
-            inner = _apply(a, first, b)
+            inner = apply(a, first, b)
             if inner is None:
                 continue
             pair = f"({a} {first} {b})"
             for second in "+-*/":
-                value = _apply(inner, second, c)
+                value = apply(inner, second, c)
                 if value is not None:
                     text = f"{pair} {second} {c}"
                     found[text] = Attempt(text, f"{inner} {second} {c}", value)
-                if second in "-/" and (value := _apply(c, second, inner)) is not None:
+                if second in "-/" and (value := apply(c, second, inner)) is not None:
                     text = f"{c} {second} {pair}"
                     found[text] = Attempt(text, f"{c} {second} {inner}", value)
     return tuple(found.values())

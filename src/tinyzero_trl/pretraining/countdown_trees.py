@@ -22,14 +22,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tinyzero_trl.pretraining.countdown_traces import draw
+from tinyzero_trl.pretraining.countdown_traces import apply, draw
 from tinyzero_trl.task import Row
 
 __all__ = ["HABITS", "Habits", "draw", "thought", "traces"]
 
 MAX_VALUE = 200
 """Largest value of a step. 967 of TinyZero's 1,024 test problems have a solution of such steps."""
-FIRST, NEXT = ("+", "-", "*", "/"), ("+", "-", "*", "/", "from", "into")
+REVERSED = {"from": "-", "into": "/"}
+"""The operators that take the number first, as the sign of the expression."""
+FIRST, NEXT = ("+", "-", "*", "/"), ("+", "-", "*", "/", *REVERSED)
 """Operators of a first line, and of a line below another."""
 REDRAWS = 8
 """Draws of a step that may repeat an earlier one before a repetition is accepted."""
@@ -74,21 +76,11 @@ class Step:
     """The numbers that are left."""
 
 
-def _apply(left: int, operator: str, right: int) -> int | None:
+def _value(left: int, operator: str, right: int) -> int | None:
     """The value of one step, or None if it is not an integer from 1 to MAX_VALUE."""
-    if operator in ("from", "into"):
-        left, right, operator = right, left, "-" if operator == "from" else "/"
-    if operator == "+":
-        value = left + right
-    elif operator == "-":
-        value = left - right
-    elif operator == "*":
-        value = left * right
-    elif left % right:
-        return None
-    else:
-        value = left // right
-    return value if 0 < value <= MAX_VALUE else None
+    if operator in REVERSED:
+        left, right, operator = right, left, REVERSED[operator]
+    return apply(left, operator, right, least=1, most=MAX_VALUE)
 
 
 def _first(rng: random.Random, nums: tuple[int, ...]) -> Step:
@@ -99,7 +91,7 @@ def _first(rng: random.Random, nums: tuple[int, ...]) -> Step:
         other += other >= at
         operator = FIRST[int(rng.random() * 4)]
         left, right = max(nums[at], nums[other]), min(nums[at], nums[other])
-        value = _apply(left, operator, right)
+        value = _value(left, operator, right)
         if value is not None:
             rest = tuple(number for index, number in enumerate(nums) if index not in (at, other))
             text = f"{left} {operator} {right}"
@@ -111,11 +103,11 @@ def _next(rng: random.Random, parent: Step) -> Step:
     while True:
         at = int(rng.random() * len(parent.rest))
         operator, number = NEXT[int(rng.random() * 6)], parent.rest[at]
-        value = _apply(parent.value, operator, number)
+        value = _value(parent.value, operator, number)
         if value is not None:
             rest = parent.rest[:at] + parent.rest[at + 1 :]
             inner = f"({parent.expression})"
-            sign = {"from": "-", "into": "/"}.get(operator)
+            sign = REVERSED.get(operator)
             expression = f"{number} {sign} {inner}" if sign else f"{inner} {operator} {number}"
             return Step(f"{operator} {number} = {value}", expression, value, rest)
 

@@ -25,6 +25,11 @@ TRACES: dict[str, dict[str, Any]] = {
 }
 """By task and kind of thought, the module whose `draw` picks problems and whose `traces` writes thoughts; the first kind is the default."""
 
+SCRATCH = (
+    *("vocab_size", "numbers", "max_length", "hidden_size", "num_hidden_layers", "intermediate_size"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
+"""Keys of `scratch`; a shape that Llama's configuration does not know would be taken and not used."""
 TOKENIZER_TEXTS = 20_000
 """Most documents that train the tokenizer; it has few merges, which more text would not change."""
 DEAL_BATCHES = 64
@@ -45,7 +50,8 @@ def problems(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str,
 
 
 def stages_of(cfg: Any) -> list[tuple[int, dict[str, dict[str, Any]]]]:
-    """Seed and shares of each stage of a recipe, in order. Raises: ConfigError that names the stage and the key."""
+    """Seed and shares of each stage of a recipe, in order. Raises: ConfigError that names the stage and the key, also of the model's start."""
+    _check_start(cfg)
     stages: Any = OmegaConf.to_container(cfg.stages)
     checked = []
     if not stages:
@@ -116,8 +122,6 @@ def start(cfg: Any, texts: Sequence[Text], begun: CheckedModel | None) -> tuple[
 
     begun: the model of `model.model_name_or_path`; None makes both new for `texts`, in the shape of `scratch`.
     """
-    if not 0 < cfg.sharpen < 100:
-        raise ConfigError(f"sharpen must be above 0 and below 100, got {cfg.sharpen}")
     if begun is not None:
         model = adapters.whole(begun.location, dtype="float32")
         if cfg.sharpen != 1:
@@ -125,12 +129,23 @@ def start(cfg: Any, texts: Sequence[Text], begun: CheckedModel | None) -> tuple[
         return model, begun.tokenizer
     shape = dict(cfg.scratch)
     kind = {"vocab_size": shape.pop("vocab_size"), "numbers": shape.pop("numbers", "digits")}
-    if kind["numbers"] not in NUMBERS:
-        raise ConfigError(f"scratch.numbers must be one of {', '.join(NUMBERS)}, got {kind['numbers']!r}")
     tokenizer = tokenizer_for(texts, max_length=shape["max_length"], **kind)
     model = new_llama(tokenizer, seed=cfg.trainer.seed, **shape)
     _sharpen(model, cfg.sharpen, name="scratch")
     return model, tokenizer
+
+
+def _check_start(cfg: Any) -> None:
+    """Raises: ConfigError, for a value that the start of training could not use."""
+    if not 0 < cfg.sharpen < 100:
+        raise ConfigError(f"sharpen must be above 0 and below 100, got {cfg.sharpen}")
+    for key in cfg.scratch:
+        if key not in SCRATCH:
+            raise ConfigError(
+                f"there is no key scratch.{key}; there is {', '.join(SCRATCH)}{nearest(str(key), SCRATCH)}"
+            )
+    if (numbers := cfg.scratch.get("numbers", "digits")) not in NUMBERS:
+        raise ConfigError(f"scratch.numbers must be one of {', '.join(NUMBERS)}, got {numbers!r}")
 
 
 def _sharpen(model: Any, factor: float, *, name: str) -> None:

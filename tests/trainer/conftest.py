@@ -75,7 +75,7 @@ def build(tiny_llama: Path, tmp_path: Path) -> Callable[..., Any]:
             *("task", "give_up_after", "seconds_before", "callbacks", "rollout_func", "batching", "critic", "replay"),
             *("algorithm", "advantage_whitening", "soft_overlong_tokens", "dynamic_sampling_rounds", "curriculum"),
             *("max_generated_tokens", "evaluation", "peft_config", "quantization_config", "offload", "stop"),
-            "vllm_generation",
+            *("vllm_generation", "kl_tokens"),
         }
         extras = {key: settings.pop(key) for key in ours & settings.keys()}
         model = settings.pop("model", tiny_llama)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from tinyzero_trl.config import batching, checks, composition, generation, installed, method, rewards, sections
-from tinyzero_trl.models import CheckedModel, check_stop, checked_start
+from tinyzero_trl.failures import ConfigError
+from tinyzero_trl.models import CheckedModel, check_stop, checked_start, matching_ids
 from tinyzero_trl.task import RewardFn, Task
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ def check_run(cfg: DictConfig, *, num_processes: int) -> CheckedRun:
     if cfg.batching.share_prompts:
         batching.check_shared_prompts(start.config)
     check_stop(cfg.generation.stop, name="generation.stop", tokenizer=start.tokenizer)
+    if cfg.kl_tokens is not None and not matching_ids(start.tokenizer, cfg.kl_tokens):
+        raise ConfigError(
+            f"kl_tokens={cfg.kl_tokens!r} matches the whole text of none of the {len(start.tokenizer)} tokens of {start.location.shown}"
+        )
     train_rows, eval_rows = checks.rows(cfg, chosen, tokenizer=start.tokenizer)
     args = composition.trainer_arguments(cfg, program="grpo", reward_weights=list(cfg.rewards.values()))
     installed.check_optimizer(args)

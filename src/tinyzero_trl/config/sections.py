@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -238,6 +239,8 @@ class RunConfig:
     """The estimator that turns rewards into advantages: a name of `algorithms.ALGORITHMS`."""
     advantage_whitening: str | None = None
     """`batch` or `none`; null: as the algorithm has it."""
+    kl_tokens: str | None = None
+    """Regular expression: the KL penalty is taken at tokens whose whole text it matches, and no other; null: at every token."""
     soft_overlong_tokens: int = 0
     """Tokens before max_completion_length over which a penalty grows from 0 to -1 (DAPO, eq. 13); 0: no penalty."""
     dynamic_sampling_rounds: int = 0
@@ -328,6 +331,15 @@ def check_limits(cfg: DictConfig) -> None:
                     f"{key}={value} with trainer.multi_objective_aggregation=normalize_then_sum, which whitens each reward over "
                     f"the batch itself; leave {key} out, or use sum_then_normalize"
                 )
+    if cfg.kl_tokens is not None:
+        if trainer.beta == 0:
+            raise ConfigError(
+                f"kl_tokens={cfg.kl_tokens!r} says where the KL penalty is taken, and trainer.beta=0 takes none; set trainer.beta, or leave it out"
+            )
+        try:
+            re.compile(cfg.kl_tokens)
+        except re.error as error:
+            raise ConfigError(f"kl_tokens={cfg.kl_tokens!r} is no regular expression: {error}") from None
     # Without trainer.max_completion_length, which is null there, nothing is ever overlong.
     if not 0 <= cfg.soft_overlong_tokens < (trainer.max_completion_length or 1):
         raise ConfigError(
@@ -372,7 +384,7 @@ def features(cfg: DictConfig) -> dict[str, Any]:
     sections = ("batching", "critic", "curriculum", "evaluation", "replay")
     keys = (
         *("give_up_after", "algorithm", "advantage_whitening", "soft_overlong_tokens", "dynamic_sampling_rounds"),
-        "max_generated_tokens",
+        *("max_generated_tokens", "kl_tokens"),
     )
     ours = {key: cfg[key] for key in keys} | {key: OmegaConf.to_object(cfg[key]) for key in sections}
     return ours | {"offload": cfg.generation.offload, "stop": list(cfg.generation.stop)}

@@ -11,7 +11,7 @@ from tinyzero_trl.models.inspection import json_object
 from tinyzero_trl.models.location import EVALUATED, TRAINED, ModelLocation, load_path, locate, read_record
 from tinyzero_trl.models.policy import CheckedModel, checked_start, init_arguments, policy_arguments, settle_adapter
 from tinyzero_trl.models.stop_strings import StopStrings, check_stop, is_truncated
-from tinyzero_trl.models.tokens import check_prompts, fitted, prompt_ids, prompts_ids
+from tinyzero_trl.models.tokens import check_prompts, fitted, matching_ids, prompt_ids, prompts_ids
 
 __all__ = [
     "EVALUATED",
@@ -29,6 +29,7 @@ __all__ = [
     "json_object",
     "load_path",
     "locate",
+    "matching_ids",
     "model_files",
     "policy_arguments",
     "prompt_ids",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,13 @@ def prompts_ids(tokenizer: Any, batch: list[Any], **template: Any) -> list[list[
         encoded = tokenizer.apply_chat_template(prompt, **_turn(prompt), tokenize=True, return_dict=True, **template)
         ids.append(list(encoded["input_ids"]))
     return ids
+
+
+def matching_ids(tokenizer: Any, pattern: str) -> list[int]:
+    """Ids of the tokens whose own text the regular expression matches as a whole, special tokens included; in order."""
+    ids = sorted(tokenizer.get_vocab().values())
+    texts = tokenizer.batch_decode([[id] for id in ids])
+    return [id for id, text in zip(ids, texts, strict=True) if re.fullmatch(pattern, text)]
 
 
 def rendered(prompt: Prompt, tokenizer: Any) -> str:

@@ -43,7 +43,7 @@ from tinyzero_trl.config import (
     check_shared_prompts,
 )
 from tinyzero_trl.failures import ConfigError, DiskFull, ServerLost
-from tinyzero_trl.models import StopStrings, adapters, is_truncated, prompts_ids
+from tinyzero_trl.models import StopStrings, adapters, is_truncated, matching_ids, prompts_ids
 from tinyzero_trl.rewards import BatchReward
 from tinyzero_trl.rollout import ROW_INDEX, Rollout
 from tinyzero_trl.seeding import row_seeds
@@ -147,6 +147,7 @@ class TinyZeroTrainer(GRPOTrainer):
         *args: Any,
         algorithm: str = "grpo",
         advantage_whitening: str | None = None,
+        kl_tokens: str | None = None,
         soft_overlong_tokens: int = 0,
         dynamic_sampling_rounds: int = 0,
         give_up_after: int = 0,
@@ -226,6 +227,13 @@ class TinyZeroTrainer(GRPOTrainer):
         if stop:
             self.mask_truncated_completions = False  # TRL goes by the last token; `is_truncated` by stop strings too
         adapters.make_trainable(self.model, has_masters=self.accelerator.state.deepspeed_plugin is not None)
+        self._takes_kl_V: torch.Tensor | None = None
+        """Whether the KL penalty is taken at a token of the vocabulary; None: at every token."""
+        if kl_tokens is not None:
+            self._takes_kl_V = torch.zeros(
+                self.model.config.get_text_config().vocab_size, dtype=torch.bool, device=self.accelerator.device
+            )
+            self._takes_kl_V[matching_ids(self._tokenizer, kl_tokens)] = True
         if ALGORITHMS[algorithm].kl == "reward":
             # TRL made a reference model for it, and is to leave it alone from here on.
             self.kl_in_reward, self.beta = self.beta, 0.0
@@ -621,11 +629,12 @@ class TinyZeroTrainer(GRPOTrainer):
         return whitened(estimate, accelerator=self.accelerator)
 
     def _kl_penalty(self, scored: Batch) -> torch.Tensor:
-        """beta log(pi_old / pi_ref) of each token, 0 outside the loss mask; [B, T]."""
+        """beta log(pi_old / pi_ref) of each token, 0 outside the loss mask and where `kl_tokens` takes none; [B, T]."""
         mask_BT, old_BT = loss_mask(scored), scored.get("sampling_per_token_logps")
         old_BT = self.policy_logps(scored) if old_BT is None else old_BT
         # A sampler that does not know a token's log-probability says NaN.
-        kl_BT = torch.where(mask_BT, old_BT - self.reference_logps(scored), 0.0).nan_to_num(nan=0.0)
+        taken_BT = mask_BT if self._takes_kl_V is None else mask_BT & self._takes_kl_V[scored["completion_ids"]]
+        kl_BT = torch.where(taken_BT, old_BT - self.reference_logps(scored), 0.0).nan_to_num(nan=0.0)
         totals = self.accelerator.reduce(torch.stack([kl_BT.sum(), mask_BT.sum().float()]), reduction="sum")
         self._add_metrics({"kl": (totals[0] / totals[1].clamp(min=1.0)).item()})
         return self.kl_in_reward * kl_BT
@@ -768,11 +777,13 @@ class TinyZeroTrainer(GRPOTrainer):
         return loss
 
     def _compute_loss(self, model: Any, inputs: Batch) -> torch.Tensor:
-        self._in_loss = inputs
+        self._in_loss, reference_BT = inputs, inputs.get("ref_per_token_logps")
         try:
             return super()._compute_loss(model, inputs)
         finally:
             self._in_loss = None
+            if reference_BT is not None:
+                inputs["ref_per_token_logps"] = reference_BT
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **options: Any
@@ -796,6 +807,10 @@ class TinyZeroTrainer(GRPOTrainer):
 
     def _complete_in_loss(self, batch: Batch, now_BT: torch.Tensor) -> None:
         """Give TRL's loss what it reads besides the log-probabilities of now."""
+        if self._takes_kl_V is not None and "ref_per_token_logps" in batch:
+            # Where the two are equal, k3 and its gradient are 0.
+            takes_kl_BT = self._takes_kl_V[batch["completion_ids"]]
+            batch["ref_per_token_logps"] = torch.where(takes_kl_BT, batch["ref_per_token_logps"], now_BT)
         if "is_old_known" in batch:
             corrects = self.use_vllm and self.vllm_importance_sampling_correction
             ratio = {

@@ -133,3 +133,32 @@ def test_every_answer_of_a_patient_writer_is_verified(rows: list[Row]) -> None:
         assert BEHAVIOURS["true_values/share"](response) == 1.0
         if countdown.equation(response, **row):
             assert BEHAVIOURS["verified/share"](response, **row) == 1.0
+
+
+def test_a_writer_that_never_repeats_tries_everything_before_it_begins_again(rows: list[Row]) -> None:
+    three = [row for row in rows if len(row["nums"]) == 3][:40]
+    thorough = {**PATIENT, "max_attempts": 400}
+    for row, thought in zip(three, countdown_trees.traces(three, seed=7, **thorough), strict=True):
+        if not countdown.equation("<think>" + thought, **row):
+            tried = [line for line in countdown.evaluations(thought.split("</think>")[0]) if not line.is_continued]
+            assert max(Counter(line.expression for line in tried).values()) > 1, "it ran out of new ones"
+        else:
+            assert BEHAVIOURS["repeated/share"]("<think>" + thought) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("thought", "counted"),
+    [
+        ("48 + 17 = 65\n  - 55 = 10\n  from 90 = 25", 0),
+        ("48 + 17 = 65\n  - 55 = 10\n    + 3 = 13\n    from 3 = 7", 1),
+        ("48 + 17 = 65\n  - 55 = 10\n    + 3 = 13\n    - 3 = 7\n    + 3 = 13", 2),
+        ("48 + 17 = 66\n  - 55 = 11\n    + 3 = 14", 0),
+        ("1 + 1 = 2\n48 + 17 - 55 + 3 = 13, no", 1),
+    ],
+)
+def test_exploration_counts_what_uses_the_numbers_is_calculated_right_and_is_new(thought: str, counted: int) -> None:
+    given = {"nums": [3, 48, 17, 55], "target": 90}
+    response = f"<think>\n{thought}\n</think>\n<answer>1</answer>"
+    assert countdown.exploration(response, **given) == pytest.approx(counted / 60)
+    assert countdown.exploration(response, attempts=1, **given) == min(counted, 1)
+    assert countdown.exploration("<think></think><answer>48 + 17 - 55 - 3</answer>", nums=[3, 48, 17, 55], target=7) == 1

@@ -33,8 +33,8 @@ REVERSED = {"from": "-", "into": "/"}
 """The operators that take the number first, as the sign of the expression."""
 FIRST, NEXT = ("+", "-", "*", "/"), ("+", "-", "*", "/", *REVERSED)
 """Operators of a first line, and of a line below another."""
-REDRAWS = 8
-"""Draws of a step that may repeat an earlier one before a repetition is accepted."""
+REDRAWS = 12
+"""Draws of a step after which everything below a line counts as tried, where none of them was new."""
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,19 @@ def _next(rng: random.Random, parent: Step) -> Step:
             return Step(f"{operator} {number} = {value}", expression, value, rest)
 
 
-def _drawn(rng: random.Random, path: Sequence[Step], nums: tuple[int, ...], tried: set[str], repeats: float) -> Step:
-    """The next step below `path`; its expression is added to `tried`."""
+def _drawn(rng: random.Random, path: list[Step], nums: tuple[int, ...], tried: set[str], repeats: float) -> Step:
+    """The next step below `path`, cut to where something new is found; its expression is added to `tried`."""
     may_repeat = rng.random() < repeats
-    for _ in range(REDRAWS):
-        step = _next(rng, path[-1]) if path else _first(rng, nums)
-        if may_repeat or step.expression not in tried:
-            break
-    tried.add(step.expression)
-    return step
+    while True:
+        for _ in range(REDRAWS):
+            step = _next(rng, path[-1]) if path else _first(rng, nums)
+            if may_repeat or step.expression not in tried:
+                tried.add(step.expression)
+                return step
+        if path:
+            path.pop()
+        else:
+            tried.clear()  # nothing is left to try: all over again
 
 
 def thought(rng: random.Random, *, nums: Sequence[int], target: int, habits: Habits) -> str:

@@ -156,6 +156,24 @@ def graded(response: str, *, nums: Sequence[int], target: int, verdict: Verdict 
     return ladder(verdict or verify(response, nums=nums, target=target))
 
 
+def exploration(
+    response: str, *, nums: Sequence[int], target: int, verdict: Verdict | None = None, attempts: int = 60
+) -> float:
+    """1.0 for a right answer, otherwise how many of `attempts` different expressions the thought calculated; at most 1.
+
+    attempts: number of expressions that is worth as much as a right answer. An expression counts if it uses each number once and its
+    value is right, the first time. So a response gains by searching on, also where no sample of its group finds a solution.
+    """
+    if equation(response, nums=nums, target=target, verdict=verdict):
+        return 1.0
+    given, tried = sorted(nums), set()
+    for line in evaluations(_thought(response)):
+        expression = parse(line.expression)
+        if expression is not None and sorted(expression.numbers) == given and line.claims(expression.value):
+            tried.add(line.expression)
+    return min(len(tried) / attempts, 1.0)
+
+
 def difficulty(row: Row) -> str:
     """The number of numbers."""
     return f"{len(row['nums'])} numbers"
@@ -323,6 +341,11 @@ class Evaluation:
     is_continued: bool
     """A line below goes on from its value: it is a step of attempts, not an attempt of its own."""
 
+    def claims(self, value: Fraction) -> bool | None:
+        """Whether the line says that it is worth `value`; None where it says no whole number."""
+        claimed = re.match(r"\s*(-?[0-9]{1,30})(?![0-9]|[./*+-][0-9])", self.claimed)
+        return None if claimed is None else value == int(claimed[1])
+
 
 _CONTINUATION = re.compile(
     r"(?P<indent> +)(?P<operator>[-+*/]|from|into) (?P<number>[0-9]{1,9}) = (?P<value>[0-9]{1,30})\b"
@@ -411,11 +434,9 @@ def share_of_true_values(response: str, **_: object) -> float:
     >>> share_of_true_values("<think>\\n1 + 2 = 4\\n  * 3 = 12\\n</think>")
     0.5
     """
-    is_true = []
-    for line in evaluations(_thought(response)):
-        expression, value = parse(line.step), re.match(r"\s*(-?[0-9]{1,30})(?![0-9]|[./*+-][0-9])", line.claimed)
-        if expression is not None and value:
-            is_true.append(expression.value == int(value[1]))
+    lines = [(line, parse(line.step)) for line in evaluations(_thought(response))]
+    claims = [line.claims(expression.value) for line, expression in lines if expression is not None]
+    is_true = [claim for claim in claims if claim is not None]
     return sum(is_true) / len(is_true) if is_true else math.nan
 
 
@@ -428,7 +449,7 @@ TASK = Task(
     name="countdown",
     load=load,
     formats={"base": format_base, "instruct": format_instruct, "r1_prefix": format_r1_prefix},
-    rewards={"equation": equation, "format": exact_format, "graded": graded},
+    rewards={"equation": equation, "exploration": exploration, "format": exact_format, "graded": graded},
     solved="equation",
     verify=verify,
     columns=("nums", "target"),

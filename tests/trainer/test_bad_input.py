@@ -54,7 +54,7 @@ def refuse(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["task=countdwn"], "no task 'countdwn'; there is countdown, math, multiplication"),
         (["task=nowhere.py:TASK"], "nowhere.py"),
         (["format=bse"], "no format of task countdown 'bse'; there is base, instruct, r1_prefix"),
-        (["rewards.equatoin=1"], "no reward of task countdown 'equatoin'; there is equation, format, graded"),
+        (["rewards.equatoin=1"], "no reward of task countdown 'equatoin'; there is equation, exploration, format, graded"),
         (["rewards.equation=0"], "rewards need finite weights, one of them not 0"),
         (["data.min_nmber=3"], "no key data.min_nmber; task countdown has"),
         (["algorithm=gppo"], "no algorithm 'gppo'; there is grpo"),

@@ -4,10 +4,11 @@ A first line combines two of the numbers; a line below it, indented, does one st
 until all are used. Lines that share their first steps write them once, so an attempt costs a third of the tokens of a whole expression:
 
     48 + 17 = 65
-      - 55 = 10
-        + 3 = 13
-        - 3 = 7
+      + 3 = 68
+        from 90 = 22
       from 90 = 25
+        - 3 = 22
+        + 3 = 28
 
 `from 90` subtracts the parent's value from 90, `into 90` divides 90 by it. The writer knows arithmetic but cannot search: every step is
 a blind draw from the legal ones, and where it goes on after a wrong value is one too. Often it gives up after a few attempts, sometimes it

@@ -51,7 +51,7 @@ def table(names: Sequence[str], samples: Sequence[Sequence[Rollout]]) -> str:
         for kind in (*KINDS, None):
             chosen = [at for at, of in enumerate(kinds) if numbers in (of[0], None) and kind in (of[1], None)]
             if chosen:
-                cells = [_cell([column[at].verdict.outcome is Outcome.correct for at in chosen]) for column in samples]
+                cells = [_cell([column[at].verdict.outcome == Outcome.correct for at in chosen]) for column in samples]
                 lines.append(f"| {numbers or 'all'} | {kind or 'all'} | {len(chosen)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -156,4 +156,6 @@ def test_exploration_counts_what_uses_the_numbers_is_calculated_right_and_is_new
     response = f"<think>\n{thought}\n</think>\n<answer>1</answer>"
     assert countdown.exploration(response, **given) == pytest.approx(counted / 60)
     assert countdown.exploration(response, attempts=1, **given) == min(counted, 1)
-    assert countdown.exploration("<think></think><answer>48 + 17 - 55 - 3</answer>", nums=[3, 48, 17, 55], target=7) == 1
+    assert (
+        countdown.exploration("<think></think><answer>48 + 17 - 55 - 3</answer>", nums=[3, 48, 17, 55], target=7) == 1
+    )

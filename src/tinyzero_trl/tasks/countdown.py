@@ -342,7 +342,7 @@ class Evaluation:
     """A line below goes on from its value: it is a step of attempts, not an attempt of its own."""
 
     def claims(self, value: Fraction) -> bool | None:
-        """Whether the line says that it is worth `value`; None where it says no whole number."""
+        """True if the line says that it is worth `value`; None where it says no whole number."""
         claimed = re.match(r"\s*(-?[0-9]{1,30})(?![0-9]|[./*+-][0-9])", self.claimed)
         return None if claimed is None else value == int(claimed[1])
 

@@ -228,7 +228,7 @@ class TinyZeroTrainer(GRPOTrainer):
             self.mask_truncated_completions = False  # TRL goes by the last token; `is_truncated` by stop strings too
         adapters.make_trainable(self.model, has_masters=self.accelerator.state.deepspeed_plugin is not None)
         self._takes_kl_V: torch.Tensor | None = None
-        """Whether the KL penalty is taken at a token of the vocabulary; None: at every token."""
+        """True where the KL penalty is taken, by token of the vocabulary; None: at every token."""
         if kl_tokens is not None:
             self._takes_kl_V = torch.zeros(
                 self.model.config.get_text_config().vocab_size, dtype=torch.bool, device=self.accelerator.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from tinyzero_trl import config, pretraining
+from tinyzero_trl.failures import ConfigError
 from tinyzero_trl.models import load_path
-from tinyzero_trl.pretraining import Text
-from tinyzero_trl.pretraining.scratch import fixed_sentences
+from tinyzero_trl.pretraining import Text, stages
+from tinyzero_trl.pretraining.scratch import fixed_sentences, new_llama
 from tinyzero_trl.tasks import countdown, multiplication
 
 REPO = Path(__file__).resolve().parents[1]
@@ -123,6 +125,41 @@ def test_a_model_is_sharpened_by_a_factor_on_its_logits() -> None:
     torch.testing.assert_close(logits(2.5), 2.5 * logits(1.0))
 
 
+def test_new_tokens_are_whole_texts_that_start_near_what_they_are_like(tokenizer: Any) -> None:
+    import torch
+
+    shape: dict[str, Any] = {
+        **{"max_length": 64, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16},
+        **{"num_attention_heads": 2, "num_key_value_heads": 2},
+    }
+    weights = []
+    for _ in range(2):
+        tokens = copy.deepcopy(tokenizer)
+        model = new_llama(tokens, seed=0, **shape)
+        before = model.get_input_embeddings().weight.detach().clone()
+        stages._add_tokens(model, tokens, [[", from ", "7"], [", - ", "8"]], seed=0)
+        assert len(tokens) == len(tokenizer) + 2
+        assert tokens.tokenize("1, from 2, - 3") == ["1", ", from ", "2", ", - ", "3"]
+        assert tokens.decode(tokens("1, from 2, - 3")["input_ids"]) == "1, from 2, - 3"
+        weight = model.get_output_embeddings().weight.detach()
+        torch.testing.assert_close(weight[: len(tokenizer)], before[: len(tokenizer)])
+        nearest = (weight[-2:, None] - before[None]).norm(dim=-1).argmin(dim=1)
+        assert nearest.tolist() == tokens.convert_tokens_to_ids(["7", "8"])
+        weights.append(weight)
+    torch.testing.assert_close(weights[0], weights[1])
+    with pytest.raises(ConfigError, match="new_tokens: ', from ' is a token of the model already"):
+        stages._add_tokens(model, tokens, [[", from ", "7"]], seed=0)
+    with pytest.raises(ConfigError, match="new_tokens: ' into nothing ' is no token of the model"):
+        stages._add_tokens(model, tokens, [[", into ", " into nothing "]], seed=0)
+
+
+def test_new_tokens_without_a_named_model_are_refused() -> None:
+    cfg = config.compose(["+countdown=sft-tiny-arithmetic"], program="sft")
+    cfg.new_tokens = [[", from ", "7"]]
+    with pytest.raises(ConfigError, match=r"new_tokens are for a model that is named by model\.model_name_or_path"):
+        pretraining.stages_of(cfg)
+
+
 def test_the_loss_is_on_the_completion_and_its_end(tokenizer: Any, texts: list[Text]) -> None:
     row = pretraining.examples(texts[:1], tokenizer)[0]
     learnt = [token for token in row["labels"] if token != -100]
@@ -156,6 +193,10 @@ def test_rows_are_dealt_into_batches_of_like_length_without_loss() -> None:
         (["stages=[{seed: 1, chess: {num_rows: 5}}]"], "draws from 'chess'; there is countdown, multiplication"),
         (["scratch.hiden_size=64"], "there is no key scratch.hiden_size; there is vocab_size"),
         (["scratch.numbers=hole"], "scratch.numbers must be one of digits, whole, got 'hole'"),
+        (
+            ["new_tokens=[[a]]"],
+            "new_tokens: a pair is the new text and a token of the model that it is like; got ['a']",
+        ),
         (["sharpen=0"], "sharpen must be above 0 and below 100, got 0.0"),
         (["model.model_name_or_path=no/such/folder"], "no/such/folder: there is no such folder, and it is no hub id"),
         (["stages=[]"], "stages is empty"),

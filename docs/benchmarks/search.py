@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from tinyzero_trl.evaluation import scores
 from tinyzero_trl.intervals import share
 from tinyzero_trl.rollout import Rollout
 from tinyzero_trl.task import Outcome
-from tinyzero_trl.tasks.countdown import TASK
+from tinyzero_trl.tasks.countdown import TASK, evaluations
 
 KINDS = ("sums", "one product", "more")
 
@@ -43,6 +45,15 @@ def kind_of(nums: Sequence[int], target: int) -> str:
     return "more"
 
 
+def stops_at_first_hit(response: str, *, nums: Sequence[int], target: int) -> float:
+    """1.0 if the thought ends where it first has all numbers and the target, 0.0 if it goes on; NaN where it never has."""
+    attempts = [line for line in evaluations(response.rpartition("</think>")[0] or response) if not line.is_continued]
+    for number, attempt in enumerate(attempts, start=1):
+        if attempt.claimed.strip() == str(target) and len(re.findall(r"\d+", attempt.expression)) == len(nums):
+            return float(number == len(attempts))
+    return math.nan
+
+
 def table(names: Sequence[str], samples: Sequence[Sequence[Rollout]]) -> str:
     """Solved by number count and kind, a column for each evaluation; all have the same problems."""
     kinds = [(len(sample.row["nums"]), kind_of(sample.row["nums"], sample.row["target"])) for sample in samples[0]]
@@ -64,6 +75,10 @@ def behaviour(names: Sequence[str], samples: Sequence[Sequence[Rollout]]) -> str
     }
     for name, measure in TASK.behaviours.items():
         measures[name] = lambda sample, measure=measure: measure(sample.prefill + sample.completion, **sample.row)  # type: ignore[misc]
+    for count in sorted({len(sample.row["nums"]) for sample in samples[0]}):
+        measures[f"stops at its first hit, {count} numbers"] = lambda sample, count=count: (  # type: ignore[misc]
+            stops_at_first_hit(sample.completion, **sample.row) if len(sample.row["nums"]) == count else math.nan
+        )
     lines = [f"| mean | {' | '.join(names)} |", "|" + " --- |" * (1 + len(names))]
     for name, measure in measures.items():
         cells = []

@@ -364,6 +364,8 @@ class PretrainingConfig:
     """A model from nothing: the tokenizer's vocab_size, max_length (tokens), and the shape; read where no model is named."""
     sharpen: float = 1.0
     """Factor on the logits as training starts, by the weight of the norm before the head: small models are right long before they are sure."""
+    new_tokens: list[list[str]] = field(default_factory=list)
+    """Pairs of texts: the first becomes a token of the model that is named, with an embedding near that of the second, a token it has."""
     stages: list[Any] = MISSING
     """In order: seed and, by task, num_rows and the habits of the writer."""
     model: Any = None

@@ -34,13 +34,15 @@ REVERSED = {"from": "-", "into": "/"}
 """The operators that take the number first, as the sign of the expression."""
 FIRST, NEXT = ("+", "-", "*", "/"), ("+", "-", "*", "/", *REVERSED)
 """Operators of a first line, and of a line below another."""
+NEAR = 12
+"""Largest distance from the target at which a writer that checks subtracts; to see what is near is easy for a model, and what is equal is hard."""
 REDRAWS = 12
 """Draws of a step after which everything below a line counts as tried, where none of them was new."""
 
 
 @dataclass(frozen=True)
 class Habits:
-    """The behaviour of the writer; all fields but the last are probabilities."""
+    """The behaviour of the writer; all but the last two are probabilities."""
 
     skips_checking: float = 0.1
     """The thought answers its first expression without evaluating it."""
@@ -58,6 +60,8 @@ class Habits:
     """Probability to answer a wrong value after an attempt; each thought draws one of these values."""
     max_attempts: int = 30
     """Most attempts of a thought."""
+    checks: bool = False
+    """A line that uses all numbers subtracts the target where its value is near it, `- 3 = 22, from 25 = 3`, and the target shows as `= 0`."""
 
 
 HABITS = tuple(field.name for field in fields(Habits))
@@ -128,6 +132,13 @@ def _drawn(rng: random.Random, path: list[Step], nums: tuple[int, ...], tried: s
             tried.clear()  # nothing is left to try: all over again
 
 
+def _check(value: int, target: int) -> str:
+    """The difference between a value and the target where it is at most NEAR, else nothing."""
+    if abs(value - target) > NEAR:
+        return ""
+    return f", from {target} = {target - value}" if value < target else f", - {target} = {value - target}"
+
+
 def thought(rng: random.Random, *, nums: Sequence[int], target: int, habits: Habits) -> str:
     """One completion of the `base` format, right or wrong, for a problem of three or more numbers.
 
@@ -142,7 +153,8 @@ def thought(rng: random.Random, *, nums: Sequence[int], target: int, habits: Hab
     num_attempts = 0
     while True:
         step = _drawn(rng, path, given, tried, habits.repeats)
-        lines.append(f"\n{'  ' * len(path)}{step.text}")
+        check = _check(step.value, target) if habits.checks and not step.rest else ""
+        lines.append(f"\n{'  ' * len(path)}{step.text}{check}")
         if step.rest:
             if skips_checking or rng.random() >= habits.abandons:
                 path.append(step)

@@ -124,6 +124,8 @@ def start(cfg: Any, texts: Sequence[Text], begun: CheckedModel | None) -> tuple[
     """
     if begun is not None:
         model = adapters.whole(begun.location, dtype="float32")
+        if cfg.new_tokens:
+            _add_tokens(model, begun.tokenizer, cfg.new_tokens, seed=cfg.trainer.seed)
         if cfg.sharpen != 1:
             _sharpen(model, cfg.sharpen, name=str(cfg.model.model_name_or_path))
         return model, begun.tokenizer
@@ -137,6 +139,15 @@ def start(cfg: Any, texts: Sequence[Text], begun: CheckedModel | None) -> tuple[
 
 def _check_start(cfg: Any) -> None:
     """Raises: ConfigError, for a value that the start of training could not use."""
+    for pair in cfg.new_tokens:
+        if len(pair) != 2:
+            raise ConfigError(
+                f"new_tokens: a pair is the new text and a token of the model that it is like; got {list(pair)}"
+            )
+    if cfg.new_tokens and not cfg.model.model_name_or_path:
+        raise ConfigError(
+            "new_tokens are for a model that is named by model.model_name_or_path; a new one takes its tokens from the stages"
+        )
     if not 0 < cfg.sharpen < 100:
         raise ConfigError(f"sharpen must be above 0 and below 100, got {cfg.sharpen}")
     for key in cfg.scratch:
@@ -146,6 +157,29 @@ def _check_start(cfg: Any) -> None:
             )
     if (numbers := cfg.scratch.get("numbers", "digits")) not in NUMBERS:
         raise ConfigError(f"scratch.numbers must be one of {', '.join(NUMBERS)}, got {numbers!r}")
+
+
+def _add_tokens(model: Any, tokenizer: Any, pairs: Sequence[Sequence[str]], *, seed: int) -> None:
+    """Make the first text of each pair a token, with the embedding of the second and half as much noise as embeddings differ.
+
+    transformers would place all new ones at the mean of the others, from where a small learning rate takes long to part them.
+    Raises: ConfigError where a first text is a token already, or a second one is none.
+    """
+    import torch
+    from tokenizers import AddedToken
+
+    known = {tokenizer.decode([index]): index for index in range(len(tokenizer))}
+    for text, like in pairs:
+        if like not in known:
+            raise ConfigError(f"new_tokens: {like!r} is no token of the model, and {text!r} shall start as one")
+        if not tokenizer.add_tokens([AddedToken(text, normalized=False)]):
+            raise ConfigError(f"new_tokens: {text!r} is a token of the model already")
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for weight in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            noise = torch.randn(len(pairs), weight.shape[1], generator=torch.Generator().manual_seed(seed))
+            like_V = weight[[known[like] for _, like in pairs]]
+            weight[-len(pairs) :] = like_V + noise * weight[: -len(pairs)].std(dim=0) / 2
 
 
 def _sharpen(model: Any, factor: float, *, name: str) -> None:

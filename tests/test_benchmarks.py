@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -81,6 +82,24 @@ def test_what_is_estimated_is_what_a_run_takes_within_a_fifth(case: str, tmp_pat
     ended = subprocess.run([sys.executable, script, *words], env=env, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert [abs(result["ratio"] - 1) < 0.2 for result in json.loads(found.read_text())] == [True]
+
+
+@pytest.mark.parametrize(
+    ("thought", "stops"),
+    [
+        ("48 + 17 = 65\n  - 55 = 10, - 10 = 0\n</think>\n<answer>48 + 17 - 55</answer>", 1.0),
+        ("48 + 17 = 65\n  - 55 = 10\n  + 55 = 120\n</think>\n<answer>48 + 17 - 55</answer>", 0.0),
+        ("48 + 17 = 65\n  - 55 = 10\n  + 55 =", 0.0),
+        ("48 - 38 = 10\n48 + 17 = 65\n</think>\n<answer>48 + 17</answer>", math.nan),
+        ("no thought", math.nan),
+    ],
+)
+def test_a_thought_stops_at_its_first_hit_if_nothing_is_tried_behind_it(
+    thought: str, stops: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    found = __import__("search").stops_at_first_hit(thought, nums=[48, 17, 55], target=10)
+    assert found == pytest.approx(stops, nan_ok=True)
 
 
 @pytest.fixture

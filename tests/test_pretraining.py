@@ -147,10 +147,32 @@ def test_new_tokens_are_whole_texts_that_start_near_what_they_are_like(tokenizer
         assert nearest.tolist() == tokens.convert_tokens_to_ids(["7", "8"])
         weights.append(weight)
     torch.testing.assert_close(weights[0], weights[1])
-    with pytest.raises(ConfigError, match="new_tokens: ', from ' is a token of the model already"):
-        stages._add_tokens(model, tokens, [[", from ", "7"]], seed=0)
-    with pytest.raises(ConfigError, match="new_tokens: ' into nothing ' is no token of the model"):
-        stages._add_tokens(model, tokens, [[", into ", " into nothing "]], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "fault"),
+    [
+        ([["\n</think>", " = 1"]], r"new_tokens: '\\n</think>' is a token of .*tiny_search already"),
+        ([[", into ", " into nothing "]], "new_tokens: ' into nothing ', from which ', into ' starts, is no token of "),
+        ([[", into ", " = 1"], [", into ", " = 2"]], "new_tokens: ', into ' is named twice"),
+        (
+            [["", " = 1"]],
+            r"new_tokens: a pair is the new text and a token of the model that it is like; got \['', ' = 1'\]",
+        ),
+    ],
+)
+def test_new_tokens_that_a_model_cannot_get_are_refused_before_rows_are_read(
+    pairs: list[list[str]], fault: str
+) -> None:
+    cfg = config.compose(["+countdown=sft-tiny-search-checking"], program="sft")
+    cfg.new_tokens = pairs
+
+    def check() -> None:
+        pretraining.stages_of(cfg)
+        config.check_pretraining(cfg)
+
+    with pytest.raises(ConfigError, match=fault):
+        check()
 
 
 def test_new_tokens_without_a_named_model_are_refused() -> None:
@@ -193,6 +215,10 @@ def test_rows_are_dealt_into_batches_of_like_length_without_loss() -> None:
         (["stages=[{seed: 1, chess: {num_rows: 5}}]"], "draws from 'chess'; there is countdown, multiplication"),
         (["scratch.hiden_size=64"], "there is no key scratch.hiden_size; there is vocab_size"),
         (["scratch.numbers=hole"], "scratch.numbers must be one of digits, whole, got 'hole'"),
+        (
+            ["stages=[{seed: 1, countdown: {num_rows: 5, thoughts: trees, checks: often}}]"],
+            "stage 1: countdown: checks must be true or false, got 'often'",
+        ),
         (
             ["new_tokens=[[a]]"],
             "new_tokens: a pair is the new text and a token of the model that it is like; got ['a']",

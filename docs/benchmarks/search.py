@@ -14,6 +14,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from tinyzero_trl.evaluation import scores
@@ -47,9 +48,9 @@ def kind_of(nums: Sequence[int], target: int) -> str:
 
 def stops_at_first_hit(response: str, *, nums: Sequence[int], target: int) -> float:
     """1.0 if the thought ends where it first has all numbers and the target, 0.0 if it goes on; NaN where it never has."""
-    attempts = [line for line in evaluations(response.rpartition("</think>")[0] or response) if not line.is_continued]
+    attempts = [line for line in evaluations(response.partition("</think>")[0]) if not line.is_continued]
     for number, attempt in enumerate(attempts, start=1):
-        if attempt.claimed.strip() == str(target) and len(re.findall(r"\d+", attempt.expression)) == len(nums):
+        if attempt.claims(Fraction(target)) and len(re.findall(r"\d+", attempt.expression)) == len(nums):
             return float(number == len(attempts))
     return math.nan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,9 +90,21 @@ def check_pretraining(cfg: DictConfig) -> CheckedPretraining:
     method.check_numbers(cfg)
     installed.check_trackers(cfg)
     start = checked_start(cfg) if cfg.model.model_name_or_path else None
+    if start is not None:
+        _check_new_tokens(cfg, start)
     args = composition.trainer_arguments(cfg, program="sft", dataset_kwargs={"skip_prepare_dataset": True})
     installed.check_optimizer(args)
     return CheckedPretraining(start, args)
+
+
+def _check_new_tokens(cfg: DictConfig, start: CheckedModel) -> None:
+    for text, like in cfg.new_tokens:
+        if matching_ids(start.tokenizer, re.escape(text)):
+            raise ConfigError(f"new_tokens: {text!r} is a token of {start.location.shown} already")
+        if not matching_ids(start.tokenizer, re.escape(like)):
+            raise ConfigError(
+                f"new_tokens: {like!r}, from which {text!r} starts, is no token of {start.location.shown}"
+            )
 
 
 def check_method(cfg: DictConfig, *, num_processes: int = 1) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from tinyzero_trl.failures import ConfigError, nearest
-from tinyzero_trl.models import CheckedModel, adapters
+from tinyzero_trl.models import CheckedModel, adapters, matching_ids
 from tinyzero_trl.pretraining import countdown_traces, countdown_trees, math_traces, multiplication_traces
 from tinyzero_trl.pretraining.scratch import NUMBERS, fixed_sentences, new_llama, train_tokenizer
 from tinyzero_trl.tasks import TASKS
@@ -84,6 +85,10 @@ def stages_of(cfg: Any) -> list[tuple[int, dict[str, dict[str, Any]]]]:
                     f"stages: stage {number}: {task} takes num_rows (required), thoughts and {', '.join(habits)}, "
                     f"got {', '.join(sorted(share))}"
                 )
+            if type(share.get("checks", False)) is not bool:
+                raise ConfigError(
+                    f"stages: stage {number}: {task}: checks must be true or false, got {share['checks']!r}"
+                )
         hand = cfg.trainer.per_device_train_batch_size * DEAL_BATCHES
         if (num_rows := sum(share["num_rows"] for share in shares.values())) < hand:
             raise ConfigError(
@@ -140,10 +145,13 @@ def start(cfg: Any, texts: Sequence[Text], begun: CheckedModel | None) -> tuple[
 def _check_start(cfg: Any) -> None:
     """Raises: ConfigError, for a value that the start of training could not use."""
     for pair in cfg.new_tokens:
-        if len(pair) != 2:
+        if len(pair) != 2 or not all(pair):
             raise ConfigError(
                 f"new_tokens: a pair is the new text and a token of the model that it is like; got {list(pair)}"
             )
+    texts = [text for text, _ in cfg.new_tokens]
+    if twice := next((text for text in texts if texts.count(text) > 1), None):
+        raise ConfigError(f"new_tokens: {twice!r} is named twice")
     if cfg.new_tokens and not cfg.model.model_name_or_path:
         raise ConfigError(
             "new_tokens are for a model that is named by model.model_name_or_path; a new one takes its tokens from the stages"
@@ -163,23 +171,17 @@ def _add_tokens(model: Any, tokenizer: Any, pairs: Sequence[Sequence[str]], *, s
     """Make the first text of each pair a token, with the embedding of the second and half as much noise as embeddings differ.
 
     transformers would place all new ones at the mean of the others, from where a small learning rate takes long to part them.
-    Raises: ConfigError where a first text is a token already, or a second one is none.
     """
     import torch
     from tokenizers import AddedToken
 
-    known = {tokenizer.decode([index]): index for index in range(len(tokenizer))}
-    for text, like in pairs:
-        if like not in known:
-            raise ConfigError(f"new_tokens: {like!r} is no token of the model, and {text!r} shall start as one")
-        if not tokenizer.add_tokens([AddedToken(text, normalized=False)]):
-            raise ConfigError(f"new_tokens: {text!r} is a token of the model already")
+    like = [matching_ids(tokenizer, re.escape(known))[0] for _, known in pairs]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text, _ in pairs])
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
         for weight in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
             noise = torch.randn(len(pairs), weight.shape[1], generator=torch.Generator().manual_seed(seed))
-            like_V = weight[[known[like] for _, like in pairs]]
-            weight[-len(pairs) :] = like_V + noise * weight[: -len(pairs)].std(dim=0) / 2
+            weight[-len(pairs) :] = weight[like] + noise * weight[: -len(pairs)].std(dim=0) / 2
 
 
 def _sharpen(model: Any, factor: float, *, name: str) -> None:

@@ -164,7 +164,8 @@ def test_new_tokens_are_whole_texts_that_start_near_what_they_are_like(tokenizer
 def test_new_tokens_that_a_model_cannot_get_are_refused_before_rows_are_read(
     pairs: list[list[str]], fault: str
 ) -> None:
-    cfg = config.compose(["+countdown=sft-tiny-search-checking"], program="sft")
+    words = ["+countdown=sft-tiny-search-checking", "model.model_name_or_path=tiny-search"]
+    cfg = config.compose(words, program="sft")
     cfg.new_tokens = pairs
 
     def check() -> None:
@@ -216,8 +217,8 @@ def test_rows_are_dealt_into_batches_of_like_length_without_loss() -> None:
         (["scratch.hiden_size=64"], "there is no key scratch.hiden_size; there is vocab_size"),
         (["scratch.numbers=hole"], "scratch.numbers must be one of digits, whole, got 'hole'"),
         (
-            ["stages=[{seed: 1, countdown: {num_rows: 5, thoughts: trees, checks: often}}]"],
-            "stage 1: countdown: checks must be true or false, got 'often'",
+            ["stages=[{seed: 1, countdown: {num_rows: 5, thoughts: trees, checks_within: near}}]"],
+            "stage 1: countdown: checks_within must be an integer, -1 for never, got 'near'",
         ),
         (
             ["new_tokens=[[a]]"],

@@ -142,12 +142,12 @@ def test_a_writer_that_never_repeats_itself_goes_up_where_everything_was_tried(r
 
 
 def test_a_writer_that_checks_subtracts_the_target_behind_whole_attempts_that_are_near_it(rows: list[Row]) -> None:
-    for row, thought in zip(rows, countdown_trees.traces(rows, seed=8, **PATIENT, checks=True), strict=True):
+    for row, thought in zip(rows, countdown_trees.traces(rows, seed=8, **PATIENT, checks_within=12), strict=True):
         target, numbers = row["target"], len(row["nums"])
         for line in thought.split("\n</think>")[0].split("\n")[1:]:
             is_whole = (len(line) - len(line.lstrip())) // 2 == numbers - 2
             value, sign, difference = re.search(r"= (\d+)(?:, (from|-) \d+ = (\d+))?$", line).groups()  # type: ignore[union-attr]
-            is_near = is_whole and abs(int(value) - target) <= countdown_trees.NEAR
+            is_near = is_whole and abs(int(value) - target) <= 12
             assert difference == (str(abs(int(value) - target)) if is_near else None)
             assert sign == (("from" if int(value) < target else "-") if is_near else None)
         response = "<think>" + thought

@@ -34,8 +34,6 @@ REVERSED = {"from": "-", "into": "/"}
 """The operators that take the number first, as the sign of the expression."""
 FIRST, NEXT = ("+", "-", "*", "/"), ("+", "-", "*", "/", *REVERSED)
 """Operators of a first line, and of a line below another."""
-NEAR = 12
-"""Largest distance from the target at which a writer that checks subtracts; to see what is near is easy for a model, and what is equal is hard."""
 REDRAWS = 12
 """Draws of a step after which everything below a line counts as tried, where none of them was new."""
 
@@ -60,8 +58,9 @@ class Habits:
     """Probability to answer a wrong value after an attempt; each thought draws one of these values."""
     max_attempts: int = 30
     """Most attempts of a thought."""
-    checks: bool = False
-    """A line that uses all numbers subtracts the target where its value is near it, `- 3 = 22, from 25 = 3`, and the target shows as `= 0`."""
+    checks_within: int = -1
+    """A line that uses all numbers subtracts the target where its value is at most this far away, `- 3 = 22, from 25 = 3`, and the
+    target shows as `= 0`; -1 never subtracts. To see what is near is easy for a model, and what is equal is hard."""
 
 
 HABITS = tuple(field.name for field in fields(Habits))
@@ -132,9 +131,9 @@ def _drawn(rng: random.Random, path: list[Step], nums: tuple[int, ...], tried: s
             tried.clear()  # nothing is left to try: all over again
 
 
-def _check(value: int, target: int) -> str:
-    """The difference between a value and the target where it is at most NEAR, else nothing."""
-    if abs(value - target) > NEAR:
+def _check(value: int, target: int, within: int) -> str:
+    """The difference between a value and the target where it is at most `within`, else nothing."""
+    if abs(value - target) > within:
         return ""
     return f", from {target} = {target - value}" if value < target else f", - {target} = {value - target}"
 
@@ -153,7 +152,7 @@ def thought(rng: random.Random, *, nums: Sequence[int], target: int, habits: Hab
     num_attempts = 0
     while True:
         step = _drawn(rng, path, given, tried, habits.repeats)
-        check = _check(step.value, target) if habits.checks and not step.rest else ""
+        check = "" if step.rest else _check(step.value, target, habits.checks_within)
         lines.append(f"\n{'  ' * len(path)}{step.text}{check}")
         if step.rest:
             if skips_checking or rng.random() >= habits.abandons:

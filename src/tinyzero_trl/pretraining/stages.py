@@ -85,9 +85,9 @@ def stages_of(cfg: Any) -> list[tuple[int, dict[str, dict[str, Any]]]]:
                     f"stages: stage {number}: {task} takes num_rows (required), thoughts and {', '.join(habits)}, "
                     f"got {', '.join(sorted(share))}"
                 )
-            if type(share.get("checks", False)) is not bool:
+            if type(share.get("checks_within", -1)) is not int:
                 raise ConfigError(
-                    f"stages: stage {number}: {task}: checks must be true or false, got {share['checks']!r}"
+                    f"stages: stage {number}: {task}: checks_within must be an integer, -1 for never, got {share['checks_within']!r}"
                 )
         hand = cfg.trainer.per_device_train_batch_size * DEAL_BATCHES
         if (num_rows := sum(share["num_rows"] for share in shares.values())) < hand:
